@@ -1,0 +1,63 @@
+# Needs Python 3.11 or 3.12, pip and make; everything else goes into .venv, once.
+#   make demo PYTHON=python3.12              another interpreter
+#   make demo MODEL=susnato/clvp_dev         real weights instead of the random ones
+#   make test PYTEST_ARGS="tests/clvp -k mel"
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+
+# Ray starts one process per actor; more BLAS threads than cores make all of them slower.
+TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
+	    "Python 3.11 or 3.12 is needed, $(PYTHON) is %d.%d: run make with PYTHON=python3.11" % v)'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the pinned dependencies into $(VENV) (some gigabytes, a few minutes, once)"
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
+	@echo "Installing the test dependencies into $(VENV)"
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+install: $(INSTALLED)  ## make .venv with the project and its pinned dependencies
+
+demo: $(INSTALLED)  ## run the main job on the embedded clips and print the ranked table
+	@RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m jobs.demo $(if $(MODEL),--model $(MODEL))
+
+test: $(INSTALLED_TEST)  ## run every test
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED_TEST)  ## the quick loop: style, types, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+bench: $(INSTALLED_TEST)  ## run the benchmarks and print their figures
+	$(BIN)/python -m pytest tests/benchmarks -s $(PYTEST_ARGS)
+
+format: $(INSTALLED_TEST)  ## format the code and sort the imports
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+clean:  ## remove caches and results, keep .venv
+	rm -rf build dist *.egg-info demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find clvp pipeline jobs tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
