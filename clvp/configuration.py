@@ -1,0 +1,255 @@
+"""Sizes and token ids of the CLVP models. Fields, names and defaults are those of `transformers`, two added:
+
+- `ClvpEncoderConfig.rms_norm_eps`: the reference adds 1e-5 to the mean square, the original Tortoise modules nothing
+  but a floor, which changes embeddings by up to 7%. Converted Tortoise checkpoints carry their own value.
+- `ClvpConfig.scoring_length`: the length to which speech codes are padded before they are scored. The score depends
+  on it, so that it is a constant of the model and not of the batch.
+
+A `ClvpConfig()` describes the published model: its speech encoder knows 8192 speech tokens.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from clvp.checkpoint import CheckpointError, CheckpointSource, write_json
+
+CONFIG_FILE = "config.json"
+ROTARY_MIN_DIM = 32
+
+
+@dataclass(frozen=True)
+class ClvpConfigBase:
+    """What the three configurations share: reading and writing `config.json`."""
+
+    model_type: ClassVar[str]
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], **overrides: Any) -> Self:
+        """Configuration from the content of a `config.json`; keys that mean nothing to the model are left out.
+
+        Raises TypeError for an override that is no field.
+        """
+        names = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in names} | overrides)
+
+    @classmethod
+    def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
+        """The section of a composite configuration that describes this class."""
+        return content
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        config_type: str | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Configuration from a folder or hub id, a part's from the composite `config.json` too.
+
+        `config_type` says which encoder: "text_config" (default) or "speech_config". `overrides` replace fields.
+        """
+        source = CheckpointSource(pretrained_model_name_or_path, revision, cache_dir, token, local_files_only)
+        content = source.json(CONFIG_FILE)
+        if content is None:
+            raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no {CONFIG_FILE}")
+        part = cls._part(content, config_type)
+        found = part.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise CheckpointError(
+                f"{CONFIG_FILE} of {pretrained_model_name_or_path} describes a model of type {found!r}, not "
+                f"{cls.model_type!r}"
+            )
+        return cls.from_dict(part, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of `config.json`."""
+        return {**_plain(dataclasses.asdict(self)), "model_type": self.model_type}
+
+    def to_json_string(self) -> str:
+        """`config.json` as text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `config.json` into a folder, which is made if need be."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG_FILE, self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require_heads(name: str, hidden_size: int, heads: int) -> None:
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(f"{name}: hidden_size {hidden_size} is no multiple of num_attention_heads {heads}")
+
+
+@dataclass(frozen=True)
+class ClvpEncoderConfig(ClvpConfigBase):
+    """The text encoder or the speech encoder."""
+
+    model_type: ClassVar[str] = "clvp_encoder"
+
+    vocab_size: int = 256
+    hidden_size: int = 768
+    intermediate_size: int = 1536
+    projection_dim: int = 768
+    num_hidden_layers: int = 20
+    num_attention_heads: int = 12
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.1
+    dropout: float = 0.1
+    use_rotary_embedding: bool = True
+    use_attention_bias: bool = False
+    summary_type: str = "mean"
+    initializer_factor: float = 1.0
+    bos_token_id: int | None = 255
+    eos_token_id: int | None = 0
+    pad_token_id: int | None = None
+    rms_norm_eps: float | None = None  # None: layer_norm_eps, as in the reference
+
+    def __post_init__(self) -> None:
+        _require_heads("ClvpEncoderConfig", self.hidden_size, self.num_attention_heads)
+        head_dim = self.hidden_size // self.num_attention_heads
+        if self.use_rotary_embedding and self.rotary_dim > head_dim:
+            raise ValueError(
+                f"ClvpEncoderConfig: the rotary embedding turns {self.rotary_dim} dimensions of a head, which has "
+                f"only {head_dim}; use fewer attention heads or a larger hidden_size"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that the rotary embedding turns: half a head, 32 at least."""
+        return max(self.projection_dim // (2 * self.num_attention_heads), ROTARY_MIN_DIM)
+
+    @classmethod
+    def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
+        name = config_type or "text_config"
+        if name not in ("text_config", "speech_config"):
+            raise ValueError(f'config_type must be "text_config" or "speech_config", not {config_type!r}')
+        return content.get(name, {}) if content.get("model_type") == ClvpConfig.model_type else content
+
+
+@dataclass(frozen=True)
+class ClvpDecoderConfig(ClvpConfigBase):
+    """The autoregressive speech-token model and, by its sizes, the conditioning encoder.
+
+    `max_position_embeddings` is the number of mel positions, `max_text_tokens` that of text positions. The fields
+    named `summary_*` and `add_cross_attention` mean nothing here or in the reference; they keep its calls valid.
+    """
+
+    model_type: ClassVar[str] = "clvp_decoder"
+
+    vocab_size: int = 8194
+    max_position_embeddings: int = 608
+    max_text_tokens: int = 404
+    hidden_size: int = 1024
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 16
+    n_inner: int | None = None  # None: 4 * hidden_size
+    num_mel_attn_blocks: int = 6
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    summary_type: str = "cls_index"
+    summary_use_proj: bool = True
+    summary_activation: str | None = None
+    summary_proj_to_labels: bool = True
+    summary_first_dropout: float = 0.1
+    use_cache: bool = True
+    bos_token_id: int = 8192
+    eos_token_id: int = 8193
+    pad_token_id: int | None = None
+    feature_size: int = 80
+    use_attention_bias: bool = True
+    initializer_factor: float = 1.0
+    decoder_fixing_codes: tuple[int, ...] = (83, 45, 45, 248)
+    add_cross_attention: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decoder_fixing_codes", tuple(self.decoder_fixing_codes))
+        _require_heads("ClvpDecoderConfig", self.hidden_size, self.num_attention_heads)
+        if len(self.decoder_fixing_codes) != 4:
+            raise ValueError(
+                "ClvpDecoderConfig: decoder_fixing_codes are four, one that fills and three that end; got "
+                f"{list(self.decoder_fixing_codes)}"
+            )
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the feed-forward layers."""
+        return 4 * self.hidden_size if self.n_inner is None else self.n_inner
+
+    @classmethod
+    def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
+        return content.get("decoder_config", {}) if content.get("model_type") == ClvpConfig.model_type else content
+
+
+@dataclass(frozen=True)
+class ClvpConfig(ClvpConfigBase):
+    """The composite model. Parts may be given as configurations or as dictionaries of their fields."""
+
+    model_type: ClassVar[str] = "clvp"
+
+    text_config: ClvpEncoderConfig = field(default_factory=ClvpEncoderConfig)
+    speech_config: ClvpEncoderConfig = field(default_factory=lambda: ClvpEncoderConfig(vocab_size=8192))
+    decoder_config: ClvpDecoderConfig = field(default_factory=ClvpDecoderConfig)
+    projection_dim: int = 768
+    logit_scale_init_value: float = 2.6592
+    initializer_factor: float = 1.0
+    scoring_length: int = 500
+
+    def __post_init__(self) -> None:
+        for name, part_class in _PARTS.items():
+            part = getattr(self, name)
+            if part is None:
+                object.__setattr__(self, name, ClvpConfig.__dataclass_fields__[name].default_factory())  # type: ignore[misc]
+            elif isinstance(part, dict):
+                object.__setattr__(self, name, part_class.from_dict(part))
+            elif not isinstance(part, part_class):
+                raise TypeError(f"{name} must be a {part_class.__name__} or a dict, not {type(part).__name__}")
+        if self.text_config.projection_dim != self.speech_config.projection_dim:
+            raise ValueError(
+                "the projection_dim of text_config and speech_config must be equal to be compared; got "
+                f"{self.text_config.projection_dim} and {self.speech_config.projection_dim}"
+            )
+        if self.scoring_length < 1:
+            raise ValueError(f"scoring_length must be at least 1, not {self.scoring_length}")
+
+    @classmethod
+    def from_sub_model_configs(
+        cls,
+        text_config: ClvpEncoderConfig,
+        speech_config: ClvpEncoderConfig,
+        decoder_config: ClvpDecoderConfig,
+        **kwargs: Any,
+    ) -> "ClvpConfig":
+        """The composite configuration of three parts; `kwargs` are its remaining fields."""
+        return cls(text_config, speech_config, decoder_config, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of `config.json`."""
+        return {**super().to_dict(), **{name: getattr(self, name).to_dict() for name in _PARTS}}
+
+
+_PARTS: dict[str, type[ClvpEncoderConfig] | type[ClvpDecoderConfig]] = {
+    "text_config": ClvpEncoderConfig,
+    "speech_config": ClvpEncoderConfig,
+    "decoder_config": ClvpDecoderConfig,
+}
