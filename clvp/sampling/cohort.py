@@ -1,0 +1,179 @@
+"""Lanes that started at the same step: their keys and values, and attention over them.
+
+A lane is one candidate being decoded. The lanes of a cohort have drawn equally many tokens, so their suffixes
+lie in one compact block that is read exactly as far as it is filled; the prefixes of their rows lie beside
+it, once per row. The block grows by `GROWTH` positions at a time and is cut down to the lanes that still
+live.
+
+Every product has a shape that follows from the row alone: [1, N] x [N, T] per lane for the suffix, and for
+the prefix [M, N] x [N, P] per row with M a multiple of the quantum (see `invariance`). That is what makes a
+lane's numbers independent of its neighbours.
+
+Shapes: B lanes, R rows, M padded lanes per row, P padded prefix length, T suffix length, H heads, N head
+dimensions, D = H·N.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clvp.sampling.prefill import Prefix
+from clvp.sampling.weights import DecoderWeights
+
+GROWTH = 64
+
+
+@dataclass
+class _PrefixStack:
+    """The prefixes of a cohort's rows, and where each lane's query goes among them."""
+
+    keys: list[Tensor]  # [R, H, P, N] each
+    values: list[Tensor]  # [R, H, P, N] each
+    padding_R1P: Tensor  # [R, 1, P] float: 0, or −inf where the prefix is padding
+    members: int  # M
+    slot_B: Tensor  # [B]: row · M + place among the row's lanes
+
+    @classmethod
+    def build(cls, prefixes: Sequence[Prefix], lanes: Sequence[int], quantum: int) -> "_PrefixStack":
+        members = -(-max(lanes) // quantum) * quantum
+        slots = [row * members + place for row, count in enumerate(lanes) for place in range(count)]
+        padded, device = prefixes[0].padded, prefixes[0].keys[0].device
+        lengths_R1 = torch.tensor([prefix.length for prefix in prefixes], device=device)[:, None]
+        beyond_RP = torch.arange(padded, device=device) >= lengths_R1
+        return cls(
+            keys=[torch.stack(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)],
+            values=[torch.stack(layer) for layer in zip(*(p.values for p in prefixes), strict=True)],
+            padding_R1P=torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)[
+                :, None
+            ],
+            members=members,
+            slot_B=torch.tensor(slots, device=device),
+        )
+
+    @property
+    def rows(self) -> int:
+        return self.padding_R1P.shape[0]
+
+    @property
+    def padded(self) -> int:
+        return self.padding_R1P.shape[2]
+
+    def keep(self, order_B: Tensor) -> None:
+        """Keeps the lanes `order_B` of the present ones, in that order."""
+        self.slot_B = self.slot_B[order_B]
+
+    def drop_empty_rows(self) -> None:
+        row_B, place_B = self.slot_B // self.members, self.slot_B % self.members
+        rows_R, new_row_B = row_B.unique(return_inverse=True)
+        if len(rows_R) < self.rows:
+            self.keys = [keys[rows_R] for keys in self.keys]
+            self.values = [values[rows_R] for values in self.values]
+            self.padding_R1P = self.padding_R1P[rows_R]
+            self.slot_B = new_row_B * self.members + place_B
+
+    def by_row(self, x_BHX: Tensor) -> Tensor:
+        """[B, H, X] -> [R·H, M, X], zero where a row has no lane."""
+        heads, columns = x_BHX.shape[1:]
+        padded = x_BHX.new_zeros(self.rows * self.members, heads, columns)
+        padded.index_copy_(0, self.slot_B, x_BHX)
+        return padded.view(self.rows, self.members, heads, columns).transpose(1, 2).flatten(0, 1)
+
+    def by_lane(self, x_EMX: Tensor) -> Tensor:
+        """[R·H, M, X] -> [B, H, X]; the inverse of `by_row`."""
+        x_RHMX = x_EMX.view(self.rows, -1, *x_EMX.shape[1:])
+        return x_RHMX.transpose(1, 2).flatten(0, 1)[self.slot_B]
+
+    def scores(self, layer: int, q_BHN: Tensor) -> Tensor:
+        """[B, H, P]"""
+        keys_ENP = self.keys[layer].flatten(0, 1).transpose(1, 2)
+        scores_BHP = self.by_lane(torch.bmm(self.by_row(q_BHN), keys_ENP))
+        return scores_BHP + self.padding_R1P[self.slot_B // self.members]
+
+    def read(self, layer: int, weights_BHP: Tensor) -> Tensor:
+        """[B, H, N]"""
+        return self.by_lane(torch.bmm(self.by_row(weights_BHP), self.values[layer].flatten(0, 1)))
+
+
+class Cohort:
+    """Keys and values of lanes in lockstep. The order of the lanes is that of the block's first dimension."""
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        prefixes: Sequence[Prefix],
+        lanes: Sequence[int],
+        max_tokens: int,
+        quantum: int,
+    ) -> None:
+        """`lanes[r]` lanes of at most `max_tokens` tokens for row r; the prefixes have one padded length."""
+        self.weights = weights
+        self.max_tokens = max_tokens
+        self.size = sum(lanes)
+        self.length = 0  # tokens in the suffix
+        self.prefix = _PrefixStack.build(prefixes, lanes, quantum)
+        self.keys: list[Tensor] = []  # [capacity, H, room, N] each
+        self.values: list[Tensor] = []
+        head_dim = weights.width // weights.heads
+        shape = (self.size, weights.heads, min(GROWTH, max_tokens), head_dim)
+        for _ in weights.layers:
+            self.keys.append(torch.empty(shape, dtype=weights.dtype, device=weights.device))
+            self.values.append(torch.empty(shape, dtype=weights.dtype, device=weights.device))
+
+    @property
+    def capacity(self) -> int:
+        """Lanes for which the block has memory."""
+        return self.keys[0].shape[0]
+
+    @property
+    def reserved_bytes(self) -> int:
+        """The most that this cohort may come to hold, at its present capacity."""
+        per_token = self.weights.kv_bytes_per_token
+        return per_token * (self.capacity * self.max_tokens + self.prefix.rows * self.prefix.padded)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Keeps the lanes `order`; a lane may move only into the place of one that goes.
+
+        When half of the block is empty its memory is given back.
+        """
+        for place, lane in enumerate(order):
+            if place != lane:
+                for block in (*self.keys, *self.values):
+                    block[place, :, : self.length] = block[lane, :, : self.length]
+        self.size = len(order)
+        self.prefix.keep(torch.tensor(order, device=self.weights.device))
+        if self.size <= self.capacity // 2:
+            self._rebuild(self.keys[0].shape[2])
+
+    def begin_step(self) -> None:
+        """Makes room for one more position."""
+        room = self.keys[0].shape[2]
+        if self.length == room:
+            self._rebuild(min(room + GROWTH, self.max_tokens))
+        self.length += 1
+
+    def _rebuild(self, room: int) -> None:
+        """Moves the live lanes into blocks of `room` positions, one layer after the other."""
+        for blocks in (self.keys, self.values):
+            for layer, block in enumerate(blocks):
+                moved = block.new_empty(self.size, block.shape[1], room, block.shape[3])
+                moved[:, :, : self.length] = block[: self.size, :, : self.length]
+                blocks[layer] = moved
+        self.prefix.drop_empty_rows()
+
+    def attend(self, layer: int, q_BD: Tensor, k_BD: Tensor, v_BD: Tensor) -> Tensor:
+        """[B, D]: attention of the newest position, whose key and value are taken in, over all of them."""
+        lanes, heads, length = self.size, self.weights.heads, self.length
+        q_BHN, k_BHN, v_BHN = (x.unflatten(1, (heads, -1)) for x in (q_BD, k_BD, v_BD))
+        keys, values = self.keys[layer][:lanes], self.values[layer][:lanes]
+        keys[:, :, length - 1], values[:, :, length - 1] = k_BHN, v_BHN
+        keys_ETN = keys.flatten(0, 1)[:, :length]  # E = B·H
+        values_ETN = values.flatten(0, 1)[:, :length]
+        suffix_E1T = torch.bmm(q_BHN.reshape(lanes * heads, 1, -1), keys_ETN.transpose(1, 2))
+        prefix_BHP = self.prefix.scores(layer, q_BHN)
+        scores_BHS = torch.cat([prefix_BHP, suffix_E1T.view(lanes, heads, length)], dim=-1)
+        weights_BHS = scores_BHS.softmax(-1, dtype=torch.float32).to(values.dtype)
+        weights_BHP, weights_BHT = weights_BHS.split([self.prefix.padded, length], dim=-1)
+        read_E1N = torch.bmm(weights_BHT.reshape(lanes * heads, 1, length), values_ETN)
+        return (read_E1N.view(lanes, heads, -1) + self.prefix.read(layer, weights_BHP)).flatten(1)

@@ -1,0 +1,62 @@
+"""How much memory the keys and values may take.
+
+The sampler reserves, before it admits a candidate, all that the candidate can come to need; see
+`Cohort.reserved_bytes`. So the budget holds whatever lengths are drawn.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from clvp.sampling.params import MemoryBudgetError
+from clvp.sampling.weights import DecoderWeights
+
+GPU_SHARE = 0.8  # of the memory that is free; the rest is for logits, workspaces and fragmentation
+CPU_SHARE = 0.5  # less: the page cache and other processes live there too
+
+
+def _cgroup_free_bytes() -> int | None:
+    """What the container's memory limit leaves, if there is one (cgroup v2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device, in bytes; a container's limit counts on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    in_container = _cgroup_free_bytes()
+    return free if in_container is None else min(free, in_container)
+
+
+def default_budget(device: torch.device) -> int:
+    """The key-value budget where none is given: a share of what is free."""
+    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
+    return int(free_bytes(device) * share)
+
+
+def candidate_bytes(weights: DecoderWeights, padded_prefix: int, max_new_tokens: int) -> int:
+    """The most that one candidate of a row needs when it is alone: its row's prefix and its own suffix."""
+    return weights.kv_bytes_per_token * (padded_prefix + max_new_tokens)
+
+
+def check_budget(budget: int, needed: int, row_id: str) -> None:
+    """Raises MemoryBudgetError, with the numbers, where one candidate of a row does not fit."""
+    if needed > budget:
+        raise MemoryBudgetError(
+            f"row {row_id!r}: one candidate needs {needed / 2**20:.1f} MiB for keys and values, "
+            f"the budget is {budget / 2**20:.1f} MiB; raise kv_budget_bytes or lower max_new_tokens"
+        )
