@@ -1,0 +1,129 @@
+"""ClvpProcessor: reference audio and text to the inputs of the model, in one call."""
+
+import os
+from typing import Any, ClassVar, Self
+
+from clvp.batch import BatchFeature
+from clvp.feature_extraction import ClvpFeatureExtractor
+from clvp.text_batch import Padding, Side, TensorType, Truncation
+from clvp.tokenizer import ClvpTokenizer
+
+
+class ClvpProcessor:
+    """A feature extractor and a tokenizer that belong together, as attributes of these names."""
+
+    model_input_names: ClassVar = ["input_ids", "input_features", "attention_mask"]
+
+    def __init__(self, feature_extractor: ClvpFeatureExtractor, tokenizer: ClvpTokenizer) -> None:
+        self.feature_extractor = feature_extractor
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        raw_speech: Any = None,
+        sampling_rate: int | None = None,
+        text: str | list[str] | None = None,
+        *,
+        audio: Any = None,
+        padding: Padding = False,
+        truncation: Truncation = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        add_special_tokens: bool = True,
+        return_attention_mask: bool | None = True,
+        return_tensors: TensorType | None = None,
+    ) -> BatchFeature:
+        """Inputs of `model.generate` or of the model itself.
+
+        Audio is always cut or padded to the feature extractor's 6 seconds; `padding`, `truncation`,
+        `max_length`, `pad_to_multiple_of` and `padding_side` are about text alone. Call `feature_extractor`
+        for other audio lengths.
+
+        Args:
+            raw_speech: a clip, a batch of clips, or a list with the clips of each voice: see
+                `ClvpFeatureExtractor`. `audio` is its newer name.
+            sampling_rate: that of the audio.
+            text: a text or a batch of texts, which goes with one voice or with as many voices as texts.
+
+        Returns:
+            With text `input_ids` and the `attention_mask` of the text, with audio `input_features`. Audio
+            alone comes with the mask of its samples.
+
+        Raises:
+            ValueError: neither audio nor text, text arguments without a text, or what feature extractor and
+                tokenizer raise.
+        """
+        if raw_speech is not None and audio is not None:
+            raise ValueError("raw_speech and audio are two names of one argument: pass one of them")
+        audio = raw_speech if audio is None else audio
+        if audio is None and text is None:
+            raise ValueError("pass raw_speech, text, or both")
+        if text is None and max_length is not None:
+            raise ValueError("max_length is about text; for audio, call processor.feature_extractor")
+        batch = BatchFeature()
+        if audio is not None:
+            wants_audio_mask = text is None and return_attention_mask is not False
+            batch |= self.feature_extractor(
+                audio, sampling_rate, return_tensors=return_tensors, return_attention_mask=wants_audio_mask
+            )
+        if text is not None:
+            batch |= self.tokenizer(
+                text,
+                add_special_tokens=add_special_tokens,
+                padding=padding,
+                truncation=truncation,
+                max_length=max_length,
+                pad_to_multiple_of=pad_to_multiple_of,
+                padding_side=padding_side,
+                return_tensors=return_tensors,
+                return_attention_mask=return_attention_mask,
+            )
+        return batch
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """`ClvpTokenizer.decode`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """`ClvpTokenizer.batch_decode`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **tokenizer_overrides: Any,
+    ) -> Self:
+        """Load both parts from a checkpoint folder or a hub id.
+
+        `tokenizer_overrides` are arguments of `ClvpTokenizer`, such as `normalizer="tortoise"`.
+
+        Raises:
+            FileNotFoundError: no such folder or repository, or a part's files are missing.
+        """
+        hub: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
+        return cls(
+            ClvpFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **hub),
+            ClvpTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **tokenizer_overrides),
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
+        """Write the files of both parts into a folder; returns their paths."""
+        return [
+            *self.feature_extractor.save_pretrained(save_directory),
+            *self.tokenizer.save_pretrained(save_directory),
+        ]
+
+    def __repr__(self) -> str:
+        return f"ClvpProcessor(\n{self.feature_extractor!r},\n{self.tokenizer!r}\n)"
