@@ -31,7 +31,9 @@ def causal_mask(attention_mask_BK: Tensor | None, queries: int, keys: int, devic
 
 
 class ClvpSelfAttention(nn.Module):
-    """Scaled dot-product attention over heads of width D / H; queries are scaled by the root of the head width."""
+    """Scaled dot-product attention over heads of width D / H; queries are scaled by the root of the head
+    width.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, *, bias: bool, dropout: float) -> None:
         super().__init__()
@@ -58,8 +60,8 @@ class ClvpSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, KeyValue]:
         """Attended values [B, Q, D], the weights [B, H, Q, K] if asked for, and the keys and values.
 
-        `mask` is bool, broadcastable to [B, H, Q, K], True where a query may look; `causal` is the shorthand for
-        a lower triangle and stands alone. `past` are keys and values of earlier positions.
+        `mask` is bool, broadcastable to [B, H, Q, K], True where a query may look; `causal` is the shorthand
+        for a lower triangle and stands alone. `past` are keys and values of earlier positions.
         """
         q, k, v = (self._heads(projection(x_BQD)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if rotation is not None:

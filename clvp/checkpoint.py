@@ -1,9 +1,9 @@
 """Reading and writing checkpoint folders: where the files lie, and how weights get into a model.
 
-A checkpoint is a local folder or a Hugging Face hub id that holds `config.json` and either `model.safetensors` or
-`pytorch_model.bin`, each of them one file or several with an index. Weights are read one tensor at a time into
-a model built on the `meta` device, so that loading needs the memory of one model and not of two. Pickles are opened
-with `weights_only=True` alone.
+A checkpoint is a local folder or a Hugging Face hub id that holds `config.json` and either
+`model.safetensors` or `pytorch_model.bin`, each of them one file or several with an index. Weights are read
+one tensor at a time into a model built on the `meta` device, so that loading needs the memory of one model
+and not of two. Pickles are opened with `weights_only=True` alone.
 """
 
 import json
@@ -12,16 +12,23 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, split_torch_state_dict_into_shards
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from clvp.rotary import exact_frequencies
 
 # In the order in which they are looked for.
 WEIGHT_FILES = (
@@ -35,7 +42,9 @@ _NAMES_SHOWN = 20
 
 
 class CheckpointError(ValueError):
-    """The files of a checkpoint do not fit the model: missing, unexpected or misshaped weights, unreadable files."""
+    """The files of a checkpoint do not fit the model: missing, unexpected or misshaped weights, unreadable
+    files.
+    """
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,21 @@ class CheckpointSource:
     token: str | bool | None = None
     local_files_only: bool = False
 
-    def file(self, name: str) -> Path | None:
-        """Local path of the file `name`, downloaded when the source is a hub id; None when there is no such file.
+    @classmethod
+    def parse(
+        cls, location: str | os.PathLike[str], options: Mapping[str, Any]
+    ) -> "tuple[CheckpointSource, dict[str, Any]]":
+        """A source from a mix of hub options and other keyword arguments, and those others."""
+        own = {item.name for item in fields(cls)} - {"location"}
+        source = cls(location, **{key: value for key, value in options.items() if key in own})
+        return source, {key: value for key, value in options.items() if key not in own}
 
-        Raises FileNotFoundError when the location is neither a folder nor a hub id, or the hub cannot be reached.
+    def file(self, name: str) -> Path | None:
+        """Local path of the file `name`, downloaded when the source is a hub id; None when there is no such
+        file.
+
+        Raises FileNotFoundError when the location is neither a folder nor a hub id, or the hub cannot be
+        reached.
         """
         folder = Path(self.location)
         if folder.is_dir():
@@ -62,20 +82,22 @@ class CheckpointSource:
                     str(self.location),
                     name,
                     revision=self.revision,
-                    cache_dir=self.cache_dir,
+                    cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
                     token=self.token,
                     local_files_only=self.local_files_only,
                 )
             )
         except LocalEntryNotFoundError as error:
             raise FileNotFoundError(
-                f"{self.location} is no local folder, and {name} can neither be downloaded from the hub nor found "
-                "in its cache"
+                f"{self.location} is no local folder, and {name} can neither be downloaded from the hub nor "
+                "found in its cache"
             ) from error
         except EntryNotFoundError:
             return None
         except (HFValidationError, HfHubHTTPError) as error:
-            raise FileNotFoundError(f"{self.location} is neither a local folder nor a readable hub id") from error
+            raise FileNotFoundError(
+                f"{self.location} is neither a local folder nor a readable hub id"
+            ) from error
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in the file `name`, or None when there is no such file."""
@@ -112,7 +134,8 @@ class StoredTensor:
 def open_pickle(path: Path) -> dict[str, Tensor]:
     """The state dict in a `.bin` or `.pth` file, memory-mapped where its format allows it.
 
-    Raises CheckpointError when the file is damaged, holds anything but tensors, or anything that would run code.
+    Raises CheckpointError when the file is damaged, holds anything but tensors, or anything that would run
+    code.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -176,7 +199,9 @@ def _select(stored: Mapping[str, StoredTensor], prefixes: Iterable[str]) -> dict
     return dict(stored)
 
 
-def check_keys(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
+def check_keys(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
     """Raise one CheckpointError that names every missing, unexpected and misshaped tensor."""
     misshaped = [
         f"{key} (file {list(found[key])}, model {list(shape)})"
@@ -208,9 +233,8 @@ def load_weights(
 ) -> None:
     """Fill a module built on `meta` from a checkpoint, tensor by tensor.
 
-    `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point weights
-    become `dtype` (None: as stored). Rotary frequencies stay float32: a rounded copy in the file is replaced by the
-    module's own exact one.
+    `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point
+    weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32.
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """
@@ -225,17 +249,21 @@ def load_weights(
         state: dict[str, Tensor] = {}
         for key, tensor in weights.items():
             value = tensor.read()
-            exact = key.endswith("inv_freq")
-            wanted = None if exact or not value.is_floating_point() else dtype
+            if key.endswith("inv_freq"):
+                state[key] = exact_frequencies(value).to(device, copy=True)
+                continue
+            wanted = dtype if value.is_floating_point() else None
             # A copy, never the mapped file itself: a model must survive its checkpoint being overwritten.
             state[key] = value.to(device=device, dtype=wanted or value.dtype, copy=True)
     module.load_state_dict(state, assign=True)
 
 
 def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:
-    """Write `model.safetensors`, in shards with an index above `max_shard_size` (bytes, or text such as "5GB").
+    """Write `model.safetensors`, in shards with an index above `max_shard_size` (bytes, or text such as
+    "5GB").
 
-    Each file appears whole or not at all; weight files of an earlier save that are no longer part are removed.
+    Each file appears whole or not at all; weight files of an earlier save that are no longer part are
+    removed.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)

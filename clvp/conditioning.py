@@ -1,8 +1,8 @@
 """The conditioning encoder: reference audio and text to the prefix that the speech decoder continues.
 
-A clip's log-mels pass through attention blocks; frame 0 of the result is its conditioning latent. Several clips of
-one voice average their latents. The prefix is `[latent] [start] text [stop] ...`, the text with positions
-of its own table, the latent with none (Betker, "Better speech synthesis through scaling", 2023).
+A clip's log-mels pass through attention blocks; frame 0 of the result is its conditioning latent. Several
+clips of one voice average their latents. The prefix is `[latent] [start] text [stop] ...`, the text with
+positions of its own table, the latent with none (Betker, "Better speech synthesis through scaling", 2023).
 
 B batch, N text tokens, T frames, D width, P prefix length; 8 stands for the mel bands.
 """
@@ -16,23 +16,22 @@ from torch.nn import functional
 from clvp.attention import ClvpSelfAttention
 from clvp.configuration import ClvpConfig
 from clvp.pretrained import ClvpPreTrainedModel, initialize
+from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, text_rows
 
-# One row's reference audio: log-mels [bands, T], or several clips as [clips, bands, T] or a list of [bands, T].
-Clips = Tensor | Sequence[Tensor]
-# Log-mels [B, bands, T], or the clips of each row.
-InputFeatures = Tensor | Sequence[Clips]
-
-# The start token and two stop tokens stand around the text of a generation, and all of them take a text position.
+# The start token and two stop tokens stand around the text of a generation, and all of them take a text
+# position.
 PROMPT_TOKENS_AROUND_TEXT = 3
 
 
 def groupnorm_groups(channels: int) -> int:
-    """Groups of a group norm over `channels`, as the original modules choose them; ValueError below 3 groups."""
+    """Groups of a group norm over `channels`, as the original chooses them; ValueError below 3 groups."""
     groups = 8 if channels <= 16 else 16 if channels <= 64 else 32
     while channels % groups:
         groups //= 2
     if groups <= 2:
-        raise ValueError(f"hidden_size {channels} leaves {groups} groups for the group norm; it needs 3 or more")
+        raise ValueError(
+            f"hidden_size {channels} leaves {groups} groups for the group norm; it needs 3 or more"
+        )
     return groups
 
 
@@ -43,28 +42,6 @@ class Float32GroupNorm(nn.GroupNorm):
         """Same shape and dtype."""
         weight, bias = self.weight.float(), self.bias.float()
         return functional.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
-
-
-def text_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
-    """The tokens (or token embeddings) of each row without its padding, wherever that lies."""
-    if attention_mask is None:
-        return list(input_ids)
-    if attention_mask.shape != input_ids.shape[:2]:
-        raise ValueError(
-            f"attention_mask must have the shape of the tokens, {list(input_ids.shape[:2])}, "
-            f"not {list(attention_mask.shape)}"
-        )
-    keep = attention_mask.to(input_ids.device).bool()
-    return [row[kept] for row, kept in zip(input_ids, keep, strict=True)]
-
-
-def clips_of(row: Clips) -> list[Tensor]:
-    """A row's clips, each [bands, T]; ValueError when there is none."""
-    clips = [row] if isinstance(row, Tensor) and row.dim() == 2 else list(row)
-    if not clips or any(clip.dim() != 2 for clip in clips):
-        shapes = [list(clip.shape) for clip in clips]
-        raise ValueError(f"a row of input_features must hold one or more clips [bands, frames], got {shapes}")
-    return clips
 
 
 class ClvpConditioningEncoder(ClvpPreTrainedModel):
@@ -106,19 +83,25 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
 
         No other clip takes part in any kernel, so that a voice's latent is the same bits in every batch.
         """
-        if mel_8T.dim() != 2 or mel_8T.shape[0] != self.config.decoder_config.feature_size or not mel_8T.shape[1]:
+        if (
+            mel_8T.dim() != 2
+            or mel_8T.shape[0] != self.config.decoder_config.feature_size
+            or not mel_8T.shape[1]
+        ):
             bands = self.config.decoder_config.feature_size
             raise ValueError(f"a clip's log-mels must be [{bands}, frames], not {list(mel_8T.shape)}")
         return self._latents(mel_8T[None])[0]
 
     def average_clips(self, mels: Sequence[Tensor]) -> Tensor:
-        """Conditioning latent [D] of one voice: the mean of its clips' latents, each [bands, T] of any length."""
+        """Conditioning latent [D] of one voice: the mean of its clips' latents, each [bands, T] of any
+        length.
+        """
         if not len(mels):
             raise ValueError("a voice needs at least one clip")
         return torch.stack([self.encode_clip(mel) for mel in mels]).mean(dim=0)
 
     def build_prefix(
-        self, latent_D: Tensor, input_ids_N: Tensor | None = None, *, inputs_embeds: Tensor | None = None
+        self, latent_D: Tensor, input_ids_N: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         """Prefix [N + 4, D] of one generation: latent, start token, text, two stop tokens.
 
@@ -157,13 +140,16 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Prefix embeddings [B, N + 3, D] with one stop token after each text, padded on the right with zeros.
+        """Prefix embeddings [B, N + 3, D] with one stop token after each text, padded on the right with
+        zeros.
 
-        `input_features` are log-mels [B, bands, T], or a list with the clips of each row. Text is given as ids
-        [B, N] or token embeddings [B, N, D]; `attention_mask` [B, N] tells tokens from padding. One text with many
-        audios, or one audio with many texts, is repeated. Row i holds n + 3 embeddings for its n tokens.
+        `input_features` are log-mels [B, bands, T], or a list with the clips of each row. Text is given as
+        ids [B, N] or token embeddings [B, N, D]; `attention_mask` [B, N] tells tokens from padding. One text
+        with many audios, or one audio with many texts, is repeated. Row i holds n + 3 embeddings for its n
+        tokens.
 
-        Raises ValueError for more than one input, unequal numbers of texts and audios, or a text that is too long.
+        Raises ValueError for more than one input, unequal numbers of texts and audios, or a text that is too
+        long.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -172,27 +158,17 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         rows = text_rows(text, attention_mask)
         latents = self.encode_rows(input_features)
         rows, latents = pair_up(rows, latents)
-        ids = input_ids is not None
-        embedded = [self._embed_text(row, None) if ids else self._embed_text(None, row) for row in rows]
+        embedded = [self._embed_text(*ids_or_embeds(row)) for row in rows]
         prefixes = [self._prefix(latent, row, stops=1) for latent, row in zip(latents, embedded, strict=True)]
         return nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
 
     def encode_rows(self, input_features: InputFeatures) -> list[Tensor]:
-        """Latent [D] of each row. Training computes a batch of equal clips at once, inference each clip alone."""
+        """Latent [D] of each row. Training computes a batch of equal clips at once, inference each clip
+        alone.
+        """
         if isinstance(input_features, Tensor) and input_features.dim() == 3 and self.training:
             return list(self._latents(input_features))
         return [self.average_clips(clips_of(row)) for row in input_features]
-
-
-def pair_up(texts: list[Tensor], latents: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Equally many texts and latents: a single one on either side is repeated, else the numbers must agree."""
-    if len(texts) == 1:
-        texts = texts * len(latents)
-    if len(latents) == 1:
-        latents = latents * len(texts)
-    if len(texts) != len(latents):
-        raise ValueError(f"the numbers of texts and audios must agree; got {len(texts)} and {len(latents)}")
-    return texts, latents
 
 
 def _attend_over_frames(norm: nn.Module, block: nn.Module, x_BDT: Tensor) -> Tensor:

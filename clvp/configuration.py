@@ -1,9 +1,10 @@
 """Sizes and token ids of the CLVP models. Fields, names and defaults are those of `transformers`, two added:
 
-- `ClvpEncoderConfig.rms_norm_eps`: the reference adds 1e-5 to the mean square, the original Tortoise modules nothing
-  but a floor, which changes embeddings by up to 7%. Converted Tortoise checkpoints carry their own value.
-- `ClvpConfig.scoring_length`: the length to which speech codes are padded before they are scored. The score depends
-  on it, so that it is a constant of the model and not of the batch.
+- `ClvpEncoderConfig.rms_norm_eps`: the reference adds 1e-5 to the mean square, the original Tortoise modules
+  nothing but a floor, which changes embeddings by up to 7%. Converted Tortoise checkpoints carry their own
+  value.
+- `ClvpConfig.scoring_length`: the length to which speech codes are padded before they are scored. The score
+  depends on it, so that it is a constant of the model and not of the batch.
 
 A `ClvpConfig()` describes the published model: its speech encoder knows 8192 speech tokens.
 """
@@ -29,7 +30,8 @@ class ClvpConfigBase:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], **overrides: Any) -> Self:
-        """Configuration from the content of a `config.json`; keys that mean nothing to the model are left out.
+        """Configuration from the content of a `config.json`; keys that mean nothing to the model are left
+        out.
 
         Raises TypeError for an override that is no field.
         """
@@ -46,18 +48,14 @@ class ClvpConfigBase:
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         config_type: str | None = None,
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
+        **kwargs: Any,
     ) -> Self:
         """Configuration from a folder or hub id, a part's from the composite `config.json` too.
 
-        `config_type` says which encoder: "text_config" (default) or "speech_config". `overrides` replace fields.
+        `config_type` says which encoder: "text_config" (default) or "speech_config". `kwargs` are options of
+        `huggingface_hub`, such as `revision`, and fields to replace.
         """
-        source = CheckpointSource(pretrained_model_name_or_path, revision, cache_dir, token, local_files_only)
+        source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
         content = source.json(CONFIG_FILE)
         if content is None:
             raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no {CONFIG_FILE}")
@@ -126,8 +124,8 @@ class ClvpEncoderConfig(ClvpConfigBase):
         head_dim = self.hidden_size // self.num_attention_heads
         if self.use_rotary_embedding and self.rotary_dim > head_dim:
             raise ValueError(
-                f"ClvpEncoderConfig: the rotary embedding turns {self.rotary_dim} dimensions of a head, which has "
-                f"only {head_dim}; use fewer attention heads or a larger hidden_size"
+                f"ClvpEncoderConfig: the rotary embedding turns {self.rotary_dim} dimensions of a head, "
+                f"which has only {head_dim}; use fewer attention heads or a larger hidden_size"
             )
 
     @property
@@ -147,8 +145,9 @@ class ClvpEncoderConfig(ClvpConfigBase):
 class ClvpDecoderConfig(ClvpConfigBase):
     """The autoregressive speech-token model and, by its sizes, the conditioning encoder.
 
-    `max_position_embeddings` is the number of mel positions, `max_text_tokens` that of text positions. The fields
-    named `summary_*` and `add_cross_attention` mean nothing here or in the reference; they keep its calls valid.
+    `max_position_embeddings` is the number of mel positions, `max_text_tokens` that of text positions. The
+    fields named `summary_*` and `add_cross_attention` mean nothing here or in the reference; they keep its
+    calls valid.
     """
 
     model_type: ClassVar[str] = "clvp_decoder"
@@ -198,7 +197,11 @@ class ClvpDecoderConfig(ClvpConfigBase):
 
     @classmethod
     def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
-        return content.get("decoder_config", {}) if content.get("model_type") == ClvpConfig.model_type else content
+        return (
+            content.get("decoder_config", {})
+            if content.get("model_type") == ClvpConfig.model_type
+            else content
+        )
 
 
 @dataclass(frozen=True)
@@ -219,11 +222,13 @@ class ClvpConfig(ClvpConfigBase):
         for name, part_class in _PARTS.items():
             part = getattr(self, name)
             if part is None:
-                object.__setattr__(self, name, ClvpConfig.__dataclass_fields__[name].default_factory())  # type: ignore[misc]
+                object.__setattr__(self, name, getattr(ClvpConfig(), name))
             elif isinstance(part, dict):
                 object.__setattr__(self, name, part_class.from_dict(part))
             elif not isinstance(part, part_class):
-                raise TypeError(f"{name} must be a {part_class.__name__} or a dict, not {type(part).__name__}")
+                raise TypeError(
+                    f"{name} must be a {part_class.__name__} or a dict, not {type(part).__name__}"
+                )
         if self.text_config.projection_dim != self.speech_config.projection_dim:
             raise ValueError(
                 "the projection_dim of text_config and speech_config must be equal to be compared; got "

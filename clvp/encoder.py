@@ -1,7 +1,7 @@
 """The CLVP text and speech encoders: a transformer with rotary positions, pooled to one vector and projected.
 
-Layer: x + attention(rmsnorm(x)), then x + mlp(rmsnorm(x)) with a gated unit. Padding never reaches a result: masked
-tokens are neither attended to nor pooled, and positions count the tokens that are there.
+Layer: x + attention(rmsnorm(x)), then x + mlp(rmsnorm(x)) with a gated unit. Padding never reaches a result:
+masked tokens are neither attended to nor pooled, and positions count the tokens that are there.
 
 B batch, L length, D width, P projection width.
 """
@@ -141,8 +141,8 @@ class ClvpEncoder(ClvpPreTrainedModel):
     ) -> ClvpEncoderOutput | tuple[Tensor, ...]:
         """Embed token ids [B, L], or token embeddings [B, L, D] in their place.
 
-        `attention_mask` [B, L] is 1 at tokens and 0 at padding, on whichever side that lies; without it all are
-        tokens. `position_ids` [B or 1, L] default to counting the tokens of each row from 0.
+        `attention_mask` [B, L] is 1 at tokens and 0 at padding, on whichever side that lies; without it all
+        are tokens. `position_ids` [B or 1, L] default to counting the tokens of each row from 0.
 
         Raises ValueError unless exactly one input is given, and for a row without any token.
         """
@@ -173,7 +173,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
 
 
 def used_mask(attention_mask: Tensor | None, x_BLD: Tensor) -> Tensor | None:
-    """The mask as bool [B, L], or None where it hides nothing; ValueError for a wrong shape or an empty row."""
+    """The mask as bool [B, L], None where it hides nothing; ValueError for a wrong shape or an empty row."""
     if attention_mask is None:
         return None
     if attention_mask.shape != x_BLD.shape[:2]:

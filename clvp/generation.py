@@ -1,7 +1,8 @@
 """Generation settings: `generation_config.json` and keyword arguments to the sampling engine's parameters.
 
-A missing entry of `generation_config.json` means what it means in `transformers`, above all `top_k` 50, which applies
-to every sampled generation of the reference without being written anywhere. Here it is a field like any other.
+A missing entry of `generation_config.json` means what it means in `transformers`, above all `top_k` 50, which
+applies to every sampled generation of the reference without being written anywhere. Here it is a field like
+any other.
 """
 
 import dataclasses
@@ -59,7 +60,8 @@ class ClvpGenerationConfig:
     eos_token_id: int | None = None
     pad_token_id: int | None = None
     output_hidden_states: bool = False
-    return_dict_in_generate: bool | None = None  # None: an output object from the composite model, else a tensor
+    # None: an output object from the composite model, a tensor from the decoder alone.
+    return_dict_in_generate: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "penalized_tokens", tuple(self.penalized_tokens))
@@ -70,7 +72,7 @@ class ClvpGenerationConfig:
 
     @classmethod
     def for_decoder(cls, config: ClvpDecoderConfig) -> Self:
-        """Sampling as the published model does, for as many tokens as Tortoise or the position table allow."""
+        """Sampling as the published model does, for as many tokens as Tortoise or the positions allow."""
         return cls(
             max_new_tokens=min(TORTOISE_MAX_MEL_TOKENS, config.max_position_embeddings),
             do_sample=True,
@@ -109,7 +111,7 @@ class ClvpGenerationConfig:
         unknown = [name for name in changes if name not in names]
         if "use_cache" in unknown and changes["use_cache"] is False:
             raise ValueError(
-                "generate always decodes with a cache; forward(use_cache=False) computes the same logits without"
+                "generate always decodes with a cache; forward(use_cache=False) gives the same logits without"
             )
         unknown = [name for name in unknown if name != "use_cache"]
         if unknown:
@@ -178,7 +180,9 @@ def sample_prompts(
 
     check_generation(config, decoder.config)
     if row_ids is None:
-        row_ids = [str(sum(torch.equal(row, earlier) for earlier in prefixes[:i])) for i, row in enumerate(prefixes)]
+        row_ids = [
+            str(sum(torch.equal(row, earlier) for earlier in prefixes[:i])) for i, row in enumerate(prefixes)
+        ]
     if len(row_ids) != len(prefixes):
         raise ValueError(f"{len(row_ids)} row_ids do not name {len(prefixes)} rows")
     candidates = range(config.num_return_sequences)

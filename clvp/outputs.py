@@ -1,7 +1,7 @@
 """What the models return: dataclasses that behave like `transformers`' `ModelOutput`.
 
-A field is reached as attribute (`out.logits`), by name (`out["logits"]`) or by position (`out[0]`); fields that are
-None do not count, so that `tuple(out.values())`, `out.to_tuple()` and positions skip them.
+A field is reached as attribute (`out.logits`), by name (`out["logits"]`) or by position (`out[0]`); fields
+that are None do not count, so that `tuple(out.values())`, `out.to_tuple()` and positions skip them.
 """
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView

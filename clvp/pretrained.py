@@ -16,7 +16,9 @@ Dtype = torch.dtype | str | None
 
 
 def parse_dtype(dtype: Dtype) -> torch.dtype | None:
-    """A floating-point dtype from its name; None and "auto" stand for the one that the checkpoint is stored in."""
+    """A floating-point dtype from its name; None and "auto" stand for the one that the checkpoint is stored
+    in.
+    """
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
@@ -26,7 +28,9 @@ def parse_dtype(dtype: Dtype) -> torch.dtype | None:
 
 
 class ClvpPreTrainedModel(nn.Module):
-    """Base of all public models. Subclasses name their configuration and where a composite checkpoint holds them."""
+    """Base of all public models. Subclasses name their configuration and where a composite checkpoint holds
+    them.
+    """
 
     config_class: ClassVar[type[ClvpConfigBase]]
     checkpoint_prefixes: ClassVar[tuple[str, ...]] = ()
@@ -49,28 +53,23 @@ class ClvpPreTrainedModel(nn.Module):
         config_type: str | None = None,
         dtype: Dtype = None,
         device: torch.device | str | None = None,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
+        **hub: Any,
     ) -> Self:
-        """Model in evaluation mode from a folder or hub id; a part also loads from the checkpoint of the whole.
+        """Model in evaluation mode from a folder or hub id; a part also loads from the checkpoint of the
+        whole.
 
-        `dtype` None keeps the stored one, `device` None means CPU. `config_type` ("text_config" or "speech_config")
-        tells which encoder a `ClvpEncoder` reads out of a composite checkpoint.
+        `dtype` None keeps the stored one, `device` None means CPU. `config_type` ("text_config" or
+        "speech_config") tells which encoder a `ClvpEncoder` reads out of a composite checkpoint. `hub` are
+        options of `huggingface_hub`, such as `revision`.
 
-        Raises CheckpointError naming missing, unexpected and misshaped weights, FileNotFoundError for absent files.
+        Raises CheckpointError naming missing, unexpected and misshaped weights, FileNotFoundError for absent
+        files.
         """
-        source = CheckpointSource(pretrained_model_name_or_path, revision, cache_dir, token, local_files_only)
+        source, unknown = CheckpointSource.parse(pretrained_model_name_or_path, hub)
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_pretrained knows no argument {', '.join(unknown)}")
         if config is None:
-            config = cls.config_class.from_pretrained(
-                pretrained_model_name_or_path,
-                config_type,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-            )
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, config_type, **hub)
         with torch.device("meta"):
             model = cls(config)
         prefixes = cls._prefixes(config_type)
@@ -147,9 +146,12 @@ class Conv1D(nn.Module):
 
 
 def initialize(module: nn.Module, std: float) -> None:
-    """Draw the weights of all linear layers and embeddings inside from a normal distribution; biases become zero."""
+    """Draw the weights of all linear layers and embeddings inside from a normal distribution; biases become
+    zero.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding | nn.Conv1d | Conv1D):
             nn.init.normal_(part.weight, std=std)
-            if getattr(part, "bias", None) is not None:
-                nn.init.zeros_(part.bias)
+            bias = getattr(part, "bias", None)
+            if isinstance(bias, torch.Tensor):
+                nn.init.zeros_(bias)

@@ -1,7 +1,8 @@
-"""Rotary position embedding (Su et al., RoFormer, 2021) as CLVP uses it: on part of a head, and on the values too.
+"""Rotary position embedding (Su et al., RoFormer, 2021) as CLVP uses it: on part of a head, and on the values
+too.
 
-Angles are computed in float32 for every call and only their sine and cosine are cast. Positions of long sequences are
-not distinguishable in bfloat16, and a cache would outlive a cast or a move of the model.
+Angles are computed in float32 for every call and only their sine and cosine are cast. Positions of long
+sequences are not distinguishable in bfloat16, and a cache would outlive a cast or a move of the model.
 
 B batch, H heads, L length, R rotary dimensions, N head dimensions.
 """
@@ -18,6 +19,11 @@ Rotation = tuple[Tensor, Tensor]  # cosine and sine, each [B or 1, 1, L, R]
 def inverse_frequencies(dim: int) -> Tensor:
     """[dim / 2] float32 angles per position: 10000^(-2i / dim)."""
     return 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
+
+
+def exact_frequencies(stored: Tensor) -> Tensor:
+    """Float32 frequencies for those in a file: themselves, or computed anew where the file's are rounded."""
+    return stored if stored.dtype == torch.float32 else inverse_frequencies(2 * len(stored))
 
 
 class ClvpRotaryPositionalEmbedding(nn.Module):

@@ -1,0 +1,335 @@
+"""The composite model: speech tokens for a text in the voice of reference audio, and how well they fit it.
+
+B texts, k candidates each, S speech sequences (S = B * k after `generate`), N text tokens, L codes, P
+projection.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clvp.checkpoint import CheckpointSource
+from clvp.conditioning import ClvpConditioningEncoder
+from clvp.configuration import ClvpConfig
+from clvp.decoder import ClvpForCausalLM
+from clvp.encoder import ClvpEncoder
+from clvp.generation import ClvpGenerationConfig, sample_prompts
+from clvp.outputs import ClvpEncoderOutput, ClvpOutput
+from clvp.pretrained import ClvpPreTrainedModel
+from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, row_names, text_rows
+from clvp.scoring import encode_speech, fix_rows, pad_and_fix_codes, score_texts, similarity, unit
+
+if TYPE_CHECKING:
+    from clvp.sampling import Candidate, EngineConfig
+
+
+def contrastive_loss(logits_BB: Tensor) -> Tensor:
+    """Mean of the cross-entropies of finding each text's speech and each speech's text (Radford et al.,
+    2021).
+    """
+    if logits_BB.shape[0] != logits_BB.shape[1]:
+        raise ValueError(f"the contrastive loss pairs texts with audios; got {list(logits_BB.shape)} of them")
+    targets = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (functional.cross_entropy(logits_BB, targets) + functional.cross_entropy(logits_BB.T, targets)) / 2
+
+
+class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
+    """Conditioning encoder, speech decoder, text and speech encoder, and the scale of their similarity."""
+
+    config_class = ClvpConfig
+    config: ClvpConfig
+
+    def __init__(self, config: ClvpConfig) -> None:
+        super().__init__(config)
+        self.conditioning_encoder = ClvpConditioningEncoder(config)
+        self.speech_decoder_model = ClvpForCausalLM(config.decoder_config)
+        self.text_encoder_model = ClvpEncoder(config.text_config)
+        self.speech_encoder_model = ClvpEncoder(config.speech_config)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.generation_config = ClvpGenerationConfig.for_decoder(config.decoder_config)
+
+    def _read_extra_files(self, source: CheckpointSource) -> None:
+        self.generation_config = ClvpGenerationConfig.from_source(source, self.config.decoder_config)
+
+    def _write_extra_files(self, folder: Path) -> None:
+        self.generation_config.save_pretrained(folder)
+
+    def fix_speech_decoder_output(self, speech_ids: Tensor) -> Tensor:
+        """Codes [S, L - 1] of generated tokens [S, L]: without the start token, fixed from the first stop
+        token on.
+
+        Rows without a stop token only lose their start token.
+        """
+        codes = speech_ids[:, 1:]
+        decoder = self.config.decoder_config
+        return fix_rows(
+            codes, [codes.shape[1]] * len(codes), decoder.eos_token_id, decoder.decoder_fixing_codes
+        )
+
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        text_encoder_inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ClvpEncoderOutput | tuple[Tensor, ...]:
+        """The text encoder's output for token ids [B, N] or token embeddings [B, N, D]; `embeds` are not
+        normed.
+        """
+        return self.text_encoder_model(input_ids, text_encoder_inputs_embeds, attention_mask, **kwargs)
+
+    def get_speech_features(
+        self,
+        speech_ids: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        input_features: InputFeatures | None = None,
+        conditioning_encoder_inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: ClvpGenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Speech embeddings [S, P], not normed, of codes [S, L] or of speech generated for texts and audios.
+
+        `attention_mask` belongs to `speech_ids` where they are given and to the text otherwise. Generated
+        speech is padded and fixed as in `generate`; `kwargs` are generation settings for this call alone.
+        """
+        if speech_ids is not None:
+            return self.speech_encoder_model(speech_ids, attention_mask=attention_mask).embeds
+        config = (generation_config or self.generation_config).replace(**kwargs)
+        length = self._scored_length(config, None)
+        with torch.no_grad():
+            _, candidates = self._sample(
+                input_ids, input_features, conditioning_encoder_inputs_embeds, attention_mask, config
+            )
+            codes = self._codes([c for row in candidates for c in row], length)
+        embeds = encode_speech(self.speech_encoder_model, codes).embeds
+        assert embeds is not None
+        return embeds
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        input_features: InputFeatures | None = None,
+        conditioning_encoder_inputs_embeds: Tensor | None = None,
+        text_encoder_inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool | None = None,
+    ) -> ClvpOutput | tuple[Any, ...]:
+        """Similarity of texts and of the speech that the decoder, fed with prefixes, finds most probable.
+
+        This trains the encoders contrastively (`return_loss`); the most probable tokens carry no gradient, so
+        that the decoder is trained by `ClvpForCausalLM(labels=...)`. Decoder positions are added on top of
+        the text's, and the prefix has no start token: that is the reference's definition. `generate` does
+        neither.
+
+        `input_ids` [B, N] go to both the conditioning and the text encoder, each of which takes embeddings in
+        their place. `attention_mask` [B, N] marks padding, which changes nothing in any row.
+        """
+        if input_features is None:
+            raise ValueError("forward needs input_features")
+        # Nothing behind the most probable token has a gradient: keep the decoder's graph only for who looks
+        # inside.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and output_hidden_states):
+            codes, mask, decoder_states = self._most_probable_codes(
+                input_ids,
+                input_features,
+                conditioning_encoder_inputs_embeds,
+                attention_mask,
+                output_hidden_states,
+            )
+        inside = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        speech = self.speech_encoder_model(codes, attention_mask=mask, **inside)
+        text_ids = input_ids if text_encoder_inputs_embeds is None else None
+        text = self.text_encoder_model(text_ids, text_encoder_inputs_embeds, attention_mask, **inside)
+        text_embeds, speech_embeds = unit(text.embeds), unit(speech.embeds)
+        logits = similarity(text_embeds, speech_embeds, self.logit_scale)
+        output = ClvpOutput(
+            loss=contrastive_loss(logits) if return_loss else None,
+            logits_per_speech=logits.T,
+            logits_per_text=logits,
+            text_embeds=text_embeds,
+            speech_embeds=speech_embeds,
+            text_model_output=text.pooler_output,
+            speech_model_output=speech.pooler_output,
+            decoder_hidden_states=decoder_states,
+            text_encoder_hidden_states=text.hidden_states,
+            speech_encoder_hidden_states=speech.hidden_states,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _most_probable_codes(
+        self,
+        input_ids: Tensor | None,
+        input_features: InputFeatures,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        output_hidden_states: bool,
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
+        """Fixed codes [B, N + 2], the mask of those that are no padding, and the decoder's hidden states."""
+        ids = input_ids if inputs_embeds is None else None
+        prefix = self.conditioning_encoder(input_features, ids, inputs_embeds, attention_mask)
+        batch, length, _ = prefix.shape
+        lengths, mask = [length] * batch, None
+        if attention_mask is not None:
+            added = length - int(attention_mask.sum(dim=1).max())
+            lengths = [int(n) + added for n in attention_mask.sum(dim=1).expand(batch)]
+            mask = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
+            mask = mask.to(prefix.device)
+        decoded = self.speech_decoder_model(
+            inputs_embeds=prefix,
+            attention_mask=mask,
+            use_cache=False,
+            output_hidden_states=output_hidden_states,
+        )
+        decoder = self.config.decoder_config
+        logits = decoded.logits.clone()
+        logits[..., self.config.speech_config.vocab_size : decoder.eos_token_id] = -torch.inf
+        codes = fix_rows(
+            logits.argmax(dim=-1)[:, 1:],
+            [n - 1 for n in lengths],
+            decoder.eos_token_id,
+            decoder.decoder_fixing_codes,
+        )
+        if mask is None:
+            return codes, None, decoded.hidden_states
+        mask = mask[:, 1:]
+        return codes.masked_fill(~mask, 0), mask, decoded.hidden_states
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        input_features: InputFeatures | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: ClvpGenerationConfig | None = None,
+        pad_to_max_mel_tokens: int | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        conditioning_encoder_inputs_embeds: Tensor | None = None,
+        text_encoder_inputs_embeds: Tensor | None = None,
+        row_ids: Sequence[str] | None = None,
+        engine_config: "EngineConfig | None" = None,
+        **kwargs: Any,
+    ) -> ClvpOutput | tuple[Any, ...]:
+        """Speech codes for texts in the voice of reference audio, and their scores.
+
+        Args:
+            input_ids: [B, N] text tokens. The text encoder and the conditioning encoder each take embeddings
+                [B, N, D] in their place.
+            input_features: [B, bands, T] log-mels, or a list with the clips of each row, whose latents are
+                averaged. One text with many audios, or one audio with many texts, is repeated.
+            attention_mask: [B, N] 1 at text, 0 at padding on whichever side.
+            generation_config: replaces the model's own for this call.
+            pad_to_max_mel_tokens: scores n - 1 codes, as the reference does for n; None scores the constant
+                `config.scoring_length`.
+            output_hidden_states: decoder states [S, longest, D] of the positions that predict each token,
+                computed in a second pass, and those of both encoders.
+            row_ids: names that the random numbers of each text depend on; by default its tokens and its
+                audio.
+            engine_config: how the sampling engine runs.
+            kwargs: generation settings, such as `num_return_sequences` (k), `do_sample`, `temperature`,
+                `seed`.
+
+        Returns:
+            ClvpOutput with `speech_ids` [B * k, scoring length] fixed and padded, of which rows i * k ...
+            (i + 1) * k - 1 belong to text i, and `logits_per_text` [B, B * k]; a tuple of its fields with
+            `return_dict_in_generate=False`.
+
+        Raises:
+            ValueError: a text that is too long, inputs that do not fit each other, settings out of range.
+            TypeError: an unknown setting.
+        """
+        config = (generation_config or self.generation_config).replace(**kwargs)
+        inside = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        length = self._scored_length(config, pad_to_max_mel_tokens)
+        text = input_ids if text_encoder_inputs_embeds is None else text_encoder_inputs_embeds
+        if text is None:
+            raise ValueError("give input_ids or text_encoder_inputs_embeds, to score speech against the text")
+        prefixes, rows = self._sample(
+            input_ids,
+            input_features,
+            conditioning_encoder_inputs_embeds,
+            attention_mask,
+            config,
+            row_ids=row_ids,
+            engine_config=engine_config,
+        )
+        candidates = [candidate for row in rows for candidate in row]
+        output = score_texts(self, text_rows(text, attention_mask), self._codes(candidates, length), inside)
+        output.finished = torch.tensor([c.finished for c in candidates], device=self.device)
+        if inside:
+            output.decoder_hidden_states = self._decoder_states(prefixes, candidates, config)
+        return output.to_tuple() if config.return_dict_in_generate is False else output
+
+    def _scored_length(self, config: ClvpGenerationConfig, pad_to_max_mel_tokens: int | None) -> int:
+        """Codes that are scored; ValueError when more than that could be generated."""
+        length = self.config.scoring_length if pad_to_max_mel_tokens is None else pad_to_max_mel_tokens - 1
+        if config.max_new_tokens > length:
+            raise ValueError(
+                f"max_new_tokens {config.max_new_tokens} exceeds the {length} codes that are scored; lower "
+                "it, or raise pad_to_max_mel_tokens or config.scoring_length"
+            )
+        return length
+
+    def _sample(
+        self,
+        input_ids: Tensor | None,
+        input_features: InputFeatures | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        config: ClvpGenerationConfig,
+        row_ids: Sequence[str] | None = None,
+        engine_config: "EngineConfig | None" = None,
+    ) -> "tuple[list[Tensor], list[list[Candidate]]]":
+        """The prefix [P, D] of each text and audio, and its candidates."""
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        if text is None or input_features is None:
+            raise ValueError(
+                "give input_features, and input_ids or conditioning_encoder_inputs_embeds, to generate speech"
+            )
+        texts, audios = pair_up(text_rows(text, attention_mask), [clips_of(row) for row in input_features])
+        prefixes = []
+        for index, (row, clips) in enumerate(zip(texts, audios, strict=True)):
+            try:
+                latent = self.conditioning_encoder.average_clips(clips)
+                prefixes.append(self.conditioning_encoder.build_prefix(latent, *ids_or_embeds(row)))
+            except ValueError as error:
+                raise ValueError(f"row {index}: {error}") from error
+        names = row_names(texts, audios) if row_ids is None else row_ids
+        return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, engine_config)
+
+    def _codes(self, candidates: "Sequence[Candidate]", length: int) -> Tensor:
+        """[S, length] padded and fixed codes on the model's device."""
+        codes = pad_and_fix_codes(
+            [candidate.tokens for candidate in candidates],
+            [candidate.finished for candidate in candidates],
+            length,
+            self.config.decoder_config.decoder_fixing_codes,
+        )
+        return codes.to(self.device)
+
+    def _decoder_states(
+        self, prefixes: list[Tensor], candidates: "Sequence[Candidate]", config: ClvpGenerationConfig
+    ) -> tuple[Tensor, ...]:
+        """Layers + 1 of [S, longest, D]: states that predict each token, zero behind a candidate's end."""
+        tokens = nn.utils.rnn.pad_sequence([c.tokens for c in candidates], batch_first=True).to(self.device)
+        lengths = torch.tensor([len(c.tokens) for c in candidates], device=self.device)
+        inside = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
+        per_text = []
+        for prefix, ids in zip(prefixes, tokens.split(config.num_return_sequences), strict=True):
+            states = self.speech_decoder_model.speech_states(
+                prefix.expand(len(ids), -1, -1),
+                ids,
+                mel_positions=config.mel_positions,
+                output_hidden_states=True,
+            )
+            per_text.append(states.hidden_states or ())
+        return tuple(torch.cat(layer) * inside[..., None] for layer in zip(*per_text, strict=True))

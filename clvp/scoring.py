@@ -1,0 +1,168 @@
+"""CLVP scores: how well speech tokens fit a text, by the cosine of their embeddings.
+
+A score depends on the length to which the speech tokens are padded, so that length is a constant and never
+that of the longest candidate in a batch. Candidates are padded as Tortoise pads them, their silent end is
+written as the diffusion decoder expects it, and all positions are scored.
+
+K candidates, L scoring length, N text tokens, P projection width.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clvp.outputs import ClvpEncoderOutput, ClvpOutput
+
+if TYPE_CHECKING:
+    from clvp.encoder import ClvpEncoder
+    from clvp.model import ClvpModelForConditionalGeneration
+
+SCORING_LENGTH = 500  # Tortoise's max_mel_tokens
+FIXING_CODES = (83, 45, 45, 248)  # one that fills after the stop token, three that end the sequence
+SCORING_BATCH = 32
+
+
+def ending(length: int, fixing_codes: Sequence[int]) -> Tensor:
+    """[length] what stands after the end of speech: the first of `fixing_codes`, at last the others."""
+    codes = torch.full((length,), fixing_codes[0], dtype=torch.long)
+    last = min(len(fixing_codes) - 1, length)
+    if last:
+        codes[-last:] = torch.tensor(fixing_codes[-last:])
+    return codes
+
+
+def pad_and_fix_codes(
+    tokens: Sequence[Tensor],
+    finished: Sequence[bool],
+    length: int = SCORING_LENGTH,
+    fixing_codes: Sequence[int] = FIXING_CODES,
+) -> Tensor:
+    """[K, length] codes to score, from candidates [T] without start and stop token.
+
+    A candidate that ends inside `length` is followed by the filling code and closed by the three ending
+    codes; so is one that fills `length` and finished. One that fills it unfinished stays as it is. This is
+    Tortoise's `fix_autoregressive_output` after its padding to `max_mel_tokens`.
+
+    Raises ValueError naming a candidate that is longer than `length`.
+    """
+    codes_KL = torch.empty(len(tokens), length, dtype=torch.long)
+    end_L = ending(length, fixing_codes)
+    for index, (row, done) in enumerate(zip(tokens, finished, strict=True)):
+        if len(row) > length:
+            raise ValueError(
+                f"candidate {index} has {len(row)} tokens, more than the scoring length {length}"
+            )
+        codes_KL[index, : len(row)] = row
+        if len(row) < length or done:
+            start = min(len(row), max(length - len(fixing_codes) + 1, 0))
+            codes_KL[index, start:] = end_L[start:]
+    return codes_KL
+
+
+def fix_rows(
+    codes_BL: Tensor, lengths: Sequence[int], stop_token: int, fixing_codes: Sequence[int] = FIXING_CODES
+) -> Tensor:
+    """The codes of rows of different lengths, each fixed from its own first stop token to its own end.
+
+    Rows without a stop token stay as they are, and so does what lies behind a row's length.
+    """
+    fixed = codes_BL.clone()
+    for row, length in zip(fixed, lengths, strict=True):
+        stops = (row[:length] == stop_token).nonzero()
+        if len(stops):
+            start = min(int(stops[0]), max(length - len(fixing_codes) + 1, 0))
+            row[start:length] = ending(length, fixing_codes).to(row.device)[start:]
+    return fixed
+
+
+def encode_speech(
+    encoder: "ClvpEncoder", codes_KL: Tensor, batch_size: int = SCORING_BATCH
+) -> ClvpEncoderOutput:
+    """Embeddings and pooled states of codes that need no mask, a few candidates at a time.
+
+    Raises ValueError naming a candidate with a code outside the speech vocabulary.
+    """
+    outside = ((codes_KL < 0) | (codes_KL >= encoder.config.vocab_size)).any(dim=1)
+    if bool(outside.any()):
+        raise ValueError(
+            f"candidate {int(outside.nonzero()[0])} has a code outside the speech vocabulary of "
+            f"{encoder.config.vocab_size}; start and stop tokens are none"
+        )
+    outputs = [encoder(codes.to(encoder.device)) for codes in codes_KL.split(batch_size)]
+    return ClvpEncoderOutput(
+        embeds=torch.cat([output.embeds for output in outputs]),
+        pooler_output=torch.cat([output.pooler_output for output in outputs]),
+    )
+
+
+def unit(embeds: Tensor) -> Tensor:
+    """Embeddings of length 1, in float32: similarities are too fine for half precision."""
+    wide = embeds.float()
+    return wide / wide.norm(dim=-1, keepdim=True)
+
+
+def similarity(text_BP: Tensor, speech_SP: Tensor, logit_scale: Tensor) -> Tensor:
+    """[B, S] cosines of unit embeddings times exp(logit_scale)."""
+    return text_BP @ speech_SP.T * logit_scale.float().exp()
+
+
+@torch.no_grad()
+def score_candidates(
+    model: "ClvpModelForConditionalGeneration",
+    input_ids_N: Tensor,
+    codes_KL: Tensor,
+    batch_size: int = SCORING_BATCH,
+) -> Tensor:
+    """[K] float32 scores of codes, from `pad_and_fix_codes`, against one text of N tokens without padding.
+
+    The text encoder sees the text and one stop token, as when the reference generates. A candidate's score
+    does not depend on the others. Raises ValueError for a code outside the speech vocabulary.
+    """
+    text_1P = unit(model.text_encoder_model(_with_stop(model, input_ids_N)[None]).embeds)
+    speech_KP = unit(encode_speech(model.speech_encoder_model, codes_KL, batch_size)["embeds"])
+    return similarity(text_1P, speech_KP, model.logit_scale)[0]
+
+
+def score_texts(
+    model: "ClvpModelForConditionalGeneration",
+    texts: Sequence[Tensor],
+    codes_SL: Tensor,
+    output_hidden_states: bool = False,
+) -> ClvpOutput:
+    """All texts against all codes. A text is token ids [N] or token embeddings [N, D], and gets one stop
+    token.
+    """
+    rows = [_with_stop(model, text) for text in texts]
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    text = model.text_encoder_model(
+        **{"input_ids" if padded.dim() == 2 else "inputs_embeds": padded},
+        attention_mask=torch.arange(padded.shape[1]) < lengths[:, None],
+        output_hidden_states=output_hidden_states,
+    )
+    speech = encode_speech(model.speech_encoder_model, codes_SL)
+    states = None
+    if output_hidden_states:
+        states = model.speech_encoder_model(codes_SL, output_hidden_states=True).hidden_states
+    text_embeds, speech_embeds = unit(text.embeds), unit(speech["embeds"])
+    logits = similarity(text_embeds, speech_embeds, model.logit_scale)
+    return ClvpOutput(
+        speech_ids=codes_SL,
+        logits_per_speech=logits.T,
+        logits_per_text=logits,
+        text_embeds=text_embeds,
+        speech_embeds=speech_embeds,
+        text_model_output=text.pooler_output,
+        speech_model_output=speech.pooler_output,
+        text_encoder_hidden_states=text.hidden_states,
+        speech_encoder_hidden_states=states,
+    )
+
+
+def _with_stop(model: "ClvpModelForConditionalGeneration", text: Tensor) -> Tensor:
+    encoder = model.text_encoder_model
+    stop = torch.tensor([encoder.config.eos_token_id], device=encoder.device)
+    text = text.to(encoder.device)
+    return torch.cat((text, encoder.token_embedding(stop) if text.is_floating_point() else stop))
