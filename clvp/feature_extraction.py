@@ -22,7 +22,8 @@ PROCESSOR_FILE = "processor_config.json"
 
 AudioPadding = bool | Literal["longest", "max_length", "do_not_pad"] | None
 
-_ARGUMENTS = (
+# The entries of preprocessor_config.json that are arguments of the constructor.
+ARGUMENTS = (
     *("feature_size", "sampling_rate", "default_audio_length", "hop_length", "chunk_length", "n_fft"),
     *("padding_value", "mel_norms", "return_attention_mask", "padding_side"),
 )
@@ -231,7 +232,7 @@ class ClvpFeatureExtractor:
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **overrides: Any) -> Self:
         """From the contents of `preprocessor_config.json`; entries that belong to other tools are ignored."""
-        known = {name: feature_extractor_dict[name] for name in _ARGUMENTS if name in feature_extractor_dict}
+        known = {name: feature_extractor_dict[name] for name in ARGUMENTS if name in feature_extractor_dict}
         return cls(**(known | overrides))
 
     @classmethod
@@ -244,7 +245,7 @@ class ClvpFeatureExtractor:
         return {
             "feature_extractor_type": type(self).__name__,
             "processor_class": "ClvpProcessor",
-            **{name: getattr(self, name) for name in (*_ARGUMENTS, "n_samples", "nb_max_frames")},
+            **{name: getattr(self, name) for name in (*ARGUMENTS, "n_samples", "nb_max_frames")},
         }
 
     def to_json_string(self) -> str:

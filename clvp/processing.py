@@ -4,9 +4,11 @@ import os
 from typing import Any, ClassVar, Self
 
 from clvp.batch import BatchFeature
-from clvp.feature_extraction import ClvpFeatureExtractor
+from clvp.feature_extraction import ARGUMENTS, ClvpFeatureExtractor
 from clvp.text_batch import Padding, Side, TensorType, Truncation
 from clvp.tokenizer import ClvpTokenizer
+
+_AUDIO_ARGUMENTS = frozenset(ARGUMENTS) - {"padding_side"}
 
 
 class ClvpProcessor:
@@ -98,11 +100,12 @@ class ClvpProcessor:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        **tokenizer_overrides: Any,
+        **overrides: Any,
     ) -> Self:
         """Load both parts from a checkpoint folder or a hub id.
 
-        `tokenizer_overrides` are arguments of `ClvpTokenizer`, such as `normalizer="tortoise"`.
+        `overrides` are arguments of `ClvpTokenizer` (such as `normalizer="tortoise"`, and `padding_side`)
+        and of `ClvpFeatureExtractor` (such as `sampling_rate`).
 
         Raises:
             FileNotFoundError: no such folder or repository, or a part's files are missing.
@@ -113,9 +116,11 @@ class ClvpProcessor:
             "token": token,
             "local_files_only": local_files_only,
         }
+        audio = {name: value for name, value in overrides.items() if name in _AUDIO_ARGUMENTS}
+        text = {name: value for name, value in overrides.items() if name not in _AUDIO_ARGUMENTS}
         return cls(
-            ClvpFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **hub),
-            ClvpTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **tokenizer_overrides),
+            ClvpFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **hub, **audio),
+            ClvpTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **text),
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
