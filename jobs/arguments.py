@@ -1,0 +1,158 @@
+"""Command-line options that several jobs share, and how a job ends."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import get_args
+
+from pipeline.errors import ManifestError, RunError
+from pipeline.run import Job, Summary
+from pipeline.settings import Dtype, ModelSettings, Normalizer, Pool, ScoringSettings
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, and every default shown."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def add_job(parser: argparse.ArgumentParser, payload_help: str) -> None:
+    group = parser.add_argument_group("input and output (paths or URIs such as s3://bucket/folder)")
+    group.add_argument(
+        "--manifest",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help=f"Parquet, JSONL or CSV files, folders or quoted globs; columns id, text, {payload_help}",
+    )
+    group.add_argument(
+        "--output", required=True, metavar="FOLDER", help="where data/ and errors/ are written"
+    )
+    group.add_argument("--model", required=True, metavar="CHECKPOINT", help="checkpoint folder or hub id")
+
+
+def read_job(options: argparse.Namespace) -> Job:
+    return Job(tuple(options.manifest), options.output, options.model)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model (changes results)")
+    group.add_argument(
+        "--dtype", choices=get_args(Dtype), default="float32", help="of weights and activations"
+    )
+    group.add_argument(
+        "--normalizer",
+        choices=get_args(Normalizer),
+        default="tortoise",
+        help="how numbers and abbreviations are spelled out: as in training, or as in transformers",
+    )
+
+
+def read_model(options: argparse.Namespace) -> ModelSettings:
+    return ModelSettings(normalizer=options.normalizer, dtype=options.dtype)
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    defaults = ScoringSettings()
+    group = parser.add_argument_group("scoring and ranking (changes results)")
+    group.add_argument(
+        "--top-k",
+        "--keep",
+        type=int,
+        metavar="K",
+        dest="keep",
+        help="store the K best candidates (default: all)",
+    )
+    group.add_argument(
+        "--scoring-length",
+        type=int,
+        default=defaults.scoring_length,
+        metavar="N",
+        help="speech tokens that every candidate is padded to before it is scored",
+    )
+    group.add_argument(
+        "--rank-unfinished",
+        action="store_true",
+        help="rank candidates without a stop token by their score; by default they come after all others",
+    )
+
+
+def read_scoring(options: argparse.Namespace) -> ScoringSettings:
+    return ScoringSettings(options.scoring_length, not options.rank_unfinished, options.keep)
+
+
+def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("execution (never changes results)")
+    group.add_argument(
+        "--rows-per-block",
+        type=int,
+        metavar="N",
+        help="rows that travel together (default: enough to fill the lanes)",
+    )
+    group.add_argument(
+        "--rankers",
+        type=pool_size,
+        default=(1, None),
+        metavar="MIN[:MAX]",
+        help="actors that score (default: from 1 to one per GPU)",
+    )
+    group.add_argument(
+        "--gpus-per-ranker",
+        type=float,
+        metavar="F",
+        help="share of a GPU (default: 0.25 where there are GPUs)",
+    )
+    group.add_argument(
+        "--torch-threads", type=int, metavar="N", help="of an actor without GPU (default: all cores)"
+    )
+    group.add_argument(
+        "--report-seconds", type=float, default=10.0, metavar="S", help="between lines of progress"
+    )
+    return group
+
+
+def pool_size(text: str) -> tuple[int, int | None]:
+    low, _, high = text.partition(":")
+    return int(low), int(high or low)
+
+
+def read_ranker_pool(options: argparse.Namespace) -> Pool:
+    low, high = options.rankers
+    return Pool(low, high, options.gpus_per_ranker)
+
+
+def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> int:
+    """Run, print the summary or one clear message, and return the exit code."""
+    try:
+        summary = action()
+    except ManifestError as error:
+        print(f"{parser.prog}: bad manifest: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except (RunError, ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command continues where it ended", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(describe(summary))
+    return 0
+
+
+def describe(summary: Summary) -> str:
+    """The closing lines of a run."""
+    totals = summary.totals
+    rows = [
+        (
+            "rows",
+            f"{totals.rows:,}" + (f" (and {summary.done_before:,} before)" if summary.done_before else ""),
+        ),
+        ("failed rows", f"{summary.failed:,}" + (f", see {summary.output}/errors" if summary.failed else "")),
+        ("candidates", f"{totals.candidates:,}, {totals.unfinished:,} of them without a stop token"),
+        ("speech tokens", f"{totals.tokens:,}, {summary.tokens_per_second:,.0f} per second"),
+        ("audio", f"{totals.audio_hours:.3f} hours, in {summary.seconds:,.1f} seconds"),
+        ("output", f"{summary.output}/data"),
+    ]
+    return "\n".join(f"{name:>14}  {value}" for name, value in rows)

@@ -1,0 +1,48 @@
+"""Write a checkpoint folder from the two original Tortoise files.
+
+    python -m jobs.convert --autoregressive autoregressive.pth --clvp clvp2.pth --output checkpoint
+
+The folder has the layout of susnato/clvp_dev, with Tortoise's tokenizer and sampling settings, and is what
+--model takes in the other jobs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from clvp.tortoise import convert_tortoise
+from jobs.arguments import EXIT_FAILED, HelpFormatter
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert and return the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m jobs.convert", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument("--autoregressive", required=True, metavar="FILE", help="autoregressive.pth")
+    parser.add_argument("--clvp", required=True, metavar="FILE", help="clvp2.pth")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the checkpoint is written")
+    parser.add_argument(
+        "--decoder-heads", type=int, metavar="N", help="attention heads (default: width / 64)"
+    )
+    parser.add_argument(
+        "--encoder-heads", type=int, metavar="N", help="attention heads (default: width / 64)"
+    )
+    options = parser.parse_args(argv)
+    try:
+        folder = convert_tortoise(
+            options.autoregressive,
+            options.clvp,
+            options.output,
+            decoder_heads=options.decoder_heads,
+            encoder_heads=options.encoder_heads,
+        )
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"wrote {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""One reference clip, from bytes, a path or a URI, to its first seconds as a mono waveform at 22.05 kHz.
+
+Only the seconds that are needed are read and decoded, in pieces of bounded size, so that neither a ten-hour
+file nor a header that claims a thousand channels costs memory.
+"""
+
+import io
+import math
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+import torchaudio
+
+from pipeline import filesystem
+from pipeline.errors import RowError
+
+SAMPLE_RATE = 22_050
+MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_SAMPLES_AT_ONCE = 1 << 22  # over all channels
+MAX_KERNEL_ELEMENTS = 1 << 24  # of a resampling filter bank
+
+# torchaudio's defaults, which the fallback for unusual rates follows: a sinc with a Hann window.
+_LOWPASS_WIDTH = 6
+_ROLLOFF = 0.99
+
+
+def decode_clip(
+    data: bytes | None, path: str | None, seconds: float, root: str | None = None
+) -> torch.Tensor:
+    """The first `seconds` of a clip: mono float32 [N] at 22,050 Hz, N at most seconds * 22,050, never zero.
+
+    `data` wins over `path`. With `root`, a path must lie below it, after symbolic links are resolved.
+
+    Raises RowError for anything that is no readable, finite, non-empty audio.
+    """
+    stream = _open_clip(data, path, root)
+    with stream:
+        try:
+            samples, rate = _read_mono(stream, seconds)
+        except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
+            _raise_if_transfer_failed(stream, path)
+            reason = getattr(error, "error_string", error)
+            raise RowError("UndecodableAudio", f"{_label(path)}: {reason}") from error
+        _raise_if_transfer_failed(stream, path)
+    if not len(samples):
+        raise RowError("EmptyAudio", f"{_label(path)}: the clip has no samples")
+    if not np.isfinite(samples).all():
+        raise RowError("InvalidSamples", f"{_label(path)}: the clip holds NaN or infinite samples")
+    waveform = resample(torch.from_numpy(samples), rate)
+    return waveform[: round(seconds * SAMPLE_RATE)]
+
+
+def _label(path: str | None) -> str:
+    return path if path is not None else "embedded audio"
+
+
+def _read_mono(stream: Any, seconds: float) -> tuple[np.ndarray, int]:
+    """float32 [frames] at the file's own rate: the mean over the channels, and that rate."""
+    with soundfile.SoundFile(stream) as file:
+        rate, channels = file.samplerate, file.channels
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise RowError(
+                "UnsupportedSampleRate", f"{rate:,} Hz; from {MIN_RATE:,} to {MAX_RATE:,} Hz are supported"
+            )
+        # The filter looks a little past the end of what it computes.
+        margin = _LOWPASS_WIDTH / (_ROLLOFF * min(rate, SAMPLE_RATE))
+        missing = math.ceil((seconds + margin) * rate) + 1
+        pieces = []
+        while missing > 0:
+            piece = file.read(
+                min(missing, max(MAX_SAMPLES_AT_ONCE // channels, 1)), dtype="float32", always_2d=True
+            )
+            if not len(piece):
+                break
+            pieces.append(
+                piece.mean(axis=1, dtype=np.float64).astype(np.float32) if channels > 1 else piece[:, 0]
+            )
+            missing -= len(piece)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32), rate
+
+
+def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
+    """Band-limited resampling of float32 [N] from `rate` to 22,050 Hz: [ceil(N * 22050 / rate)].
+
+    torchaudio's filter bank grows with the product of the reduced rates (gigabytes for 44,101 Hz); such rates
+    take the same filter evaluated at each output sample.
+    """
+    if rate == SAMPLE_RATE:
+        return waveform_N
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    source, target = rate // divisor, SAMPLE_RATE // divisor
+    width = math.ceil(_LOWPASS_WIDTH * source / (_ROLLOFF * min(source, target)))
+    if target * (2 * width + source) <= MAX_KERNEL_ELEMENTS:
+        return torchaudio.functional.resample(
+            waveform_N, rate, SAMPLE_RATE, lowpass_filter_width=_LOWPASS_WIDTH, rolloff=_ROLLOFF
+        )
+    return _resample_directly(waveform_N, source, target)
+
+
+def _resample_directly(waveform_N: torch.Tensor, source: int, target: int) -> torch.Tensor:
+    """Windowed-sinc interpolation at the times n * source / target, as torchaudio's kernel computes it."""
+    cutoff = _ROLLOFF * min(1.0, target / source)  # cycles per two input samples
+    width = math.ceil(_LOWPASS_WIDTH / cutoff)
+    length = math.ceil(len(waveform_N) * target / source)
+    padded = torch.nn.functional.pad(waveform_N.double(), (width, width + 2))
+    pieces = []
+    for start in range(0, length, 16_384):
+        n_M = torch.arange(start, min(start + 16_384, length), dtype=torch.int64)
+        left_M = n_M * source // target
+        taps_K = torch.arange(-width, width + 2)
+        offset_MK = (left_M[:, None] + taps_K).double() - (n_M.double() * source / target)[:, None]
+        t_MK = (offset_MK * cutoff).clamp(-_LOWPASS_WIDTH, _LOWPASS_WIDTH)
+        window_MK = torch.cos(t_MK * math.pi / _LOWPASS_WIDTH / 2) ** 2
+        kernel_MK = torch.sinc(t_MK) * window_MK * cutoff
+        pieces.append((padded[left_M[:, None] + taps_K + width] * kernel_MK).sum(dim=1))
+    return torch.cat(pieces).float()
+
+
+def _open_clip(data: bytes | None, path: str | None, root: str | None) -> Any:
+    """A seekable binary stream, to be closed by the caller."""
+    if data is not None:
+        if not data:
+            raise RowError("EmptyAudio", "the embedded audio has no bytes")
+        return io.BytesIO(data)
+    if path is None:
+        raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    if root is not None:
+        check_contained(path, root)
+    try:
+        return _open_local(path) if filesystem.is_local(path) else _open_remote(path)
+    except FileNotFoundError as error:
+        raise RowError("AudioNotFound", f"no such file: {path}") from error
+    except (OSError, pa.ArrowException, ValueError, ImportError) as error:
+        raise RowError("UnreadableAudio", f"{path}: {error}") from error
+
+
+def _raise_if_transfer_failed(stream: Any, path: str | None) -> None:
+    failure = getattr(stream, "failure", None)
+    if failure is not None:
+        raise RowError("UnreadableAudio", f"{path}: {failure}") from failure
+
+
+def check_contained(path: str, root: str) -> None:
+    """Raise RowError unless `path` lies below the folder or URI `root`."""
+    if filesystem.is_local(root) != filesystem.is_local(path):
+        inside = False
+    elif filesystem.is_local(root):
+        real_root = os.path.realpath(filesystem.absolute(root))
+        inside = os.path.realpath(filesystem.absolute(path)).startswith(real_root.rstrip("/") + "/")
+    else:
+        below = path.removeprefix(root.rstrip("/") + "/")
+        inside = below != path and ".." not in below.split("/")
+    if not inside:
+        raise RowError("AudioOutsideRoot", f"{path} is not below the audio root {root}")
+
+
+def _open_local(path: str) -> BinaryIO:
+    # O_NONBLOCK: opening a FIFO must not wait for a writer.
+    descriptor = os.open(filesystem.absolute(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
+        raise OSError(f"it is {kind}, not a file")
+    return os.fdopen(descriptor, "rb", buffering=1 << 18)
+
+
+def _open_remote(path: str) -> "_RemoteClip":
+    filesystem_, name = filesystem.resolve(path)
+    return _RemoteClip(filesystem_.open_input_file(name))
+
+
+class _RemoteClip:
+    """A seekable remote file for soundfile, which cannot see exceptions: `failure` keeps the first."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.reader = io.BufferedReader(stream, buffer_size=1 << 19)
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> "_RemoteClip":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+    def readinto(self, buffer: Any) -> int:
+        return self._guarded(lambda: self.reader.readinto(buffer))
+
+    def read(self, count: int = -1) -> bytes:
+        return self.reader.read(count)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._guarded(lambda: self.reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return self.reader.tell()
+
+    def _guarded(self, action: Callable[[], int | None]) -> int:
+        try:
+            return action() or 0
+        except (OSError, ValueError) as error:
+            self.failure = self.failure or error
+            return 0

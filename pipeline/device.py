@@ -1,0 +1,16 @@
+"""The device of an actor: the GPU that Ray gave it, or the processor with an explicit number of threads."""
+
+import os
+
+import torch
+
+
+def pick_device(torch_threads: int | None) -> torch.device:
+    """Without a GPU, `torch_threads` threads are used, by default one for each core of this process.
+
+    Ray gives an actor that reserves less than one CPU a single thread, so the number is always set.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(torch_threads or len(os.sched_getaffinity(0)))
+    return torch.device("cpu")

@@ -1,0 +1,194 @@
+"""The stages as one Ray Data stream.
+
+    blocks -> read -> validate -> audio  =>  sample  =>  rank  =>  write
+              (CPU tasks, fused into one)   (actors)   (actors)   (CPU task)
+
+Every stage maps one block to one block (`batch_size=None`), so a block keeps its rows from the first stage to
+its file. Only the plan lies in the object store beforehand; rows are read by the tasks that need them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from clvp import ClvpConfig, ClvpFeatureExtractor
+from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+from pipeline.audio import AudioToMels
+from pipeline.manifest import Manifest
+from pipeline.output import BlockWriter, OutputFolder
+from pipeline.plan import Plan
+from pipeline.rank import Ranker
+from pipeline.read import read_block
+from pipeline.sample import Sampler
+from pipeline.settings import ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from pipeline.validate import TextToTokens, load_encoder
+
+WRITE_CPUS = 0.25
+# A sampler and a ranker share a GPU unless the settings say otherwise.
+SAMPLER_GPUS, RANKER_GPUS = 0.75, 0.25
+LANES_PER_BLOCK = {"cpu": 2, "cuda": 8}  # blocks hold this many times the candidates that run at once
+DEFAULT_LANES = {"cpu": 64, "cuda": 256}
+MAX_ROWS_PER_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the stages can count on. An autoscaling cluster may start with nothing."""
+
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def current(cls) -> "Cluster":
+        resources = ray.cluster_resources()
+        return cls(resources.get("CPU", 0), resources.get("GPU", 0))
+
+    @property
+    def task_cpus(self) -> float:
+        """For a task that decodes audio: a whole core, unless the only one must be shared with the actors."""
+        return 0.25 if 0 < self.cpus < 2 else 1
+
+    def pool(self, pool: Pool, gpu_share: float) -> dict[str, Any]:
+        """`map_batches` arguments of an actor pool."""
+        num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share if self.gpus else 0
+        max_size = pool.max_size or max(pool.min_size, int(self.gpus) if num_gpus else 1)
+        return {
+            "compute": ActorPoolStrategy(min_size=pool.min_size, max_size=max_size),
+            "num_gpus": num_gpus,
+            "num_cpus": pool.num_cpus,
+        }
+
+
+def rows_per_block(execution: ExecutionSettings, num_candidates: int, cluster: Cluster, num_rows: int) -> int:
+    """Enough rows to keep a sampler's lanes full, few enough that every sampler gets several blocks."""
+    if execution.rows_per_block is not None:
+        return execution.rows_per_block
+    kind = "cuda" if cluster.gpus else "cpu"
+    lanes = execution.engine.lanes or DEFAULT_LANES[kind]
+    wanted = math.ceil(LANES_PER_BLOCK[kind] * lanes / num_candidates)
+    samplers = execution.samplers.max_size or max(int(cluster.gpus), 1)
+    return max(1, min(wanted, MAX_ROWS_PER_BLOCK, math.ceil(num_rows / (4 * samplers))))
+
+
+def synthesis_graph(
+    manifest: Manifest,
+    plan: Plan,
+    model: str,
+    settings: ResultSettings,
+    execution: ExecutionSettings,
+    output: OutputFolder,
+    cluster: Cluster,
+) -> Dataset:
+    """The stream of block reports of a synthesis run; nothing runs until it is consumed."""
+    extractor = ClvpFeatureExtractor.from_pretrained(model)
+    audio = AudioToMels(extractor.log_mel, settings.audio_seconds, execution.audio_root)
+    blocks = _prepared_blocks(manifest, plan, model, settings.model, cluster, audio)
+    sampled = blocks.map_batches(
+        Sampler,
+        fn_constructor_kwargs={
+            "model": model,
+            "settings": settings,
+            "engine": execution.engine,
+            "voices_cached": execution.voices_cached,
+            "torch_threads": execution.torch_threads,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        **cluster.pool(execution.samplers, SAMPLER_GPUS),
+    )
+    return _ranked_and_written(
+        sampled, model, settings.model, settings.scoring, execution, output, settings.sampling.seed, cluster
+    )
+
+
+def ranking_graph(
+    manifest: Manifest,
+    plan: Plan,
+    model: str,
+    loading: ModelSettings,
+    scoring: ScoringSettings,
+    execution: ExecutionSettings,
+    output: OutputFolder,
+    cluster: Cluster,
+) -> Dataset:
+    """The stream of block reports of a run that ranks speech tokens of the manifest."""
+    blocks = _prepared_blocks(manifest, plan, model, loading, cluster)
+    return _ranked_and_written(blocks, model, loading, scoring, execution, output, None, cluster)
+
+
+def _prepared_blocks(
+    manifest: Manifest,
+    plan: Plan,
+    model: str,
+    loading: ModelSettings,
+    cluster: Cluster,
+    audio: Callable[[pa.Table], pa.Table] | None = None,
+) -> Dataset:
+    plan_ref = ray.put((manifest, plan))
+    max_tokens = ClvpConfig.from_pretrained(model).decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
+    stages: list[Callable[[pa.Table], pa.Table]] = [
+        partial(_read, plan_ref=plan_ref),
+        partial(_validate, model=model, loading=loading, limit=max_tokens),
+    ]
+    if audio:
+        stages.append(audio)
+    blocks = ray.data.range(plan.num_blocks, override_num_blocks=plan.num_blocks)
+    for stage in stages:
+        blocks = blocks.map_batches(
+            _named(stage), batch_size=None, batch_format="pyarrow", num_cpus=cluster.task_cpus
+        )
+    return blocks
+
+
+def _ranked_and_written(
+    blocks: Dataset,
+    model: str,
+    loading: ModelSettings,
+    scoring: ScoringSettings,
+    execution: ExecutionSettings,
+    output: OutputFolder,
+    seed: int | None,
+    cluster: Cluster,
+) -> Dataset:
+    ranked = blocks.map_batches(
+        Ranker,
+        fn_constructor_kwargs={
+            "model": model,
+            "loading": loading,
+            "settings": scoring,
+            "torch_threads": execution.torch_threads,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        **cluster.pool(execution.rankers, RANKER_GPUS),
+    )
+    return ranked.map_batches(
+        _named(BlockWriter(output, seed)), batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS
+    )
+
+
+def _read(numbers: pa.Table, plan_ref: Any) -> pa.Table:
+    manifest, plan = ray.get(plan_ref)
+    slices = [part for number in numbers["id"].to_pylist() for part in plan.block(number)]
+    return read_block(manifest, slices)
+
+
+def _validate(table: pa.Table, model: str, loading: ModelSettings, limit: int) -> pa.Table:
+    return TextToTokens(load_encoder(model, loading.normalizer), limit)(table)
+
+
+def _named(stage: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Table], pa.Table]:
+    """Ray Data names a stage after its function; callable objects have no name of their own."""
+
+    def run_stage(table: pa.Table) -> pa.Table:
+        return stage(table)
+
+    target = stage.func if isinstance(stage, partial) else type(stage)
+    run_stage.__name__ = run_stage.__qualname__ = target.__name__.lstrip("_")
+    return run_stage

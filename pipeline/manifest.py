@@ -1,0 +1,151 @@
+"""A manifest: one or many Parquet, JSONL or CSV files that name the rows of a run.
+
+`open_manifest` resolves the files and checks their columns; `pipeline.scan` streams over the ids with the
+location of every row; `pipeline.read` reads any `Slice` of rows, on any machine, alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import filesystem, manifest_text
+from pipeline.errors import ManifestError
+from pipeline.payloads import Payload, is_text_type
+from pipeline.row_types import ColumnTypes
+
+PARQUET = (".parquet", ".pq")
+JSONL = (".jsonl", ".ndjson", ".json")
+CSV = (".csv", ".tsv")
+SUFFIXES = (*PARQUET, *JSONL, *CSV)
+RESERVED = ("seed", "candidates")  # columns of the output that a manifest must not bring along
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    uri: str
+    header: tuple[str, ...] | None = None  # of a CSV file
+
+    @property
+    def name(self) -> str:
+        return filesystem.name_of(self.uri)
+
+    @property
+    def folder(self) -> str:
+        return filesystem.parent(self.uri)
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.name.lower().endswith(PARQUET)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    files: tuple[ManifestFile, ...]
+    payload: Payload
+    extra: pa.Schema = field(
+        default_factory=lambda: pa.schema([])
+    )  # pass-through columns, by their own names
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one file, in [begin, end): row numbers in a Parquet row group, or bytes of a text file."""
+
+    file: int
+    group: int  # Parquet row group; -1 for text
+    begin: int
+    end: int
+    first_row: int  # record number in the file, from 1, of the first record in the range
+    rows: tuple[int, ...] | None = None  # record numbers wanted; None: every one in the range
+
+
+def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
+    """Find the manifest's files and check the columns of those that state them (Parquet, CSV).
+
+    Raises ManifestError naming the file and column at fault.
+    """
+    uris: list[str] = []
+    for pattern in patterns:
+        try:
+            uris += [uri for uri in filesystem.expand(pattern, SUFFIXES) if uri not in uris]
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"manifest {pattern}: {error}") from error
+    if not uris:
+        raise ManifestError("no manifest was given")
+    types = ColumnTypes()
+    files = []
+    for uri in uris:
+        try:
+            files.append(_open_file(uri, payload, types))
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(f"manifest file {uri} cannot be read: {error}") from error
+    return Manifest(tuple(files), payload, types.schema())
+
+
+def _open_file(uri: str, payload: Payload, types: ColumnTypes) -> ManifestFile:
+    file = ManifestFile(uri)
+    if not file.name.lower().endswith(SUFFIXES):
+        raise ManifestError(
+            f"manifest file {uri}: the format is told by the suffix, one of {', '.join(SUFFIXES)}"
+        )
+    if file.is_parquet:
+        with open_file(uri) as stream:
+            schema = pq.read_schema(stream)
+        check_columns(uri, schema.names, payload)
+        _check_parquet_types(uri, schema, payload)
+        for column in schema:
+            if column.name not in own_columns(payload):
+                types.declare(column.name, column.type, uri)
+    elif file.name.lower().endswith(CSV):
+        with open_file(uri) as stream:
+            header = manifest_text.csv_header(manifest_text.open_buffered(stream), uri)[0]
+        check_columns(uri, header, payload)
+        for name in header:
+            if name not in own_columns(payload):
+                types.declare(name, pa.string(), uri)
+        file = ManifestFile(uri, tuple(header))
+    return file
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    filesystem_, path = filesystem.resolve(uri)
+    return filesystem_.open_input_file(path)
+
+
+def own_columns(payload: Payload) -> tuple[str, str, str]:
+    return ("id", "text", payload.field.name)
+
+
+def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
+    missing = [name for name in own_columns(payload) if name not in names]
+    if missing:
+        raise ManifestError(
+            f"manifest file {uri} has no column {' and no column '.join(map(repr, missing))}; "
+            f"its columns are {', '.join(map(repr, names))}"
+        )
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ManifestError(
+            f"manifest file {uri} has more than one column named {', '.join(map(repr, repeated))}"
+        )
+    clashing = [name for name in RESERVED if name in names]
+    if clashing:
+        raise ManifestError(
+            f"manifest file {uri}: the column {clashing[0]!r} clashes with the output's; rename or drop it"
+        )
+
+
+def _check_parquet_types(uri: str, schema: pa.Schema, payload: Payload) -> None:
+    id_type, text_type = schema.field("id").type, schema.field("text").type
+    if not (is_text_type(id_type) or pa.types.is_integer(id_type)):
+        raise ManifestError(
+            f"manifest file {uri}: column 'id' must hold strings or integers, it holds {id_type}"
+        )
+    if not (is_text_type(text_type) or pa.types.is_null(text_type)):
+        raise ManifestError(f"manifest file {uri}: column 'text' must hold strings, it holds {text_type}")
+    name = payload.field.name
+    if not payload.accepts(schema.field(name).type):
+        found = schema.field(name).type
+        raise ManifestError(f"manifest file {uri}: column {name!r} must be {payload.expected}; it is {found}")

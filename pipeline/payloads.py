@@ -1,0 +1,141 @@
+"""The column a job works on besides `id` and `text`: reference audio, or speech tokens that exist already.
+
+A payload turns one manifest value (as Python sees it, whatever the manifest's format) into one Arrow type.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as pat
+
+from pipeline import filesystem
+from pipeline.errors import RowError
+
+MAX_CLIPS = 64  # of one voice
+MAX_CANDIDATES = 4096  # of one row that comes with its speech tokens
+
+CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
+SAMPLED_TYPE = pa.struct(
+    [("candidate", pa.int16()), ("finished", pa.bool_()), ("speech_ids", pa.list_(pa.uint16()))]
+)
+SPEECH_IDS = pa.field("speech_ids", pa.list_(SAMPLED_TYPE))
+
+
+@dataclass(frozen=True)
+class Payload:
+    field: pa.Field  # the column's name in the manifest, and its type in the pipeline
+    accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
+    convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
+    expected: str  # for messages
+
+
+def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
+    """Clips of one voice from a path, a `{bytes, path}` struct, or a list of either."""
+    values = value if isinstance(value, list) else [value]
+    if value is None or not values:
+        raise RowError("MissingAudio", "audio is null or an empty list")
+    if len(values) > MAX_CLIPS:
+        raise RowError(
+            "TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used per voice"
+        )
+    return [_audio_clip(item, folder) for item in values]
+
+
+def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        if not isinstance(value["bytes"], bytes):
+            raise RowError(
+                "InvalidAudioValue", "audio.bytes must be binary (Parquet); JSON can only hold a path"
+            )
+        path = value.get("path")
+        return {"bytes": value["bytes"], "path": path if isinstance(path, str) else None}
+    path = value.get("path") if isinstance(value, dict) else value
+    if path is None or path == "":
+        raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    if not isinstance(path, str):
+        raise RowError(
+            "InvalidAudioValue", f"audio must be a path, a list of paths or {{bytes, path}}, not {path!r:.80}"
+        )
+    if "\0" in path:
+        raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
+    return {"bytes": None, "path": filesystem.join(folder, path)}
+
+
+def _accepts_audio(dtype: pa.DataType) -> bool:
+    if _is_list(dtype):
+        return not _is_list(dtype.value_type) and _accepts_audio(dtype.value_type)
+    if pat.is_struct(dtype):
+        names = {dtype.field(i).name for i in range(dtype.num_fields)}
+        return "path" in names or "bytes" in names
+    return is_text_type(dtype) or pat.is_null(dtype)
+
+
+def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
+    """Candidates of one row: a list of tokens, a list of such lists, a list of structs with `speech_ids`,
+    `finished` and `candidate` (what a run's output holds), or any of them as JSON text.
+
+    Tokens come without start and stop token. Where `finished` is not given, a candidate counts as finished.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RowError("InvalidSpeechIds", f"speech_ids is text but no JSON list: {error}") from error
+    if value is None or value == []:
+        raise RowError("MissingSpeechIds", "speech_ids is null or empty")
+    if not isinstance(value, list):
+        raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {value!r:.80}")
+    items = value if all(isinstance(item, list | dict) for item in value) else [value]
+    if len(items) > MAX_CANDIDATES:
+        raise RowError("InvalidSpeechIds", f"{len(items):,} candidates; at most {MAX_CANDIDATES:,} in a row")
+    return [_speech_candidate(index, item) for index, item in enumerate(items)]
+
+
+def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
+    given = item if isinstance(item, dict) else {"speech_ids": item}
+    tokens = given.get("speech_ids")
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**16 for token in tokens):
+        raise RowError(
+            "InvalidSpeechIds", f"candidate {index}: speech_ids must be whole numbers from 0 to 65535"
+        )
+    number, finished = given.get("candidate"), given.get("finished")
+    return {
+        "candidate": index if number is None else number,
+        "finished": True if finished is None else finished,
+        "speech_ids": tokens,
+    }
+
+
+def _accepts_speech_ids(dtype: pa.DataType) -> bool:
+    if _is_list(dtype):
+        inner = dtype.value_type.value_type if _is_list(dtype.value_type) else dtype.value_type
+        return pat.is_integer(inner) or pat.is_struct(inner)
+    return is_text_type(dtype) or pat.is_null(dtype)
+
+
+def is_text_type(dtype: pa.DataType) -> bool:
+    if pat.is_dictionary(dtype):
+        return is_text_type(dtype.value_type)
+    return pat.is_string(dtype) or pat.is_large_string(dtype) or pat.is_string_view(dtype)
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    return pat.is_list(dtype) or pat.is_large_list(dtype) or pat.is_fixed_size_list(dtype)
+
+
+AUDIO_PAYLOAD = Payload(
+    AUDIO,
+    _accepts_audio,
+    audio_clips,
+    "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
+)
+SPEECH_PAYLOAD = Payload(
+    SPEECH_IDS,
+    _accepts_speech_ids,
+    speech_candidates,
+    "a list of integers, or a list of such lists (one per candidate)",
+)

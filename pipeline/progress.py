@@ -1,0 +1,88 @@
+"""What a run has done so far, as lines that read well on a terminal and in a job's log."""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from pipeline.rank import TOKENS_PER_SECOND
+
+
+@dataclass
+class Totals:
+    """Sums over the blocks of one run."""
+
+    rows: int = 0
+    failed: int = 0
+    candidates: int = 0
+    tokens: int = 0
+    unfinished: int = 0
+    sample_seconds: float = 0.0
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Add the report of one block."""
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + report[name])
+
+    @property
+    def audio_hours(self) -> float:
+        return self.tokens / TOKENS_PER_SECOND / 3600
+
+
+class Progress:
+    """Prints a line now and then, also while no block is finished. Use as a context manager."""
+
+    def __init__(self, todo: int, seconds: float, stream: TextIO | None = None) -> None:
+        self.todo = todo
+        self.totals = Totals()
+        self.seconds = seconds
+        self.stream = stream or sys.stderr
+        self.started = time.monotonic()
+        self._last = (self.started, 0)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def add(self, report: dict[str, Any]) -> None:
+        with self._lock:
+            self.totals.add(report)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def line(self) -> str:
+        """Rows, failures, speed now and overall, audio and the time that is left."""
+        with self._lock:
+            totals = self.totals
+            now, then = (time.monotonic(), totals.tokens), self._last
+            self._last = now
+            rows = totals.rows + totals.failed
+            current = (now[1] - then[1]) / max(now[0] - then[0], 1e-9)
+            overall = now[1] / max(self.elapsed, 1e-9)
+            left = f"{format_seconds(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
+            return (
+                f"[{format_seconds(self.elapsed)}] {rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
+                f"{totals.candidates:,} candidates, {current:,.0f} tokens/s now, {overall:,.0f} overall, "
+                f"{totals.audio_hours:.2f} h of audio, {left}"
+            )
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.seconds):
+            print(self.line(), file=self.stream, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

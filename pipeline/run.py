@@ -1,0 +1,225 @@
+"""A run from beginning to end: check, plan, stream, publish, sum up.
+
+Everything that can be wrong with the manifest, the settings or the output is found before a model is loaded.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import DataContext, Dataset
+
+from clvp import ClvpConfig
+from clvp.checkpoint import CheckpointError
+from pipeline import filesystem, graph
+from pipeline.errors import ManifestError, RunError
+from pipeline.manifest import Manifest, open_manifest
+from pipeline.output import OutputFolder
+from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, Payload
+from pipeline.plan import Plan, make_plan, rejected_rows, select_rows
+from pipeline.progress import Progress, Totals
+from pipeline.publish import publish, publish_rejected, recover
+from pipeline.scan import scan
+from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, ScoringSettings
+
+SCHEMA_VERSION = 1
+DESCRIPTION = "run.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run reads and writes: paths or URIs, and a checkpoint folder or hub id."""
+
+    manifest: tuple[str, ...]
+    output: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has done."""
+
+    output: str
+    totals: Totals
+    rejected: int  # manifest rows without an id of their own; their errors are not in `totals`
+    done_before: int
+    seconds: float
+
+    @property
+    def failed(self) -> int:
+        return self.totals.failed + self.rejected
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.totals.tokens / max(self.seconds, 1e-9)
+
+
+def synthesize(job: Job, settings: ResultSettings, execution: ExecutionSettings | None = None) -> Summary:
+    """Sample, score and store `settings.num_candidates` candidates for every row of a manifest.
+
+    Raises ManifestError and RunError before any model is loaded where they can be known by then.
+    """
+    execution = execution or ExecutionSettings()
+    config = _read_config(job.model)
+    positions = config.decoder_config.max_position_embeddings
+    positions -= settings.sampling.mel_positions == "skip_one"
+    if settings.sampling.max_new_tokens > positions:
+        raise RunError(
+            f"max_new_tokens={settings.sampling.max_new_tokens} exceeds the model's {positions} positions"
+        )
+
+    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: graph.Cluster) -> Dataset:
+        return graph.synthesis_graph(manifest, plan, job.model, settings, execution, output, cluster)
+
+    return _run(job, AUDIO_PAYLOAD, settings, execution, settings.num_candidates, build)
+
+
+def rank(
+    job: Job,
+    loading: ModelSettings,
+    scoring: ScoringSettings,
+    execution: ExecutionSettings | None = None,
+) -> Summary:
+    """Score and rank the speech tokens that a manifest brings along (id, text, speech_ids)."""
+    execution = execution or ExecutionSettings()
+    _read_config(job.model)
+
+    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: graph.Cluster) -> Dataset:
+        return graph.ranking_graph(manifest, plan, job.model, loading, scoring, execution, output, cluster)
+
+    return _run(job, SPEECH_PAYLOAD, (loading, scoring), execution, 16, build)
+
+
+Build = Callable[[Manifest, Plan, OutputFolder, graph.Cluster], Dataset]
+
+
+def _run(
+    job: Job, payload: Payload, settings: Any, execution: ExecutionSettings, num_candidates: int, build: Build
+) -> Summary:
+    output = OutputFolder(filesystem.absolute(job.output))
+    manifest, index = scan(open_manifest(job.manifest, payload))
+    _describe(output, settings, manifest)
+    recovered = recover(output)
+    selection = select_rows(index, recovered.done_ids())
+    rejected = publish_rejected(output, rejected_rows(manifest, index, selection))
+    todo = len(selection.todo)
+    progress = Progress(todo, execution.report_seconds)
+    publisher = _Publisher(output, execution.publish_bytes, recovered.parts)
+    if todo:
+        connect()
+        cluster = graph.Cluster.current()
+        plan = make_plan(
+            index, selection.todo, graph.rows_per_block(execution, num_candidates, cluster, todo)
+        )
+        with progress:
+            for report in _reports(build(manifest, plan, output, cluster)):
+                progress.add(report)
+                publisher.add(report["part"], report["num_bytes"])
+    publisher.finish()
+    finished = progress.totals.rows + progress.totals.failed
+    if finished != todo:
+        raise RunError(
+            f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
+        )
+    return Summary(output.uri, progress.totals, rejected, len(selection.done), progress.elapsed)
+
+
+def connect() -> None:
+    """Use the Ray cluster that this process belongs to or is pointed at, or start one on this machine."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # the run prints its own lines, which logs can hold
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _reports(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+    except ray.exceptions.RayError as error:
+        raise _readable(error) from error
+
+
+def _readable(error: BaseException) -> Exception:
+    """The error of our own at the bottom of what Ray wraps around it, or a short RunError."""
+    cause: BaseException | None = error
+    innermost = error
+    while cause is not None:
+        if isinstance(cause, ManifestError | RunError | CheckpointError):
+            return cause
+        innermost = cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return RunError(f"a stage failed: {type(innermost).__name__}: {innermost}")
+
+
+def _read_config(model: str) -> ClvpConfig:
+    try:
+        return ClvpConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise RunError(f"the model {model} cannot be used: {error}") from error
+
+
+def _describe(output: OutputFolder, settings: Any, manifest: Manifest) -> None:
+    """Write the run description, or check that this run is the one that the output was made by."""
+    parts = settings if isinstance(settings, tuple) else (settings,)
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": {type(part).__name__: dataclasses.asdict(part) for part in parts},
+        "columns": {field.name: str(field.type) for field in manifest.extra},
+    }
+    uri = output.file("", DESCRIPTION)
+    if filesystem.exists(uri):
+        before = json.loads(filesystem.read_bytes(uri))
+        differing = sorted(_differences(before, json.loads(json.dumps(description))))
+        if differing:
+            raise RunError(
+                f"{output.uri} was made with other settings ({'; '.join(differing)}): "
+                "use them again, or another output"
+            )
+    else:
+        output.write("", DESCRIPTION, json.dumps(description, indent=2).encode())
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield f"{path}: {before!r} there, {now!r} here"
+
+
+class _Publisher:
+    """Publishes finished parts, in the background, whenever there are enough for a file."""
+
+    def __init__(self, output: OutputFolder, enough_bytes: int, parts: list[str]) -> None:
+        self.output = output
+        self.enough_bytes = enough_bytes
+        self.parts = list(parts)
+        self.num_bytes = 0
+        self.running: list[Any] = []
+
+    def add(self, part: str, num_bytes: int) -> None:
+        self.parts.append(part)
+        self.num_bytes += num_bytes
+        if self.num_bytes >= self.enough_bytes:
+            # No CPU is reserved: the stages may hold them all until the end of the run.
+            self.running.append(_publish_task.options(num_cpus=0).remote(self.output, self.parts))
+            self.parts, self.num_bytes = [], 0
+            done, self.running = ray.wait(self.running, num_returns=len(self.running), timeout=0)
+            ray.get(done)
+
+    def finish(self) -> None:
+        ray.get(self.running)
+        if self.parts:
+            publish(self.output, self.parts)
+            self.parts = []
+
+
+@ray.remote
+def _publish_task(output: OutputFolder, parts: list[str]) -> None:
+    publish(output, parts)

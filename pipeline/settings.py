@@ -1,0 +1,112 @@
+"""Everything a run can be told, separated by type into what changes results and what does not.
+
+`ResultSettings` decide tokens, scores and which candidates are kept: two runs may share an output only when
+theirs are equal. `ExecutionSettings` decide where and how fast; no value of theirs changes a result.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from clvp.sampling import EngineConfig, SamplingParams
+from clvp.scoring import SCORING_LENGTH
+
+Normalizer = Literal["tortoise", "english"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+# Number of candidates of Tortoise's presets; all of them sample with Tortoise's one set of parameters, which
+# are the defaults of SamplingParams and the fake prompt token that its repetition penalty sees.
+PRESETS: Mapping[str, int] = {"ultra_fast": 16, "fast": 96, "standard": 256, "high_quality": 256}
+TORTOISE_SAMPLING = SamplingParams(penalized_tokens=(1,))
+
+MAX_CANDIDATES = 32_767
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How the checkpoint is used. Like all settings, raises ValueError naming a field out of range."""
+
+    normalizer: Normalizer = "tortoise"
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        _check("normalizer", self.normalizer, self.normalizer in get_args(Normalizer))
+        _check("dtype", self.dtype, self.dtype in get_args(Dtype))
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How candidates are scored and ranked."""
+
+    scoring_length: int = SCORING_LENGTH  # codes are padded to this many; scores depend on it
+    unfinished_last: bool = True  # candidates without a stop token rank after those with one
+    keep: int | None = None  # best candidates of a row that are stored; None: all
+
+    def __post_init__(self) -> None:
+        _check("scoring_length", self.scoring_length, 4 <= self.scoring_length <= 100_000)
+        _check("keep", self.keep, self.keep is None or self.keep >= 1)
+
+
+@dataclass(frozen=True)
+class ResultSettings:
+    """All that decides a row's candidates, apart from the model's files and the row itself."""
+
+    model: ModelSettings = ModelSettings()
+    num_candidates: int = PRESETS["ultra_fast"]
+    sampling: SamplingParams = TORTOISE_SAMPLING
+    scoring: ScoringSettings = ScoringSettings()
+    audio_seconds: float = 6.0  # of each reference clip: longer ones are cut, shorter ones padded
+
+    def __post_init__(self) -> None:
+        _check("num_candidates", self.num_candidates, 1 <= self.num_candidates <= MAX_CANDIDATES)
+        _check("audio_seconds", self.audio_seconds, 0.1 <= self.audio_seconds <= 600)
+        if self.sampling.max_new_tokens > self.scoring.scoring_length:
+            raise ValueError(
+                f"max_new_tokens={self.sampling.max_new_tokens} exceeds scoring_length="
+                f"{self.scoring.scoring_length}: the longest candidates could not be scored"
+            )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Size of an actor pool, and what one actor reserves. None: decided by what the cluster has."""
+
+    min_size: int = 1
+    max_size: int | None = None
+    num_gpus: float | None = None
+    num_cpus: float = (
+        0.25  # reserved, not used up: a reservation of 1 would starve the audio stage on 2 cores
+    )
+
+    def __post_init__(self) -> None:
+        _check("min_size", self.min_size, self.min_size >= 1)
+        _check("max_size", self.max_size, self.max_size is None or self.max_size >= self.min_size)
+        _check("num_gpus", self.num_gpus, self.num_gpus is None or self.num_gpus >= 0)
+        _check("num_cpus", self.num_cpus, self.num_cpus >= 0)
+
+
+@dataclass(frozen=True)
+class ExecutionSettings:
+    """Where and how fast. Results are the same for every value."""
+
+    rows_per_block: int | None = None  # None: enough for the sampler's lanes
+    samplers: Pool = Pool()
+    rankers: Pool = Pool()
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    torch_threads: int | None = None  # of an actor without a GPU; None: all cores of its machine
+    voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB
+    audio_root: str | None = None  # audio paths must lie below it
+    publish_bytes: int = 256 << 20  # of finished blocks that become one output file
+    report_seconds: float = 10.0  # between two lines of progress
+
+    def __post_init__(self) -> None:
+        _check("rows_per_block", self.rows_per_block, self.rows_per_block is None or self.rows_per_block >= 1)
+        _check("torch_threads", self.torch_threads, self.torch_threads is None or self.torch_threads >= 1)
+        _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
+        _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
+        _check("report_seconds", self.report_seconds, self.report_seconds > 0)
+
+
+def _check(name: str, value: object, good: bool) -> None:
+    if not good:
+        raise ValueError(f"{name}={value!r} is out of range")
