@@ -7,7 +7,7 @@ B batch, L length, P prefix length, D width, T speech tokens, V vocabulary.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,10 @@ from torch.nn import functional
 from clvp.checkpoint import CheckpointSource
 from clvp.configuration import ClvpDecoderConfig
 from clvp.decoder_stack import ClvpDecoder, ClvpDecoderLayer
-from clvp.generation import ClvpGenerationConfig, MelPositions, mel_position_ids, sample_prompts
+from clvp.generation import ClvpGenerationConfig, mel_position_ids, sample_prompts
 from clvp.outputs import ClvpCausalLMOutput, ClvpDecoderOutput, ClvpGenerateOutput, KeyValues
 from clvp.pretrained import ClvpPreTrainedModel, initialize
-
-if TYPE_CHECKING:
-    from clvp.sampling import EngineConfig
+from clvp.sampling import Candidate, EngineConfig, MelPositions
 
 __all__ = ["ClvpDecoder", "ClvpDecoderLayer", "ClvpForCausalLM", "ClvpModel"]
 
@@ -92,7 +90,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         self.generation_config = ClvpGenerationConfig.for_decoder(config)
 
     def _read_extra_files(self, source: CheckpointSource) -> None:
-        self.generation_config = ClvpGenerationConfig.from_source(source, self.config)
+        self.generation_config = ClvpGenerationConfig.from_source(source, self.generation_config)
 
     def _write_extra_files(self, folder: Path) -> None:
         self.generation_config.save_pretrained(folder)
@@ -211,7 +209,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         row_ids: Sequence[str] | None = None,
-        engine_config: "EngineConfig | None" = None,
+        engine_config: EngineConfig | None = None,
         **kwargs: Any,
     ) -> ClvpGenerateOutput | Tensor:
         """Speech tokens after prefixes [B, P, D] (padding marked by `attention_mask` [B, P]), or a list of
@@ -235,7 +233,9 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
             return ClvpGenerateOutput(sequences=sequences, finished=finished)
         return sequences
 
-    def _as_sequences(self, candidates: Sequence[Any], config: ClvpGenerationConfig) -> tuple[Tensor, Tensor]:
+    def _as_sequences(
+        self, candidates: Sequence[Candidate], config: ClvpGenerationConfig
+    ) -> tuple[Tensor, Tensor]:
         start = torch.tensor([self.config.bos_token_id])
         stop = torch.tensor([self.config.eos_token_id])
         pad = self.config.eos_token_id if config.pad_token_id is None else config.pad_token_id

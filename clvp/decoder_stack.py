@@ -169,23 +169,32 @@ class ClvpDecoder(ClvpPreTrainedModel):
 
     def _count_positions(self, attention_mask: Tensor | None, embeds_BLD: Tensor, past: int) -> Tensor:
         length, device = embeds_BLD.shape[1], embeds_BLD.device
-        limit = self.config.max_position_embeddings
         if attention_mask is None:
-            if past + length > limit:
-                raise ValueError(f"{past + length} positions are more than the {limit} of the model")
-            return torch.arange(past, past + length, device=device)[None]
-        return (attention_mask.to(device).long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+            positions = torch.arange(past, past + length, device=device)[None]
+        else:
+            check_mask(attention_mask, embeds_BLD, past)
+            counted = attention_mask.to(device).long().cumsum(dim=1) - 1
+            positions = counted.clamp(min=0)[:, -length:]
+        limit = self.config.max_position_embeddings
+        if past + length > limit and int(positions.max()) >= limit:
+            raise ValueError(f"{int(positions.max()) + 1} positions are more than the {limit} of the model")
+        return positions
+
+
+def check_mask(attention_mask: Tensor, embeds_BLD: Tensor, past: int) -> None:
+    """Raise ValueError unless the mask covers past and present tokens."""
+    expected = [embeds_BLD.shape[0], past + embeds_BLD.shape[1]]
+    if list(attention_mask.shape) != expected:
+        raise ValueError(
+            f"attention_mask must cover past and present tokens, {expected}, not {list(attention_mask.shape)}"
+        )
 
 
 def _masking(attention_mask: Tensor | None, embeds_BLD: Tensor, past: int) -> tuple[Tensor | None, bool]:
     """The mask to attend with, and whether a plain lower triangle does instead."""
-    batch, length, _ = embeds_BLD.shape
+    length = embeds_BLD.shape[1]
     if attention_mask is not None:
-        if attention_mask.shape != (batch, past + length):
-            raise ValueError(
-                f"attention_mask must cover past and present tokens, {[batch, past + length]}, "
-                f"not {list(attention_mask.shape)}"
-            )
+        check_mask(attention_mask, embeds_BLD, past)
         attention_mask = attention_mask.to(embeds_BLD.device)
         return causal_mask(attention_mask, length, past + length, embeds_BLD.device), False
     if past == 0:

@@ -11,27 +11,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from clvp.checkpoint import CheckpointSource, write_json
 from clvp.configuration import ClvpDecoderConfig
+from clvp.sampling import Candidate, CandidateSampler, EngineConfig, MelPositions, PromptRow, SamplingParams
 
 if TYPE_CHECKING:
     from clvp.decoder import ClvpForCausalLM
-    from clvp.sampling import Candidate, EngineConfig, SamplingParams
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 TORTOISE_MAX_MEL_TOKENS = 500
 
-# "trained": 0, 1, 2, 3 ...; "skip_one": 0, 2, 3, 4 ..., as cached decoding in the references has it.
-MelPositions = Literal["trained", "skip_one"]
-
 
 def mel_position_ids(length: int, mel_positions: MelPositions) -> Tensor:
-    """[length] mel positions of the start token and the tokens after it."""
+    """[length] mel positions of the start token and the tokens after it: 0, 1, 2 ... as trained, or 0, 2, 3
+    ...
+
+    Cached decoding in the references skips position 1.
+    """
     positions = torch.arange(length)
     if mel_positions == "skip_one":
         positions[1:] += 1
@@ -71,10 +72,10 @@ class ClvpGenerationConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @classmethod
-    def for_decoder(cls, config: ClvpDecoderConfig) -> Self:
+    def for_decoder(cls, config: ClvpDecoderConfig, longest: int = TORTOISE_MAX_MEL_TOKENS) -> Self:
         """Sampling as the published model does, for as many tokens as Tortoise or the positions allow."""
         return cls(
-            max_new_tokens=min(TORTOISE_MAX_MEL_TOKENS, config.max_position_embeddings),
+            max_new_tokens=min(longest, config.max_position_embeddings),
             do_sample=True,
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
@@ -97,10 +98,9 @@ class ClvpGenerationConfig:
         return cls.from_dict(content, **overrides)
 
     @classmethod
-    def from_source(cls, source: CheckpointSource, decoder: ClvpDecoderConfig) -> Self:
-        """Settings beside a checkpoint, or the decoder's defaults where it has none."""
+    def from_source(cls, source: CheckpointSource, default: Self) -> Self:
+        """Settings beside a checkpoint, or the default where it has none."""
         content = source.json(GENERATION_CONFIG_FILE)
-        default = cls.for_decoder(decoder)
         if content is None:
             return default
         return cls.from_dict({"max_new_tokens": default.max_new_tokens, **content})
@@ -131,10 +131,8 @@ class ClvpGenerationConfig:
         """Write `generation_config.json` into a folder."""
         write_json(Path(save_directory) / GENERATION_CONFIG_FILE, self.to_dict())
 
-    def sampling_params(self) -> "SamplingParams":
+    def sampling_params(self) -> SamplingParams:
         """The sampling engine's parameters. Without a `seed`, one is drawn from torch's default generator."""
-        from clvp.sampling import SamplingParams
-
         seed = self.seed
         if seed is None:
             seed = int(torch.randint(2**31, ()).item()) if self.do_sample else 0
@@ -170,14 +168,12 @@ def sample_prompts(
     prefixes: Sequence[Tensor],
     config: ClvpGenerationConfig,
     row_ids: Sequence[str] | None,
-    engine_config: "EngineConfig | None" = None,
-) -> "list[list[Candidate]]":
+    engine_config: EngineConfig | None = None,
+) -> list[list[Candidate]]:
     """`num_return_sequences` candidates for each prefix [P, D], in order, from the sampling engine.
 
     Without `row_ids`, a row is named after the number of equal rows before it, which no other row changes.
     """
-    from clvp.sampling import CandidateSampler, EngineConfig, PromptRow
-
     check_generation(config, decoder.config)
     if row_ids is None:
         row_ids = [
@@ -187,5 +183,5 @@ def sample_prompts(
         raise ValueError(f"{len(row_ids)} row_ids do not name {len(prefixes)} rows")
     candidates = range(config.num_return_sequences)
     rows = [PromptRow(name, prefix, candidates) for name, prefix in zip(row_ids, prefixes, strict=True)]
-    sampler = CandidateSampler(decoder, engine_config or EngineConfig())
+    sampler = CandidateSampler(decoder, engine_config)
     return sampler.sample(rows, config.sampling_params())

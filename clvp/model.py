@@ -6,7 +6,7 @@ projection.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,8 @@ from clvp.generation import ClvpGenerationConfig, sample_prompts
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 from clvp.pretrained import ClvpPreTrainedModel
 from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, row_names, text_rows
+from clvp.sampling import Candidate, EngineConfig
 from clvp.scoring import encode_speech, fix_rows, pad_and_fix_codes, score_texts, similarity, unit
-
-if TYPE_CHECKING:
-    from clvp.sampling import Candidate, EngineConfig
 
 
 def contrastive_loss(logits_BB: Tensor) -> Tensor:
@@ -50,10 +48,12 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         self.text_encoder_model = ClvpEncoder(config.text_config)
         self.speech_encoder_model = ClvpEncoder(config.speech_config)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.generation_config = ClvpGenerationConfig.for_decoder(config.decoder_config)
+        self.generation_config = ClvpGenerationConfig.for_decoder(
+            config.decoder_config, config.scoring_length
+        )
 
     def _read_extra_files(self, source: CheckpointSource) -> None:
-        self.generation_config = ClvpGenerationConfig.from_source(source, self.config.decoder_config)
+        self.generation_config = ClvpGenerationConfig.from_source(source, self.generation_config)
 
     def _write_extra_files(self, folder: Path) -> None:
         self.generation_config.save_pretrained(folder)
@@ -216,7 +216,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         conditioning_encoder_inputs_embeds: Tensor | None = None,
         text_encoder_inputs_embeds: Tensor | None = None,
         row_ids: Sequence[str] | None = None,
-        engine_config: "EngineConfig | None" = None,
+        engine_config: EngineConfig | None = None,
         **kwargs: Any,
     ) -> ClvpOutput | tuple[Any, ...]:
         """Speech codes for texts in the voice of reference audio, and their scores.
@@ -287,8 +287,8 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         attention_mask: Tensor | None,
         config: ClvpGenerationConfig,
         row_ids: Sequence[str] | None = None,
-        engine_config: "EngineConfig | None" = None,
-    ) -> "tuple[list[Tensor], list[list[Candidate]]]":
+        engine_config: EngineConfig | None = None,
+    ) -> tuple[list[Tensor], list[list[Candidate]]]:
         """The prefix [P, D] of each text and audio, and its candidates."""
         text = input_ids if inputs_embeds is None else inputs_embeds
         if text is None or input_features is None:
@@ -306,7 +306,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         names = row_names(texts, audios) if row_ids is None else row_ids
         return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, engine_config)
 
-    def _codes(self, candidates: "Sequence[Candidate]", length: int) -> Tensor:
+    def _codes(self, candidates: Sequence[Candidate], length: int) -> Tensor:
         """[S, length] padded and fixed codes on the model's device."""
         codes = pad_and_fix_codes(
             [candidate.tokens for candidate in candidates],
@@ -317,7 +317,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         return codes.to(self.device)
 
     def _decoder_states(
-        self, prefixes: list[Tensor], candidates: "Sequence[Candidate]", config: ClvpGenerationConfig
+        self, prefixes: list[Tensor], candidates: Sequence[Candidate], config: ClvpGenerationConfig
     ) -> tuple[Tensor, ...]:
         """Layers + 1 of [S, longest, D]: states that predict each token, zero behind a candidate's end."""
         tokens = nn.utils.rnn.pad_sequence([c.tokens for c in candidates], batch_first=True).to(self.device)
