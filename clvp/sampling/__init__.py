@@ -1,10 +1,10 @@
-"""The candidate sampling engine: conditioning embeddings of many rows in, speech tokens of their candidates
-out.
+"""The candidate sampling engine: conditioning embeddings of many rows in, their candidates' tokens out.
 
 Reading order: `params`, `sampler`, `cohort_decoder`, `cohort`; then `weights`, `prefill`, `lanes`, `filters`,
-`noise`, `memory`, `invariance`.
+`noise`, `memory`, `invariance`; `static_decoder` and `triton_attention` for GPUs.
 """
 
+from clvp.sampling.cache import sampler_for
 from clvp.sampling.params import (
     Candidate,
     EngineConfig,
@@ -24,4 +24,5 @@ __all__ = [
     "PromptRow",
     "SamplingParams",
     "SamplingStats",
+    "sampler_for",
 ]

@@ -34,6 +34,7 @@ class _PrefixStack:
     padding_R1P: Tensor  # [R, 1, P] float: 0, or −inf where the prefix is padding
     members: int  # M
     slot_B: Tensor  # [B]: row · M + place among the row's lanes
+    full: bool  # every place of every row is taken, in order: nothing needs to be gathered
 
     @classmethod
     def build(cls, prefixes: Sequence[Prefix], lanes: Sequence[int], quantum: int) -> "_PrefixStack":
@@ -50,6 +51,7 @@ class _PrefixStack:
             ],
             members=members,
             slot_B=torch.tensor(slots, device=device),
+            full=slots == list(range(len(prefixes) * members)),
         )
 
     @property
@@ -63,6 +65,7 @@ class _PrefixStack:
     def keep(self, order_B: Tensor) -> None:
         """Keeps the lanes `order_B` of the present ones, in that order."""
         self.slot_B = self.slot_B[order_B]
+        self.full = False
 
     def drop_empty_rows(self) -> None:
         row_B, place_B = self.slot_B // self.members, self.slot_B % self.members
@@ -75,15 +78,15 @@ class _PrefixStack:
 
     def by_row(self, x_BHX: Tensor) -> Tensor:
         """[B, H, X] -> [R·H, M, X], zero where a row has no lane."""
-        heads, columns = x_BHX.shape[1:]
-        padded = x_BHX.new_zeros(self.rows * self.members, heads, columns)
-        padded.index_copy_(0, self.slot_B, x_BHX)
-        return padded.view(self.rows, self.members, heads, columns).transpose(1, 2).flatten(0, 1)
+        if not self.full:
+            padded = x_BHX.new_zeros(self.rows * self.members, *x_BHX.shape[1:])
+            x_BHX = padded.index_copy_(0, self.slot_B, x_BHX)
+        return x_BHX.unflatten(0, (self.rows, self.members)).transpose(1, 2).flatten(0, 1)
 
     def by_lane(self, x_EMX: Tensor) -> Tensor:
         """[R·H, M, X] -> [B, H, X]; the inverse of `by_row`."""
-        x_RHMX = x_EMX.view(self.rows, -1, *x_EMX.shape[1:])
-        return x_RHMX.transpose(1, 2).flatten(0, 1)[self.slot_B]
+        x_SHX = x_EMX.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(0, 1)  # S = R·M
+        return x_SHX if self.full else x_SHX[self.slot_B]
 
     def scores(self, layer: int, q_BHN: Tensor) -> Tensor:
         """[B, H, P]"""

@@ -6,7 +6,6 @@ by cohort. Shapes: B lanes, W lanes padded to a multiple of the quantum, D width
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -14,19 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from clvp.sampling.cohort import Cohort
-from clvp.sampling.lanes import FinishedLane, LaneOwner, LaneTable
+from clvp.sampling.lanes import Admission, FinishedLane, LaneTable
+from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
-from clvp.sampling.prefill import Prefix
+from clvp.sampling.prefill import padded_length
 from clvp.sampling.weights import DecoderWeights
-
-
-@dataclass(frozen=True)
-class Admission:
-    """Candidates of one row that start together."""
-
-    prefix: Prefix
-    owners: Sequence[LaneOwner]
-    keys_N: Tensor  # [N] int64, the candidates' random keys
 
 
 def _filling_holes(size: int, gone: set[int]) -> list[int]:
@@ -40,13 +31,17 @@ def _filling_holes(size: int, gone: set[int]) -> list[int]:
 
 
 class CohortDecoder:
-    """Lanes in decoding. `admit` adds some, `step` draws one token for each and gives those that are done."""
+    """Lanes in decoding. `reserve` and `admit` add some, `step` draws a token for each and gives the done."""
 
-    def __init__(self, weights: DecoderWeights, params: SamplingParams, quantum: int) -> None:
+    def __init__(
+        self, weights: DecoderWeights, params: SamplingParams, lanes: int, budget: int, quantum: int
+    ) -> None:
+        """At most `lanes` lanes, and `budget` bytes for their keys and values."""
         self.weights = weights
-        self.quantum = quantum
+        self.lanes, self.budget, self.quantum = lanes, budget, quantum
         self.table = LaneTable(weights, params)
         self.cohorts: list[Cohort] = []
+        self.promised_lanes = self.promised_bytes = 0
         self.width_steps = 0  # padded lanes, summed over the steps: the work done
 
     @property
@@ -55,13 +50,37 @@ class CohortDecoder:
         return len(self.table)
 
     @property
-    def reserved_bytes(self) -> int:
-        """The most that the keys and values of the present lanes may come to."""
-        return sum(cohort.reserved_bytes for cohort in self.cohorts)
+    def has_room(self) -> bool:
+        """Whether enough lanes are free to be worth a cohort of their own."""
+        return self.lanes - self.live >= min(self.quantum, self.lanes)
+
+    def bytes_for(self, prefix_positions: int, candidates: int) -> int:
+        """What candidates of one row can come to need. The prefix counts twice: kept for those to come."""
+        positions = 2 * padded_length(prefix_positions) + candidates * self.table.params.max_new_tokens
+        return self.weights.kv_bytes_per_token * positions
+
+    def reserve(self, prefix_positions: int, wanted: int) -> int:
+        """How many of `wanted` candidates of one row can be admitted now; they are promised room.
+
+        Raises MemoryBudgetError where the whole budget does not hold one.
+        """
+        one = self.bytes_for(prefix_positions, 1)
+        if one > self.budget:
+            raise budget_error(self.budget, one, f"a row with a prefix of {prefix_positions} positions")
+        held = sum(cohort.reserved_bytes for cohort in self.cohorts) + self.promised_bytes
+        fixed = self.bytes_for(prefix_positions, 0)
+        fitting = (self.budget - held - fixed) // (one - fixed)
+        granted = min(wanted, self.lanes - self.live - self.promised_lanes, fitting)
+        if granted <= 0:
+            return 0
+        self.promised_lanes += granted
+        self.promised_bytes += self.bytes_for(prefix_positions, granted)
+        return granted
 
     @torch.inference_mode()
     def admit(self, admissions: Sequence[Admission]) -> None:
         """New lanes. Rows of one padded prefix length form one cohort."""
+        self.promised_lanes = self.promised_bytes = 0
         by_length = sorted(admissions, key=lambda admission: admission.prefix.padded)
         for _, group in groupby(by_length, key=lambda admission: admission.prefix.padded):
             together = list(group)
@@ -89,13 +108,16 @@ class CohortDecoder:
         self.width_steps += x_WD.shape[0]
         for number, layer in enumerate(self.weights.layers):
             q_WD, k_WD, v_WD = layer.qkv(layer.input_norm(x_WD)).chunk(3, dim=-1)
-            x_WD = x_WD + layer.out(self._attend(number, q_WD, k_WD, v_WD))
-            x_WD = x_WD + layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_WD)))
+            x_WD = layer.out(self._attend(number, q_WD, k_WD, v_WD), x_WD)
+            x_WD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_WD)), x_WD)
         x_WD = self.weights.final_norm(self.weights.decoder_norm(x_WD))
         return self.weights.head(x_WD)[: self.live].float()
 
     def _attend(self, layer: int, q_WD: Tensor, k_WD: Tensor, v_WD: Tensor) -> Tensor:
-        attended_WD = torch.zeros(q_WD.shape, dtype=q_WD.dtype, device=q_WD.device)
+        if len(self.cohorts) == 1 and self.live == q_WD.shape[0]:
+            return self.cohorts[0].attend(layer, q_WD, k_WD, v_WD)
+        attended_WD = torch.empty(q_WD.shape, dtype=q_WD.dtype, device=q_WD.device)
+        attended_WD[self.live :] = 0
         first = 0
         for cohort in self.cohorts:
             lanes = slice(first, first + cohort.size)

@@ -12,10 +12,13 @@ from torch import Tensor
 from clvp.sampling.params import SamplingParams
 
 
-def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Repetition penalty (Keskar et al. 2019): seen tokens' logits are divided, or multiplied if negative."""
-    penalized_BV = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
-    return torch.where(seen_BV, penalized_BV, logits_BV)
+def penalize(logits_BV: Tensor, history_BT: Tensor, penalty: float) -> Tensor:
+    """Repetition penalty (Keskar et al. 2019) on the tokens of `history_BT`, int64, in place.
+
+    Their logits are divided by the penalty, or multiplied if negative, once however often they occur.
+    """
+    seen_BT = logits_BV.gather(1, history_BT)
+    return logits_BV.scatter_(1, history_BT, torch.where(seen_BT < 0, seen_BT * penalty, seen_BT / penalty))
 
 
 def forbid_early_stop(logits_BV: Tensor, steps_B: Tensor, stop_token: int, min_new_tokens: int) -> Tensor:

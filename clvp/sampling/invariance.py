@@ -1,10 +1,11 @@
 """Finds shapes in which a row's numbers do not depend on the rows beside it, by trying them out.
 
 Matrix libraries choose their inner loops by the shape of the whole product. With oneDNN and MKL on the
-processors we know, every product of at least four rows gives each row the same bits, however many rows there
-are and wherever it stands. That is nobody's promise, so it is checked on the machine at hand, with the model's
-own weights: the width of a step may then be any multiple of the *quantum*. Where the check fails the quantum
-grows, at the worst to the number of lanes: one width for everything, which is slower and always right.
+processors we know, every product of at least four rows gives each row the same bits, however many rows
+there are and wherever it stands. That is nobody's promise, so it is checked on the machine at hand, with
+the model's own weights: the width of a step may then be any multiple of the *quantum*. Where the check
+fails the quantum grows, at the worst to the number of lanes: one width for everything, which is slower and
+always right.
 
 Shapes: M rows of a product, D width, N head dimensions.
 """
@@ -42,9 +43,9 @@ def _products_agree(weights: DecoderWeights, quantum: int, lanes: int) -> bool:
     hidden_MF = layer.mlp_in(normal_MD)
     cases: list[tuple[Linear, Tensor]] = [
         (layer.qkv, normal_MD),
-        (layer.out, normal_MD),
+        (lambda x_MD: layer.out(x_MD, x_MD), normal_MD),
         (layer.mlp_in, normal_MD),
-        (layer.mlp_out, hidden_MF),
+        (lambda x_MF: layer.mlp_out(x_MF, x_MF[:, : weights.width].contiguous()), hidden_MF),
         (weights.head, normal_MD),
     ]
     if not all(_linear_agrees(linear, x_MI, widths) for linear, x_MI in cases):

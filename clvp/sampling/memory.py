@@ -1,7 +1,7 @@
 """How much memory the keys and values may take.
 
-The sampler reserves, before it admits a candidate, all that the candidate can come to need; see
-`Cohort.reserved_bytes`. So the budget holds whatever lengths are drawn.
+The decoders reserve, before they admit a candidate, all that it can come to need. So the budget holds
+whatever lengths are drawn.
 """
 
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from clvp.sampling.params import MemoryBudgetError
-from clvp.sampling.weights import DecoderWeights
 
 GPU_SHARE = 0.8  # of the memory that is free; the rest is for logits, workspaces and fragmentation
 CPU_SHARE = 0.5  # less: the page cache and other processes live there too
@@ -48,15 +47,9 @@ def default_budget(device: torch.device) -> int:
     return int(free_bytes(device) * share)
 
 
-def candidate_bytes(weights: DecoderWeights, padded_prefix: int, max_new_tokens: int) -> int:
-    """The most that one candidate of a row needs when it is alone: its row's prefix and its own suffix."""
-    return weights.kv_bytes_per_token * (padded_prefix + max_new_tokens)
-
-
-def check_budget(budget: int, needed: int, row_id: str) -> None:
-    """Raises MemoryBudgetError, with the numbers, where one candidate of a row does not fit."""
-    if needed > budget:
-        raise MemoryBudgetError(
-            f"row {row_id!r}: one candidate needs {needed / 2**20:.1f} MiB for keys and values, "
-            f"the budget is {budget / 2**20:.1f} MiB; raise kv_budget_bytes or lower max_new_tokens"
-        )
+def budget_error(budget: int, needed: int, what: str) -> MemoryBudgetError:
+    """The error for a budget in which one candidate of `what` does not fit."""
+    return MemoryBudgetError(
+        f"{what}: one candidate needs {needed / 2**20:.1f} MiB for keys and values, the budget is "
+        f"{budget / 2**20:.1f} MiB; raise kv_budget_bytes or lower max_new_tokens"
+    )

@@ -45,8 +45,8 @@ def _finish_layer(layer: LayerWeights, x_PD: Tensor, q: Tensor, k: Tensor, v: Te
     attended_HPN = functional.scaled_dot_product_attention(
         q[None], k[None], v[None], is_causal=True, scale=1.0
     ).squeeze(0)
-    x_PD = x_PD + layer.out(attended_HPN.transpose(0, 1).reshape(x_PD.shape))
-    return x_PD + layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_PD)))
+    x_PD = layer.out(attended_HPN.transpose(0, 1).reshape(x_PD.shape), x_PD)
+    return layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_PD)), x_PD)
 
 
 @torch.inference_mode()

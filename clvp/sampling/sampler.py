@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clvp.sampling.cohort_decoder import Admission, CohortDecoder
+from clvp.sampling.cohort_decoder import CohortDecoder
 from clvp.sampling.invariance import find_quantum
-from clvp.sampling.lanes import LaneOwner
-from clvp.sampling.memory import candidate_bytes, check_budget, default_budget
+from clvp.sampling.lanes import Admission, LaneOwner
+from clvp.sampling.memory import default_budget
 from clvp.sampling.noise import candidate_keys
 from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
-from clvp.sampling.prefill import Prefix, padded_length, prefill
-from clvp.sampling.weights import arrange_weights
+from clvp.sampling.prefill import Prefix, prefill
+from clvp.sampling.static_decoder import StaticDecoder
+from clvp.sampling.weights import DecoderWeights, arrange_weights
 
 if TYPE_CHECKING:
     from clvp.decoder import ClvpForCausalLM
@@ -62,7 +63,8 @@ class CandidateSampler:
         self.config = config or EngineConfig()
         self.weights = arrange_weights(model)
         self.lanes = self.config.lanes or DEFAULT_LANES.get(self.weights.device.type, 64)
-        self.quantum = find_quantum(self.weights, self.lanes)
+        on_gpu = self.weights.device.type == "cuda"
+        self.quantum = self.lanes if on_gpu else find_quantum(self.weights, self.lanes)
         self.stats = SamplingStats()
 
     def facts(self) -> dict[str, str | int]:
@@ -74,7 +76,7 @@ class CandidateSampler:
             "dtype": str(self.weights.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "machine": platform.machine(),
-            "decoder": "cohorts, packed" if self.weights.packed else "cohorts",
+            "products": "oneDNN, packed" if self.weights.packed else "torch",
             "quantum": self.quantum,
         }
 
@@ -99,6 +101,16 @@ class CandidateSampler:
         run = _Run(self, params, rows)
         yield from run.results()
 
+    def new_decoder(self, params: SamplingParams) -> CohortDecoder | StaticDecoder:
+        """The decoder for this device, with no lane in use."""
+        device = self.weights.device
+        budget = self.config.kv_budget_bytes or default_budget(device)
+        if device.type == "cuda":
+            from clvp.sampling.triton_attention import attend  # Triton is there only beside CUDA
+
+            return StaticDecoder(self.weights, params, self.lanes, budget, attend)
+        return CohortDecoder(self.weights, params, self.lanes, budget, self.quantum)
+
     def _check_length(self, params: SamplingParams) -> None:
         positions = self.weights.position_embedding_LD.shape[0] - (params.mel_positions == "skip_one")
         if params.max_new_tokens > positions:
@@ -115,8 +127,7 @@ class _Run:
         self.params = params
         self.source = enumerate(rows)
         self.pending: deque[_PendingRow] = deque()
-        self.budget = sampler.config.kv_budget_bytes or default_budget(sampler.weights.device)
-        self.decoder = CohortDecoder(sampler.weights, params, sampler.quantum)
+        self.decoder = sampler.new_decoder(params)
         self.rows: dict[int, PromptRow] = {}
         self.done: dict[int, dict[int, Candidate]] = {}
 
@@ -145,50 +156,28 @@ class _Run:
         """The row whose candidates are next, read from the input where none waits."""
         if not self.pending:
             for index, row in self.source:
-                _check_prompt(row, self.sampler.weights.width)
+                _check_prompt(row, self.sampler.weights)
                 self.rows[index], self.done[index] = row, {}
                 self.pending.append(_PendingRow(index, row, deque(row.candidates)))
                 break
         return self.pending[0] if self.pending else None
 
     def _admit(self) -> Iterator[tuple[int, list[Candidate]]]:
-        """Fills free lanes, once enough are free for a cohort. Yields the rows that want no candidate."""
-        free = self.sampler.lanes - self.decoder.live
-        if self.decoder.live and free < min(self.sampler.quantum, self.sampler.lanes):
+        """Fills free lanes, once enough are free. Yields the rows that want no candidate."""
+        if not self.decoder.has_room and self.decoder.live:
             return
         admissions: list[Admission] = []
-        available = self.budget - self.decoder.reserved_bytes
-        while free > 0 and (pending := self._next_pending()) is not None:
+        while (pending := self._next_pending()) is not None:
             if not pending.waiting:
                 self.pending.popleft()
                 yield self._complete(pending.index)
                 continue
-            count = min(free, self._fitting(pending, available), len(pending.waiting))
-            if count <= 0:
-                if not self.decoder.live and not admissions:
-                    self._require_room(pending)
+            count = self.decoder.reserve(pending.row.prefix_PD.shape[0], len(pending.waiting))
+            if not count:
                 break
-            available -= self._bytes(pending, count)
-            free -= count
             admissions.append(self._start(pending, count))
         if admissions:
             self.decoder.admit(admissions)
-
-    def _bytes(self, pending: _PendingRow, count: int) -> int:
-        """What `count` candidates of a row reserve. Its prefix counts twice: kept for those to come."""
-        per_token = self.sampler.weights.kv_bytes_per_token
-        prefix = 2 * padded_length(pending.row.prefix_PD.shape[0])
-        return per_token * (prefix + count * self.params.max_new_tokens)
-
-    def _fitting(self, pending: _PendingRow, available: int) -> int:
-        """How many candidates of a row the available memory holds."""
-        per_candidate = self._bytes(pending, 1) - self._bytes(pending, 0)
-        return (available - self._bytes(pending, 0)) // per_candidate
-
-    def _require_room(self, pending: _PendingRow) -> None:
-        prefix = padded_length(pending.row.prefix_PD.shape[0])
-        needed = candidate_bytes(self.sampler.weights, prefix, self.params.max_new_tokens)
-        check_budget(self.budget, needed, pending.row.row_id)
 
     def _start(self, pending: _PendingRow, count: int) -> Admission:
         """Takes `count` waiting candidates of a row, which is prefilled the first time."""
@@ -202,12 +191,11 @@ class _Run:
         return Admission(pending.prefix, [LaneOwner(pending.index, c) for c in taken], keys_N)
 
 
-def _check_prompt(row: PromptRow, width: int) -> None:
+def _check_prompt(row: PromptRow, weights: DecoderWeights) -> None:
     """Raises ValueError, naming the row, where a prompt cannot be decoded."""
-    if row.prefix_PD.dim() != 2 or row.prefix_PD.shape[0] < 1 or row.prefix_PD.shape[1] != width:
-        raise ValueError(
-            f"row {row.row_id!r}: prefix of shape {tuple(row.prefix_PD.shape)}, not [P, {width}]"
-        )
+    shape, longest = tuple(row.prefix_PD.shape), weights.max_prefix
+    if len(shape) != 2 or not 1 <= shape[0] <= longest or shape[1] != weights.width:
+        raise ValueError(f"row {row.row_id!r}: prefix of shape {shape}, not [1…{longest}, {weights.width}]")
     if not bool(torch.isfinite(row.prefix_PD).all()):
         raise ValueError(f"row {row.row_id!r}: its prefix holds values that are not finite")
     if len(set(row.candidates)) != len(row.candidates) or min(row.candidates, default=0) < 0:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clvp.decoder_stack import ClvpDecoderLayer
 
 Linear = Callable[[Tensor], Tensor]
+ResidualLinear = Callable[[Tensor, Tensor], Tensor]  # (x, residual) -> x Wᵀ + b + residual
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -29,29 +30,48 @@ def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and supported and torch.backends.mkldnn.is_available()
 
 
-def packed_linear(weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
-    """x Wᵀ + b with the weights in oneDNN's own layout; `gelu` applies its tanh form in the same pass."""
-    operator = torch.ops.mkldnn._linear_pointwise
-    rows_hint = 64  # the layout chosen for a batch of this size is the fast one for 1 … 128 rows
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), rows_hint)
-    bias_O = bias_O.contiguous()
-    post_operation, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+class PackedLinears:
+    """Products with the weights in oneDNN's own layout, and what follows a product done in the same pass."""
 
-    def apply(x_BI: Tensor) -> Tensor:
-        return operator(x_BI, packed, bias_O, post_operation, [], algorithm)
+    ROWS_HINT = 64  # the layout chosen for this many rows is the fast one for 1 … 128
 
-    return apply
+    @classmethod
+    def _pack(cls, weight_OI: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), cls.ROWS_HINT)
+        return packed
+
+    @classmethod
+    def linear(cls, weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
+        """x Wᵀ + b, then GELU's tanh form if asked for."""
+        packed, operator = cls._pack(weight_OI), torch.ops.mkldnn._linear_pointwise
+        then, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+        return lambda x_BI: operator(x_BI, packed, bias_O, then, [], algorithm)
+
+    @classmethod
+    def residual(cls, weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
+        """x Wᵀ + b + residual."""
+        packed, operator = cls._pack(weight_OI), torch.ops.mkldnn._linear_pointwise.binary
+        return lambda x_BI, residual_BO: operator(x_BI, residual_BO, packed, bias_O, "add")
 
 
-def plain_linear(weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
-    """x Wᵀ + b by torch, for every device and dtype."""
-    weight_OI, bias_O = weight_OI.contiguous(), bias_O.contiguous()
+class PlainLinears:
+    """The same by torch, for every device and dtype."""
 
-    def apply(x_BI: Tensor) -> Tensor:
-        y_BO = functional.linear(x_BI, weight_OI, bias_O)
-        return functional.gelu(y_BO, approximate="tanh") if gelu else y_BO
+    @staticmethod
+    def linear(weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
+        """x Wᵀ + b, then GELU's tanh form if asked for."""
+        weight_OI = weight_OI.contiguous()
+        if gelu:
+            return lambda x_BI: functional.gelu(
+                functional.linear(x_BI, weight_OI, bias_O), approximate="tanh"
+            )
+        return lambda x_BI: functional.linear(x_BI, weight_OI, bias_O)
 
-    return apply
+    @staticmethod
+    def residual(weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
+        """x Wᵀ + b + residual."""
+        weight_OI = weight_OI.contiguous()
+        return lambda x_BI, residual_BO: residual_BO + functional.linear(x_BI, weight_OI, bias_O)
 
 
 @dataclass(frozen=True)
@@ -72,10 +92,10 @@ class LayerWeights:
 
     input_norm: Norm
     qkv: Linear  # [·, D] -> [·, 3D], queries already divided by the root of the head dimension
-    out: Linear  # [·, D] -> [·, D]
+    out: ResidualLinear  # [·, D] -> [·, D]
     mlp_norm: Norm
     mlp_in: Linear  # [·, D] -> [·, 4D], activation included
-    mlp_out: Linear  # [·, 4D] -> [·, D]
+    mlp_out: ResidualLinear  # [·, 4D] -> [·, D]
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,7 @@ class DecoderWeights:
     head: Linear  # [·, D] -> [·, V]; the start token's logit is −inf: it must never be drawn
     heads: int
     packed: bool
+    max_prefix: int  # positions of the longest prefix: condition, start, text and stops
     start_token: int
     stop_token: int
 
@@ -135,15 +156,15 @@ def arrange_weights(model: "ClvpForCausalLM") -> DecoderWeights:
     """
     config, decoder = model.config, model.model.decoder
     packed = can_pack(model.lm_head.weight)
-    linear = packed_linear if packed else plain_linear
+    linears: type[PackedLinears] | type[PlainLinears] = PackedLinears if packed else PlainLinears
     activation = activation_function(config.activation_function)
     tanh_gelu = config.activation_function == "gelu_new"
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
 
     def mlp_in(weight_IO: Tensor, bias_O: Tensor) -> Linear:
         if tanh_gelu:
-            return linear(weight_IO.t(), bias_O, gelu=True)
-        product = linear(weight_IO.t(), bias_O)
+            return linears.linear(weight_IO.t(), bias_O, gelu=True)
+        product = linears.linear(weight_IO.t(), bias_O)
         return lambda x_BI: activation(product(x_BI))
 
     layers = []
@@ -152,14 +173,14 @@ def arrange_weights(model: "ClvpForCausalLM") -> DecoderWeights:
         layers.append(
             LayerWeights(
                 input_norm=_norm(layer.input_layernorm),
-                qkv=linear(
+                qkv=linears.linear(
                     torch.cat([q.weight * scale, k.weight, v.weight]),
                     torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
                 ),
-                out=linear(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj)),
+                out=linears.residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj)),
                 mlp_norm=_norm(layer.post_attention_layernorm),
                 mlp_in=mlp_in(layer.mlp.c_fc.weight, layer.mlp.c_fc.bias.clone()),
-                mlp_out=linear(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone()),
+                mlp_out=linears.residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone()),
             )
         )
     head_bias_V = _bias(model.lm_head)
@@ -170,9 +191,10 @@ def arrange_weights(model: "ClvpForCausalLM") -> DecoderWeights:
         layers=tuple(layers),
         decoder_norm=_norm(decoder.layer_norm),
         final_norm=_norm(model.final_norm),
-        head=linear(model.lm_head.weight.clone(), head_bias_V),
+        head=linears.linear(model.lm_head.weight.clone(), head_bias_V),
         heads=config.num_attention_heads,
         packed=packed,
+        max_prefix=config.max_text_tokens + 1,
         start_token=config.bos_token_id,
         stop_token=config.eos_token_id,
     )
