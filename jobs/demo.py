@@ -1,0 +1,114 @@
+"""Run the main job on the clips that come with the project, and print what it wrote.
+
+The model is small and random unless --model names a real one. The results stay in demo-output/ until the
+next demo.
+"""
+
+import argparse
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from clvp.random_checkpoint import write_random_checkpoint
+from jobs import synthesize
+
+MANIFEST = Path(__file__).parents[1] / "examples" / "demo" / "manifest.jsonl"
+OUTPUT = Path("demo-output")
+NUM_CANDIDATES = 16
+RANKS_SHOWN = 3
+CODES_SHOWN = 6
+
+RANKED_HEADER = ("id", "speaker", "rank", "candidate", "score", "tokens", "seconds", "finished", "speech_ids")
+ERROR_HEADER = ("id", "stage", "type", "message")
+
+NOISE = """\
+The weights of this demo's model are random: its tokens are noise and its scores mean nothing. What you see is
+the machinery. With real weights:
+    make demo MODEL=susnato/clvp_dev      the published checkpoint, a download of 2.7 GB
+    make demo MODEL=FOLDER                a folder that jobs.convert made from Tortoise's own files"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the main job's exit code."""
+    parser = argparse.ArgumentParser("python -m jobs.demo", description=__doc__)
+    parser.add_argument("--model", metavar="CHECKPOINT", help="checkpoint folder or hub id")
+    options = parser.parse_args(argv)
+    with ExitStack() as cleanup:
+        model = options.model
+        if model is None:
+            model = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="clvp-random-"))
+            write_random_checkpoint(model)
+            print(NOISE, end="\n\n", flush=True)
+        shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
+        arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
+        arguments += ["--num-candidates", str(NUM_CANDIDATES)]
+        print("python -m jobs.synthesize", shlex.join(arguments), flush=True)
+        code = synthesize.main(arguments)
+    if code == 0:
+        print_results(OUTPUT, "noise, the weights are random" if options.model is None else model)
+    return code
+
+
+def print_results(output: Path, model: str) -> None:
+    """Print the best candidates of every row, and the rows that failed."""
+    rows = sorted(_read(output / "data"), key=lambda row: row["id"])
+    print(f"\nRanked candidates, the best {RANKS_SHOWN} of {NUM_CANDIDATES}, from {output}/data ({model})")
+    print(format_table(RANKED_HEADER, [line for row in rows for line in _ranked_lines(row)]))
+    errors = sorted(_read(output / "errors"), key=lambda row: row["id"])
+    print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
+    print(format_table(ERROR_HEADER, [[row[name] for name in ERROR_HEADER] for row in errors]))
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder).to_pylist()
+
+
+def _ranked_lines(row: dict[str, Any]) -> list[list[object]]:
+    return [
+        [
+            row["id"],
+            row["speaker"],
+            best["rank"],
+            best["candidate"],
+            f"{best['score']:.4f}",
+            best["num_tokens"],
+            f"{best['duration_s']:.2f}",
+            "yes" if best["finished"] else "no",
+            " ".join(map(str, best["speech_ids"][:CODES_SHOWN])) + " …",
+        ]
+        for best in row["candidates"][:RANKS_SHOWN]
+    ]
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lines of aligned columns: numbers to the right, anything else to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(header, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [len(column) > 1 and all(map(_is_number, column[1:])) for column in columns]
+    lines = [list(header), ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,117 @@
+"""The demo: its inputs are what they claim to be, and its tables show what the run wrote."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from jobs import demo
+
+ROWS = [json.loads(line) for line in demo.MANIFEST.read_text().splitlines()]
+AUDIO_DIR = demo.MANIFEST.parent / "audio"
+
+
+def clips_of(row: dict) -> list[str]:
+    return [row["audio"]] if isinstance(row["audio"], str) else row["audio"]
+
+
+def test_the_manifest_has_good_rows_of_many_voices_and_two_bad_ones() -> None:
+    bad = [row for row in ROWS if row["id"].startswith("bad-")]
+    good = [row for row in ROWS if row not in bad]
+    assert len({row["id"] for row in ROWS}) == len(ROWS)
+    assert len(good) >= 12
+    assert len(bad) == 2
+    assert {len(clips_of(row)) for row in good} == {1, 2}
+    assert all((demo.MANIFEST.parent / clip).is_file() for row in good for clip in clips_of(row))
+    assert len({row["speaker"] for row in good}) >= 4
+
+
+def test_the_clips_differ_in_container_encoding_rate_and_channels() -> None:
+    info = {path.name: soundfile.info(path) for path in AUDIO_DIR.iterdir()}
+    facts = {(i.format, i.subtype, i.samplerate, i.channels) for i in info.values()}
+    assert len(facts) == len(info)
+    assert {
+        ("WAV", "PCM_16", 16_000, 1),
+        ("FLAC", "PCM_16", 44_100, 2),
+        ("WAV", "PCM_24", 48_000, 1),
+        ("OGG", "VORBIS", 24_000, 1),
+        ("MP3", "MPEG_LAYER_III", 24_000, 1),
+    } <= facts
+    assert all(i.duration > 1.5 for i in info.values())
+    assert sum(path.stat().st_size for path in AUDIO_DIR.iterdir()) < 1_500_000
+
+
+def test_every_clip_carries_speech() -> None:
+    for path in AUDIO_DIR.iterdir():
+        samples, _ = soundfile.read(path, always_2d=True)
+        assert 0.01 < (samples**2).mean() ** 0.5 < 0.5, path.name
+        assert abs(samples).max() <= 1, path.name
+
+
+def test_format_table_aligns_numbers_right_and_text_left() -> None:
+    table = demo.format_table(("name", "n"), [("a", 7), ("longer", 12.5)])
+    assert table.splitlines() == ["name       n", "------  ----", "a          7", "longer  12.5"]
+    assert demo.format_table(("none",), []).splitlines() == ["none", "----"]
+
+
+def test_the_tables_show_the_best_candidates_and_the_failed_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates = [
+        {
+            "rank": rank,
+            "candidate": 10 - rank,
+            "score": 1.5 / rank,
+            "speech_ids": [rank, 80],
+            "num_tokens": 2,
+            "finished": rank != 2,
+            "duration_s": 0.093,
+        }
+        for rank in range(1, 6)
+    ]
+    row = {"id": "u1", "text": "Hello.", "speaker": "Ada", "seed": 0, "candidates": candidates}
+    error = {
+        "id": "u2",
+        "source": "m, row 2",
+        "stage": "audio",
+        "type": "AudioNotFound",
+        "message": "no such file",
+    }
+    for folder, record in (("data", row), ("errors", error)):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.Table.from_pylist([record]), tmp_path / folder / "0.parquet")
+
+    demo.print_results(tmp_path, "some/model")
+
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines() if line.startswith("u")]
+    assert [line[:8] for line in lines[:3]] == [
+        ["u1", "Ada", "1", "9", "1.5000", "2", "0.09", "yes"],
+        ["u1", "Ada", "2", "8", "0.7500", "2", "0.09", "no"],
+        ["u1", "Ada", "3", "7", "0.5000", "2", "0.09", "yes"],
+    ]
+    assert lines[3:] == [["u2", "audio", "AudioNotFound", "no", "such", "file"]]
+    assert "some/model" in printed
+
+
+@pytest.mark.slow
+def test_the_demo_ranks_every_good_row_and_reports_the_bad_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert demo.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "noise" in printed
+    assert "susnato/clvp_dev" in printed
+    data = pq.read_table(tmp_path / demo.OUTPUT / "data").to_pylist()
+    assert {row["id"] for row in data} == {row["id"] for row in ROWS if not row["id"].startswith("bad-")}
+    assert {len(row["candidates"]) for row in data} == {demo.NUM_CANDIDATES}
+    errors = pq.read_table(tmp_path / demo.OUTPUT / "errors").to_pylist()
+    assert {row["id"]: row["type"] for row in errors} == {
+        "bad-no-clip": "AudioNotFound",
+        "bad-no-text": "EmptyText",
+    }
+    assert all(f"\n{row['id']} " in printed for row in ROWS)
