@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, split_torch_state_dict_into_shards
+from huggingface_hub import hf_hub_download, split_torch_state_dict_into_shards, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -82,12 +82,14 @@ class CheckpointSource:
                     str(self.location),
                     name,
                     revision=self.revision,
-                    cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
+                    cache_dir=self._cache_dir,
                     token=self.token,
                     local_files_only=self.local_files_only,
                 )
             )
         except LocalEntryNotFoundError as error:
+            if self._is_cached():  # without a connection, what was downloaded is all there is
+                return None
             raise FileNotFoundError(
                 f"{self.location} is no local folder, and {name} can neither be downloaded from the hub nor "
                 "found in its cache"
@@ -98,6 +100,17 @@ class CheckpointSource:
             raise FileNotFoundError(
                 f"{self.location} is neither a local folder nor a readable hub id"
             ) from error
+
+    def _is_cached(self) -> bool:
+        """Whether the hub's cache holds this checkpoint's configuration, and so the rest of it."""
+        cached = try_to_load_from_cache(
+            str(self.location), "config.json", cache_dir=self._cache_dir, revision=self.revision
+        )
+        return isinstance(cached, str)
+
+    @property
+    def _cache_dir(self) -> Path | None:
+        return None if self.cache_dir is None else Path(self.cache_dir)
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in the file `name`, or None when there is no such file."""
@@ -270,6 +283,7 @@ def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5
     for name, keys in split.filename_to_tensors.items():
         partial = folder / f".{name}.partial"
         save_file({key: state[key] for key in keys}, partial, metadata={"format": "pt"})
+        partial.chmod(0o666 & ~_umask())  # safetensors leaves its files to their owner alone
         os.replace(partial, folder / name)
     index = folder / "model.safetensors.index.json"
     if split.is_sharded:
@@ -280,3 +294,10 @@ def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5
         stale = _SHARD_NAME.fullmatch(path.name) or path.name == "model.safetensors"
         if stale and path.name not in split.filename_to_tensors:
             path.unlink()
+
+
+def _umask() -> int:
+    """Permissions that new files lack; they can only be read by being set."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

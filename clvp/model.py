@@ -21,7 +21,7 @@ from clvp.generation import ClvpGenerationConfig, sample_prompts
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 from clvp.pretrained import ClvpPreTrainedModel
 from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, row_names, text_rows
-from clvp.sampling import Candidate, EngineConfig
+from clvp.sampling import Candidate, CandidateSampler
 from clvp.scoring import encode_speech, fix_rows, pad_and_fix_codes, score_texts, similarity, unit
 
 
@@ -216,7 +216,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         conditioning_encoder_inputs_embeds: Tensor | None = None,
         text_encoder_inputs_embeds: Tensor | None = None,
         row_ids: Sequence[str] | None = None,
-        engine_config: EngineConfig | None = None,
+        sampler: CandidateSampler | None = None,
         **kwargs: Any,
     ) -> ClvpOutput | tuple[Any, ...]:
         """Speech codes for texts in the voice of reference audio, and their scores.
@@ -234,7 +234,8 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
                 computed in a second pass, and those of both encoders.
             row_ids: names that the random numbers of each text depend on; by default its tokens and its
                 audio.
-            engine_config: how the sampling engine runs.
+            sampler: a `CandidateSampler` of this model's decoder, made once for many calls. It holds a copy
+                of the weights, which takes seconds to make; by default each call makes its own.
             kwargs: generation settings, such as `num_return_sequences` (k), `do_sample`, `temperature`,
                 `seed`.
 
@@ -260,7 +261,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             attention_mask,
             config,
             row_ids=row_ids,
-            engine_config=engine_config,
+            sampler=sampler,
         )
         candidates = [candidate for row in rows for candidate in row]
         output = score_texts(self, text_rows(text, attention_mask), self._codes(candidates, length), inside)
@@ -287,7 +288,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         attention_mask: Tensor | None,
         config: ClvpGenerationConfig,
         row_ids: Sequence[str] | None = None,
-        engine_config: EngineConfig | None = None,
+        sampler: CandidateSampler | None = None,
     ) -> tuple[list[Tensor], list[list[Candidate]]]:
         """The prefix [P, D] of each text and audio, and its candidates."""
         text = input_ids if inputs_embeds is None else inputs_embeds
@@ -304,7 +305,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             except ValueError as error:
                 raise ValueError(f"row {index}: {error}") from error
         names = row_names(texts, audios) if row_ids is None else row_ids
-        return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, engine_config)
+        return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, sampler)
 
     def _codes(self, candidates: Sequence[Candidate], length: int) -> Tensor:
         """[S, length] padded and fixed codes on the model's device."""

@@ -10,7 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import clvp.checkpoint
-from clvp import ClvpEncoder, ClvpForCausalLM, ClvpModelForConditionalGeneration
+from clvp import (
+    ClvpConditioningEncoder,
+    ClvpDecoder,
+    ClvpEncoder,
+    ClvpForCausalLM,
+    ClvpModel,
+    ClvpModelForConditionalGeneration,
+)
 from clvp.checkpoint import CheckpointError, CheckpointSource, open_pickle
 from clvp.rotary import inverse_frequencies
 
@@ -40,6 +47,7 @@ def test_round_trip(folder, tiny_model):
     written = json.loads((folder / "config.json").read_text())
     assert written["architectures"] == ["ClvpModelForConditionalGeneration"]
     assert written["dtype"] == "float32"
+    assert (folder / MODEL).stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -57,6 +65,15 @@ def test_pickles(folder, tiny_model, shards, zipped):
     if shards > 1:
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert_same_weights(ClvpModelForConditionalGeneration.from_pretrained(folder), tiny_model)
+
+
+def test_every_part_has_a_checkpoint_of_its_own(folder, tmp_path):
+    for part in (ClvpConditioningEncoder, ClvpEncoder, ClvpDecoder, ClvpModel, ClvpForCausalLM):
+        whole = part.from_pretrained(folder)
+        whole.save_pretrained(tmp_path / part.__name__)
+        alone = part.from_pretrained(tmp_path / part.__name__)
+        assert_same_weights(alone, whole)
+        assert alone.config == whole.config
 
 
 def test_shards_come_and_go(folder, tiny_model):
@@ -212,6 +229,24 @@ def test_hub_ids(folder, tiny_model, monkeypatch, tmp_path):
     assert set(asked) == {("someone/clvp", name, "v2", True) for name in names}
     with pytest.raises(FileNotFoundError, match="nobody/home is no local folder"):
         ClvpModelForConditionalGeneration.from_pretrained("nobody/home")
+
+
+def test_a_cached_hub_id_loads_without_a_connection(folder, tiny_model, tmp_path):
+    """From a cache that holds a pickle and no generation settings, as that of the published model may."""
+    commit = "0" * 40
+    repo = tmp_path / "cache" / "models--someone--clvp"
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    (snapshot / "config.json").write_text((folder / "config.json").read_text())
+    torch.save(tiny_model.state_dict(), snapshot / "pytorch_model.bin")
+    options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    loaded = ClvpModelForConditionalGeneration.from_pretrained("someone/clvp", **options)
+    assert_same_weights(loaded, tiny_model)
+    assert loaded.generation_config == ClvpModelForConditionalGeneration(tiny_model.config).generation_config
+    with pytest.raises(FileNotFoundError, match="someone/else"):
+        ClvpModelForConditionalGeneration.from_pretrained("someone/else", **options)
 
 
 def test_a_path_that_is_neither_folder_nor_id():
