@@ -111,6 +111,9 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--report-seconds", type=float, default=10.0, metavar="S", help="between lines of progress"
     )
+    group.add_argument(
+        "--worker-logs", action="store_true", help="print what the workers log, with tracebacks"
+    )
     return group
 
 

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rankers=read_ranker_pool(options),
             torch_threads=options.torch_threads,
             report_seconds=options.report_seconds,
+            worker_logs=options.worker_logs,
         )
     except ValueError as error:
         parser.error(str(error))

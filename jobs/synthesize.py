@@ -132,6 +132,7 @@ def read_execution(options: argparse.Namespace) -> ExecutionSettings:
         torch_threads=options.torch_threads,
         audio_root=options.audio_root,
         report_seconds=options.report_seconds,
+        worker_logs=options.worker_logs,
     )
 
 

@@ -9,24 +9,24 @@ its file. Only the plan lies in the object store beforehand; rows are read by th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
 from pipeline.audio import AudioToMels
+from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
 from pipeline.output import BlockWriter, OutputFolder
 from pipeline.plan import Plan
 from pipeline.rank import Ranker
 from pipeline.read import read_block
 from pipeline.sample import Sampler
-from pipeline.settings import ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, ScoringSettings
 from pipeline.validate import TextToTokens, load_encoder
 
 WRITE_CPUS = 0.25
@@ -35,34 +35,6 @@ SAMPLER_GPUS, RANKER_GPUS = 0.75, 0.25
 LANES_PER_BLOCK = {"cpu": 2, "cuda": 8}  # blocks hold this many times the candidates that run at once
 DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 MAX_ROWS_PER_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the stages can count on. An autoscaling cluster may start with nothing."""
-
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def current(cls) -> "Cluster":
-        resources = ray.cluster_resources()
-        return cls(resources.get("CPU", 0), resources.get("GPU", 0))
-
-    @property
-    def task_cpus(self) -> float:
-        """For a task that decodes audio: a whole core, unless the only one must be shared with the actors."""
-        return 0.25 if 0 < self.cpus < 2 else 1
-
-    def pool(self, pool: Pool, gpu_share: float) -> dict[str, Any]:
-        """`map_batches` arguments of an actor pool."""
-        num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share if self.gpus else 0
-        max_size = pool.max_size or max(pool.min_size, int(self.gpus) if num_gpus else 1)
-        return {
-            "compute": ActorPoolStrategy(min_size=pool.min_size, max_size=max_size),
-            "num_gpus": num_gpus,
-            "num_cpus": pool.num_cpus,
-        }
 
 
 def rows_per_block(execution: ExecutionSettings, num_candidates: int, cluster: Cluster, num_rows: int) -> int:
@@ -90,7 +62,7 @@ def synthesis_graph(
     audio = AudioToMels(extractor.log_mel, settings.audio_seconds, execution.audio_root)
     blocks = _prepared_blocks(manifest, plan, model, settings.model, cluster, audio)
     sampled = blocks.map_batches(
-        Sampler,
+        _actor(Sampler),
         fn_constructor_kwargs={
             "model": model,
             "settings": settings,
@@ -157,7 +129,7 @@ def _ranked_and_written(
     cluster: Cluster,
 ) -> Dataset:
     ranked = blocks.map_batches(
-        Ranker,
+        _actor(Ranker),
         fn_constructor_kwargs={
             "model": model,
             "loading": loading,
@@ -192,3 +164,28 @@ def _named(stage: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Table], pa.Tab
     target = stage.func if isinstance(stage, partial) else type(stage)
     run_stage.__name__ = run_stage.__qualname__ = target.__name__.lstrip("_")
     return run_stage
+
+
+def _actor(stage: type) -> type:
+    """The stage as a class for an actor pool, in which loading the model cannot fail.
+
+    Ray prints the whole traceback of a constructor several times; a failure is kept for the first block, where
+    it ends the run with one message.
+    """
+
+    class Actor:
+        def __init__(self, **arguments: Any) -> None:
+            self.stage: Any = None
+            self.failure: Exception | None = None
+            try:
+                self.stage = stage(**arguments)
+            except Exception as error:
+                self.failure = error
+
+        def __call__(self, table: pa.Table) -> pa.Table:
+            if self.failure is not None:
+                raise self.failure
+            return self.stage(table)
+
+    Actor.__name__ = Actor.__qualname__ = stage.__name__
+    return Actor

@@ -38,13 +38,15 @@ class Progress:
         self.totals = Totals()
         self.seconds = seconds
         self.stream = stream or sys.stderr
-        self.started = time.monotonic()
+        self.started = time.monotonic()  # again when the stream begins
         self._last = (self.started, 0)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> "Progress":
+        self.started = time.monotonic()
+        self._last = (self.started, 0)
         self._thread.start()
         return self
 
@@ -55,6 +57,10 @@ class Progress:
     def add(self, report: dict[str, Any]) -> None:
         with self._lock:
             self.totals.add(report)
+
+    def note(self, message: str) -> None:
+        """Print one line."""
+        print(f"[{format_seconds(self.elapsed)}] {message}", file=self.stream, flush=True)
 
     @property
     def elapsed(self) -> float:
@@ -71,14 +77,14 @@ class Progress:
             overall = now[1] / max(self.elapsed, 1e-9)
             left = f"{format_seconds(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
             return (
-                f"[{format_seconds(self.elapsed)}] {rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
+                f"{rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
                 f"{totals.candidates:,} candidates, {current:,.0f} tokens/s now, {overall:,.0f} overall, "
                 f"{totals.audio_hours:.2f} h of audio, {left}"
             )
 
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):
-            print(self.line(), file=self.stream, flush=True)
+            self.note(self.line())
 
 
 def format_seconds(seconds: float) -> str:

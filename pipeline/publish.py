@@ -8,7 +8,7 @@ in `data` or `errors` counts, and `recover` drops it from the parts that are sti
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
@@ -34,12 +34,10 @@ READERS = 16
 class Recovered:
     """What the output holds already."""
 
-    published: pa.ChunkedArray  # ids in `data` and `errors`, large_string
-    parts: list[str] = field(default_factory=list)  # unpublished parts
-    part_ids: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.large_string()))
-
-    def done_ids(self) -> pa.ChunkedArray:
-        return pa.chunked_array([*self.published.chunks, *self.part_ids.chunks], pa.large_string())
+    ids: pa.ChunkedArray  # of all rows that are done or failed, large_string
+    parts: list[str]  # not published yet
+    done: int
+    failed: int
 
 
 def publish(output: OutputFolder, parts: Sequence[str], skip_ids: Sequence[str] = ()) -> None:
@@ -98,36 +96,39 @@ def recover(output: OutputFolder) -> Recovered:
     filesystem.delete_files(
         [output.file("_scratch", name) for name in filesystem.list_names(output.folder("_scratch"), "")]
     )
+    data = _read_columns(output, "data", output.parquet_files("data"), ["id"])
     errors = [name for name in output.parquet_files("errors") if name != REJECTED_FILE]
-    published = _read_ids(output, [("data", name) for name in output.parquet_files("data")])
-    published += _read_ids(output, [("errors", name) for name in errors])
-    parts = output.parquet_files("_parts")
-    part_ids = _read_ids(output, [("_parts", name) for name in parts])
-    first = first_occurrences(pa.chunked_array([*published, *part_ids], pa.large_string()))
-    start = sum(map(len, published))
-    kept: dict[str, pa.Array] = {}
-    for name, ids in zip(parts, part_ids, strict=True):
-        repeated = ~first[start : start + len(ids)]
-        start += len(ids)
-        if repeated.all():
-            filesystem.delete_files([output.file("_parts", name)])
-        elif repeated.any():
-            publish(output, [name], ids.filter(pa.array(repeated)).to_pylist())
-            published.append(ids)
+    failed = _read_columns(output, "errors", errors, ["id"])
+    names = output.parquet_files("_parts")
+    parts = _read_columns(output, "_parts", names, ["id", "error"])
+    ids = pa.chunked_array([_ids(table) for table in (*data, *failed, *parts)], pa.large_string())
+    first = first_occurrences(ids)
+    begin = sum(map(len, (*data, *failed)))
+    num_failed = sum(map(len, failed))
+    kept: list[str] = []
+    for name, table in zip(names, parts, strict=True):
+        new = first[begin : begin + len(table)]
+        begin += len(table)
+        num_failed += int((table["error"].is_valid().to_numpy() & new).sum())
+        if new.all():
+            kept.append(name)
+        elif new.any():
+            publish(output, [name], table["id"].filter(pa.array(~new)).to_pylist())
         else:
-            kept[name] = ids
-    return Recovered(
-        pa.chunked_array(published, pa.large_string()),
-        list(kept),
-        pa.chunked_array(list(kept.values()), pa.large_string()),
+            filesystem.delete_files([output.file("_parts", name)])
+    return Recovered(ids, kept, int(first.sum()) - num_failed, num_failed)
+
+
+def _ids(table: pa.Table) -> pa.Array:
+    return (
+        pa.concat_arrays(table["id"].cast(pa.large_string()).chunks)
+        if len(table)
+        else pa.array([], pa.large_string())
     )
 
 
-def _read_ids(output: OutputFolder, files: Sequence[tuple[str, str]]) -> list[pa.Array]:
-    """The ids in each of the (folder, name) files."""
-
-    def read(file: tuple[str, str]) -> pa.Array:
-        return output.read_table(*file, columns=["id"])["id"].cast(pa.large_string()).combine_chunks()
-
+def _read_columns(
+    output: OutputFolder, folder: str, names: Sequence[str], columns: list[str]
+) -> list[pa.Table]:
     with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(read, files))
+        return list(readers.map(lambda name: output.read_table(folder, name, columns), names))

@@ -5,18 +5,17 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import Dataset
 
 from clvp import ClvpConfig
-from clvp.checkpoint import CheckpointError
 from pipeline import filesystem, graph
-from pipeline.errors import ManifestError, RunError
+from pipeline.cluster import Cluster, block_reports, connect
+from pipeline.errors import RunError
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.output import OutputFolder
 from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, Payload
@@ -46,12 +45,9 @@ class Summary:
     output: str
     totals: Totals
     rejected: int  # manifest rows without an id of their own; their errors are not in `totals`
-    done_before: int
-    seconds: float
-
-    @property
-    def failed(self) -> int:
-        return self.totals.failed + self.rejected
+    done_before: int  # rows that the output held already
+    failed_before: int
+    seconds: float  # of the stream, without planning
 
     @property
     def tokens_per_second(self) -> float:
@@ -72,7 +68,7 @@ def synthesize(job: Job, settings: ResultSettings, execution: ExecutionSettings 
             f"max_new_tokens={settings.sampling.max_new_tokens} exceeds the model's {positions} positions"
         )
 
-    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: graph.Cluster) -> Dataset:
+    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: Cluster) -> Dataset:
         return graph.synthesis_graph(manifest, plan, job.model, settings, execution, output, cluster)
 
     return _run(job, AUDIO_PAYLOAD, settings, execution, settings.num_candidates, build)
@@ -88,13 +84,13 @@ def rank(
     execution = execution or ExecutionSettings()
     _read_config(job.model)
 
-    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: graph.Cluster) -> Dataset:
+    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: Cluster) -> Dataset:
         return graph.ranking_graph(manifest, plan, job.model, loading, scoring, execution, output, cluster)
 
     return _run(job, SPEECH_PAYLOAD, (loading, scoring), execution, 16, build)
 
 
-Build = Callable[[Manifest, Plan, OutputFolder, graph.Cluster], Dataset]
+Build = Callable[[Manifest, Plan, OutputFolder, Cluster], Dataset]
 
 
 def _run(
@@ -104,19 +100,23 @@ def _run(
     manifest, index = scan(open_manifest(job.manifest, payload))
     _describe(output, settings, manifest)
     recovered = recover(output)
-    selection = select_rows(index, recovered.done_ids())
+    selection = select_rows(index, recovered.ids)
     rejected = publish_rejected(output, rejected_rows(manifest, index, selection))
     todo = len(selection.todo)
     progress = Progress(todo, execution.report_seconds)
     publisher = _Publisher(output, execution.publish_bytes, recovered.parts)
     if todo:
-        connect()
-        cluster = graph.Cluster.current()
+        connect(execution.worker_logs)
+        cluster = Cluster.current()
         plan = make_plan(
             index, selection.todo, graph.rows_per_block(execution, num_candidates, cluster, todo)
         )
+        progress.note(
+            f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, {rejected:,} rejected, "
+            f"{todo:,} to do in {plan.num_blocks:,} blocks"
+        )
         with progress:
-            for report in _reports(build(manifest, plan, output, cluster)):
+            for report in block_reports(build(manifest, plan, output, cluster)):
                 progress.add(report)
                 publisher.add(report["part"], report["num_bytes"])
     publisher.finish()
@@ -125,36 +125,7 @@ def _run(
         raise RunError(
             f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
         )
-    return Summary(output.uri, progress.totals, rejected, len(selection.done), progress.elapsed)
-
-
-def connect() -> None:
-    """Use the Ray cluster that this process belongs to or is pointed at, or start one on this machine."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # the run prints its own lines, which logs can hold
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _reports(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
-    except ray.exceptions.RayError as error:
-        raise _readable(error) from error
-
-
-def _readable(error: BaseException) -> Exception:
-    """The error of our own at the bottom of what Ray wraps around it, or a short RunError."""
-    cause: BaseException | None = error
-    innermost = error
-    while cause is not None:
-        if isinstance(cause, ManifestError | RunError | CheckpointError):
-            return cause
-        innermost = cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return RunError(f"a stage failed: {type(innermost).__name__}: {innermost}")
+    return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)
 
 
 def _read_config(model: str) -> ClvpConfig:
@@ -214,7 +185,8 @@ class _Publisher:
             ray.get(done)
 
     def finish(self) -> None:
-        ray.get(self.running)
+        if self.running:
+            ray.get(self.running)
         if self.parts:
             publish(self.output, self.parts)
             self.parts = []

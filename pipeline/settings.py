@@ -22,6 +22,11 @@ TORTOISE_SAMPLING = SamplingParams(penalized_tokens=(1,))
 MAX_CANDIDATES = 32_767
 
 
+def _check(name: str, value: object, good: bool) -> None:
+    if not good:
+        raise ValueError(f"{name}={value!r} is out of range")
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """How the checkpoint is used. Like all settings, raises ValueError naming a field out of range."""
@@ -98,6 +103,7 @@ class ExecutionSettings:
     audio_root: str | None = None  # audio paths must lie below it
     publish_bytes: int = 256 << 20  # of finished blocks that become one output file
     report_seconds: float = 10.0  # between two lines of progress
+    worker_logs: bool = False  # print what the workers log, tracebacks included
 
     def __post_init__(self) -> None:
         _check("rows_per_block", self.rows_per_block, self.rows_per_block is None or self.rows_per_block >= 1)
@@ -105,8 +111,3 @@ class ExecutionSettings:
         _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
         _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
         _check("report_seconds", self.report_seconds, self.report_seconds > 0)
-
-
-def _check(name: str, value: object, good: bool) -> None:
-    if not good:
-        raise ValueError(f"{name}={value!r} is out of range")
