@@ -147,15 +147,18 @@ def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> i
 def describe(summary: Summary) -> str:
     """The closing lines of a run."""
     totals = summary.totals
+    failed = totals.failed + summary.rejected
     rows = [
-        (
-            "rows",
-            f"{totals.rows:,}" + (f" (and {summary.done_before:,} before)" if summary.done_before else ""),
-        ),
-        ("failed rows", f"{summary.failed:,}" + (f", see {summary.output}/errors" if summary.failed else "")),
+        ("rows", f"{totals.rows:,}" + _before(summary.done_before)),
+        ("failed rows", f"{failed:,}" + _before(summary.failed_before)),
         ("candidates", f"{totals.candidates:,}, {totals.unfinished:,} of them without a stop token"),
         ("speech tokens", f"{totals.tokens:,}, {summary.tokens_per_second:,.0f} per second"),
         ("audio", f"{totals.audio_hours:.3f} hours, in {summary.seconds:,.1f} seconds"),
         ("output", f"{summary.output}/data"),
+        ("errors", f"{summary.output}/errors" if failed + summary.failed_before else "none"),
     ]
     return "\n".join(f"{name:>14}  {value}" for name, value in rows)
+
+
+def _before(count: int) -> str:
+    return f", and {count:,} before this run" if count else ""
