@@ -169,8 +169,8 @@ def _named(stage: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Table], pa.Tab
 def _actor(stage: type) -> type:
     """The stage as a class for an actor pool, in which loading the model cannot fail.
 
-    Ray prints the whole traceback of a constructor several times; a failure waits for the first block, where it
-    ends the run with one message.
+    Ray prints the whole traceback of a constructor several times; a failure waits for the first
+    block, where it ends the run with one message.
     """
 
     class Actor:

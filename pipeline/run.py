@@ -112,8 +112,8 @@ def _run(
             index, selection.todo, graph.rows_per_block(execution, num_candidates, cluster, todo)
         )
         progress.note(
-            f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, {rejected:,} rejected, "
-            f"{todo:,} to do in {plan.num_blocks:,} blocks"
+            f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
+            f"{rejected:,} rejected, {todo:,} to do in {plan.num_blocks:,} blocks"
         )
         with progress:
             for report in block_reports(build(manifest, plan, output, cluster)):
