@@ -19,7 +19,7 @@ from clvp.decoder_stack import ClvpDecoder, ClvpDecoderLayer
 from clvp.generation import ClvpGenerationConfig, mel_position_ids, sample_prompts
 from clvp.outputs import ClvpCausalLMOutput, ClvpDecoderOutput, ClvpGenerateOutput, KeyValues
 from clvp.pretrained import ClvpPreTrainedModel, initialize
-from clvp.sampling import Candidate, CandidateSampler, MelPositions
+from clvp.sampling import Candidate, EngineConfig, MelPositions
 
 __all__ = ["ClvpDecoder", "ClvpDecoderLayer", "ClvpForCausalLM", "ClvpModel"]
 
@@ -209,7 +209,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         row_ids: Sequence[str] | None = None,
-        sampler: CandidateSampler | None = None,
+        engine_config: EngineConfig | None = None,
         **kwargs: Any,
     ) -> ClvpGenerateOutput | Tensor:
         """Speech tokens after prefixes [B, P, D] (padding marked by `attention_mask` [B, P]), or a list of
@@ -223,14 +223,14 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         numbers depend on `seed`, its entry of `row_ids`, the candidate and the step: by default rows with the
         same prefix are told apart, and a row samples the same tokens alone and in a batch.
 
-        `sampler` is a `CandidateSampler` of this model, made once for many calls; it holds a copy of the
-        weights as they were. By default each call makes its own, which takes seconds for a large model.
+        The sampling engine copies the weights on the first call, which takes seconds for a large model, and
+        again when they have changed; `engine_config` says how it runs.
 
         Raises TypeError for an unknown keyword, ValueError for a value that is out of range.
         """
         config = (generation_config or self.generation_config).replace(**kwargs)
         prefixes = _prefix_rows(conditioning_embeds, attention_mask)
-        candidates = sample_prompts(self, prefixes, config, row_ids, sampler)
+        candidates = sample_prompts(self, prefixes, config, row_ids, engine_config)
         sequences, finished = self._as_sequences([c for row in candidates for c in row], config)
         if config.return_dict_in_generate:
             return ClvpGenerateOutput(sequences=sequences, finished=finished)

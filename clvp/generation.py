@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clvp.checkpoint import CheckpointSource, write_json
 from clvp.configuration import ClvpDecoderConfig
-from clvp.sampling import Candidate, CandidateSampler, MelPositions, PromptRow, SamplingParams
+from clvp.sampling import Candidate, EngineConfig, MelPositions, PromptRow, SamplingParams, sampler_for
 
 if TYPE_CHECKING:
     from clvp.decoder import ClvpForCausalLM
@@ -168,7 +168,7 @@ def sample_prompts(
     prefixes: Sequence[Tensor],
     config: ClvpGenerationConfig,
     row_ids: Sequence[str] | None,
-    sampler: CandidateSampler | None = None,
+    engine_config: EngineConfig | None = None,
 ) -> list[list[Candidate]]:
     """`num_return_sequences` candidates for each prefix [P, D], in order, from the sampling engine.
 
@@ -183,5 +183,4 @@ def sample_prompts(
         raise ValueError(f"{len(row_ids)} row_ids do not name {len(prefixes)} rows")
     candidates = range(config.num_return_sequences)
     rows = [PromptRow(name, prefix, candidates) for name, prefix in zip(row_ids, prefixes, strict=True)]
-    sampler = sampler or CandidateSampler(decoder)
-    return sampler.sample(rows, config.sampling_params())
+    return sampler_for(decoder, engine_config).sample(rows, config.sampling_params())

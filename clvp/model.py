@@ -21,7 +21,7 @@ from clvp.generation import ClvpGenerationConfig, sample_prompts
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 from clvp.pretrained import ClvpPreTrainedModel
 from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, row_names, text_rows
-from clvp.sampling import Candidate, CandidateSampler
+from clvp.sampling import Candidate, EngineConfig
 from clvp.scoring import encode_speech, fix_rows, pad_and_fix_codes, score_texts, similarity, unit
 
 
@@ -190,10 +190,12 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         decoder = self.config.decoder_config
-        logits = decoded.logits.clone()
-        logits[..., self.config.speech_config.vocab_size : decoder.eos_token_id] = -torch.inf
+        # Speech and the stop token; the start token is neither, and no speech encoder knows it.
+        token_V = torch.arange(decoder.vocab_size, device=prefix.device)
+        allowed_V = (token_V < self.config.speech_config.vocab_size) | (token_V == decoder.eos_token_id)
+        logits_BLV = decoded.logits.masked_fill(~allowed_V, -torch.inf)
         codes = fix_rows(
-            logits.argmax(dim=-1)[:, 1:],
+            logits_BLV.argmax(dim=-1)[:, 1:],
             [n - 1 for n in lengths],
             decoder.eos_token_id,
             decoder.decoder_fixing_codes,
@@ -216,7 +218,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         conditioning_encoder_inputs_embeds: Tensor | None = None,
         text_encoder_inputs_embeds: Tensor | None = None,
         row_ids: Sequence[str] | None = None,
-        sampler: CandidateSampler | None = None,
+        engine_config: EngineConfig | None = None,
         **kwargs: Any,
     ) -> ClvpOutput | tuple[Any, ...]:
         """Speech codes for texts in the voice of reference audio, and their scores.
@@ -234,8 +236,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
                 computed in a second pass, and those of both encoders.
             row_ids: names that the random numbers of each text depend on; by default its tokens and its
                 audio.
-            sampler: a `CandidateSampler` of this model's decoder, made once for many calls. It holds a copy
-                of the weights, which takes seconds to make; by default each call makes its own.
+            engine_config: how the sampling engine runs; no token depends on it.
             kwargs: generation settings, such as `num_return_sequences` (k), `do_sample`, `temperature`,
                 `seed`.
 
@@ -261,7 +262,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             attention_mask,
             config,
             row_ids=row_ids,
-            sampler=sampler,
+            engine_config=engine_config,
         )
         candidates = [candidate for row in rows for candidate in row]
         output = score_texts(self, text_rows(text, attention_mask), self._codes(candidates, length), inside)
@@ -288,7 +289,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         attention_mask: Tensor | None,
         config: ClvpGenerationConfig,
         row_ids: Sequence[str] | None = None,
-        sampler: CandidateSampler | None = None,
+        engine_config: EngineConfig | None = None,
     ) -> tuple[list[Tensor], list[list[Candidate]]]:
         """The prefix [P, D] of each text and audio, and its candidates."""
         text = input_ids if inputs_embeds is None else inputs_embeds
@@ -296,16 +297,17 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             raise ValueError(
                 "give input_features, and input_ids or conditioning_encoder_inputs_embeds, to generate speech"
             )
-        texts, audios = pair_up(text_rows(text, attention_mask), [clips_of(row) for row in input_features])
+        voices = [clips_of(row) for row in input_features]
+        encoded = [(clips, self.conditioning_encoder.average_clips(clips)) for clips in voices]
+        texts, audios = pair_up(text_rows(text, attention_mask), encoded)
         prefixes = []
-        for index, (row, clips) in enumerate(zip(texts, audios, strict=True)):
+        for index, (row, (_, latent)) in enumerate(zip(texts, audios, strict=True)):
             try:
-                latent = self.conditioning_encoder.average_clips(clips)
                 prefixes.append(self.conditioning_encoder.build_prefix(latent, *ids_or_embeds(row)))
             except ValueError as error:
                 raise ValueError(f"row {index}: {error}") from error
-        names = row_names(texts, audios) if row_ids is None else row_ids
-        return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, sampler)
+        names = row_names(texts, [clips for clips, _ in audios]) if row_ids is None else row_ids
+        return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, engine_config)
 
     def _codes(self, candidates: Sequence[Candidate], length: int) -> Tensor:
         """[S, length] padded and fixed codes on the model's device."""

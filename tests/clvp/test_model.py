@@ -7,7 +7,7 @@ import torch
 
 from clvp import ClvpModelForConditionalGeneration
 from clvp.prompts import row_names
-from clvp.sampling import CandidateSampler, EngineConfig
+from clvp.sampling import EngineConfig
 from clvp.scoring import pad_and_fix_codes, score_candidates
 
 SAMPLING = {"do_sample": True, "top_k": 0, "max_new_tokens": 20, "seed": 3}
@@ -218,18 +218,16 @@ def test_half_precision_generation_and_its_own_settings(tiny_model, prompt):
     assert (by_model.speech_ids[:, 6:37] == 83).all()
 
 
-def test_a_sampler_serves_many_calls(tiny_model, prompt):
-    sampler = CandidateSampler(tiny_model.speech_decoder_model, EngineConfig(lanes=4))
+def test_generation_follows_the_weights_and_not_the_engine(tiny_model, prompt):
     once = tiny_model.generate(*prompt, **SAMPLING)
-    for _ in range(2):
-        again = tiny_model.generate(*prompt, sampler=sampler, **SAMPLING)
-        assert torch.equal(again.speech_ids, once.speech_ids)
-    # It keeps the weights that it was made with.
+    narrow = tiny_model.generate(*prompt, engine_config=EngineConfig(lanes=1), **SAMPLING)
+    assert torch.equal(narrow.speech_ids, once.speech_ids)
     with torch.no_grad():
         tiny_model.speech_decoder_model.lm_head.weight.neg_()
-    kept = tiny_model.generate(*prompt, sampler=sampler, **SAMPLING)
-    assert torch.equal(kept.speech_ids, once.speech_ids)
-    assert not torch.equal(tiny_model.generate(*prompt, **SAMPLING).speech_ids, once.speech_ids)
+    changed = tiny_model.generate(*prompt, **SAMPLING)
+    assert not torch.equal(changed.speech_ids, once.speech_ids)
+    moved = tiny_model.bfloat16().generate(*prompt, **SAMPLING)
+    assert moved.logits_per_text.isfinite().all()
 
 
 def test_generation_leaves_the_weights_alone(tiny_model, prompt):
