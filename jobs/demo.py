@@ -7,6 +7,8 @@ next demo.
 import argparse
 import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -16,7 +18,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clvp.random_checkpoint import write_random_checkpoint
-from jobs import synthesize
 
 MANIFEST = Path(__file__).parents[1] / "examples" / "demo" / "manifest.jsonl"
 OUTPUT = Path("demo-output")
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
         arguments += ["--num-candidates", str(NUM_CANDIDATES)]
         print("python -m jobs.synthesize", shlex.join(arguments), flush=True)
-        code = synthesize.main(arguments)
+        # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
+        code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
     if code == 0:
         print_results(OUTPUT, "noise, the weights are random" if options.model is None else model)
     return code

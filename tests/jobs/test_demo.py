@@ -99,11 +99,11 @@ def test_the_tables_show_the_best_candidates_and_the_failed_rows(
 
 @pytest.mark.slow
 def test_the_demo_ranks_every_good_row_and_reports_the_bad_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert demo.main([]) == 0
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert "noise" in printed
     assert "susnato/clvp_dev" in printed
     data = pq.read_table(tmp_path / demo.OUTPUT / "data").to_pylist()
