@@ -2,11 +2,13 @@
 #   make demo PYTHON=python3.12              another interpreter
 #   make demo MODEL=susnato/clvp_dev         real weights instead of the random ones
 #   make test PYTEST_ARGS="tests/clvp -k mel"
+#   make bench BENCH_ARGS="--size small --tokens 16"    a minute instead of half an hour
 
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
@@ -52,7 +54,7 @@ check: $(INSTALLED_TEST)  ## the quick loop: style, types, fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(INSTALLED_TEST)  ## run the benchmarks and print their figures
-	$(BIN)/python -m pytest tests/benchmarks -s $(PYTEST_ARGS)
+	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
 format: $(INSTALLED_TEST)  ## format the code and sort the imports
 	$(BIN)/ruff check --fix --select I .
