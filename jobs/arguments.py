@@ -106,7 +106,7 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="share of a GPU (default: 0.25 where there are GPUs)",
     )
     group.add_argument(
-        "--torch-threads", type=int, metavar="N", help="of an actor without GPU (default: all cores)"
+        "--torch-threads", type=int, metavar="N", help="of an actor without GPU (default: half of the cores)"
     )
     group.add_argument(
         "--report-seconds", type=float, default=10.0, metavar="S", help="between lines of progress"

@@ -107,11 +107,12 @@ def _read_text(manifest: Manifest, part: Slice) -> RawRows:
                 )
             numbers.append(number)
             rows.append(record.value)
-    extra, problems = [], {}
+    extra: list[pa.Array] = []
+    problems: dict[int, RowError] = {}
     for field in manifest.extra:
         array, misfits = convert(field.name, [row.get(field.name) for row in rows], field.type)
         extra.append(array)
-        problems.update(misfits)
+        problems = misfits | problems
     payload = manifest.payload.field.name
     return RawRows(
         numbers,

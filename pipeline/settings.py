@@ -98,7 +98,7 @@ class ExecutionSettings:
     samplers: Pool = Pool()
     rankers: Pool = Pool()
     engine: EngineConfig = field(default_factory=EngineConfig)
-    torch_threads: int | None = None  # of an actor without a GPU; None: all cores of its machine
+    torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
     voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB
     audio_root: str | None = None  # audio paths must lie below it
     publish_bytes: int = 256 << 20  # of finished blocks that become one output file

@@ -22,7 +22,7 @@ from pipeline.settings import Normalizer
 INPUT = pa.schema([ID, TEXT, SOURCE, ERROR])  # and the job's own column, audio or speech_ids
 ADDED = INPUT_IDS
 
-MAX_TEXT_CHARS = 20_000  # far more than any text of 401 tokens; longer ones are not even normalized
+MAX_TEXT_CHARS = 5_000  # far more than any text of 401 tokens; longer ones are not even normalized
 
 Encode = Callable[[str], list[int]]
 
@@ -53,7 +53,7 @@ class TextToTokens:
             raise RowError(
                 "TextTooLong", f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,}"
             )
-        tokens = self.encode(text)
+        tokens = self.encode(text) if text.strip() else []
         if not tokens:
             raise RowError("EmptyText", f"nothing to speak is left of the text {text!r:.80}")
         if len(tokens) > self.max_tokens:

@@ -1,0 +1,57 @@
+"""Short synthetic clips and manifests of them, made where a test needs them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+
+from pipeline.manifest import Manifest, open_manifest
+from pipeline.payloads import AUDIO_PAYLOAD, Payload
+from pipeline.plan import make_plan, select_rows
+from pipeline.read import read_block
+from pipeline.scan import scan
+
+NO_IDS = pa.chunked_array([], pa.large_string())
+
+
+def chirp(seconds: float, rate: int, channels: int = 1, start_hz: float = 200.0) -> np.ndarray:
+    """A rising tone with harmonics [frames, channels]: the channels differ in phase and loudness."""
+    t = np.arange(round(seconds * rate)) / rate
+    columns = [
+        (0.3 + 0.2 * c / channels) * np.sin(2 * np.pi * (start_hz * t + 150 * t**2) + c)
+        + 0.1 * np.sin(2 * np.pi * 3 * start_hz * t + 2 * c)
+        for c in range(channels)
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def write_clip(
+    path: Path, seconds: float = 0.5, rate: int = 22_050, channels: int = 1, **options: Any
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, chirp(seconds, rate, channels), rate, **options)
+    return path
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any] | str]) -> Path:
+    """Rows as JSON; a string is written as it is."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def read_rows(*patterns: Path | str, payload: Payload = AUDIO_PAYLOAD, rows_per_block: int = 3) -> pa.Table:
+    """All good rows of a manifest, through scan, plan and the read stage."""
+    return pa.concat_tables(blocks_of(*patterns, payload=payload, rows_per_block=rows_per_block)[1])
+
+
+def blocks_of(
+    *patterns: Path | str, payload: Payload = AUDIO_PAYLOAD, rows_per_block: int = 3
+) -> tuple[Manifest, list[pa.Table]]:
+    manifest, index = scan(open_manifest([str(pattern) for pattern in patterns], payload))
+    plan = make_plan(index, select_rows(index, NO_IDS).todo, rows_per_block)
+    return manifest, [read_block(manifest, plan.block(i)) for i in range(plan.num_blocks)]

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from clvp import ClvpFeatureExtractor
+from clvp.mel import TORTOISE_MEL_NORMS, log_mel
+from pipeline import audio as audio_stage
+from pipeline.audio import INPUT, OUTPUT, AudioToMels, voice_mels
+from tests.pipeline.clips import read_rows, write_clip, write_jsonl
+
+
+def stage_input(path: Path, rows: list[dict[str, object]]) -> pa.Table:
+    """Rows as they come from the read and validate stages."""
+    table = read_rows(write_jsonl(path / "m.jsonl", rows), rows_per_block=100)
+    tokens = pa.array([[1, 2]] * len(table), INPUT.field("input_ids").type)
+    return table.append_column(INPUT.field("input_ids"), tokens)
+
+
+def row(number: int, audio: object, **extra: object) -> dict[str, object]:
+    return {"id": f"r{number}", "text": "hello", "audio": audio, **extra}
+
+
+def test_mel_is_that_of_the_feature_extractor(tmp_path: Path) -> None:
+    """Against an independent path: decode everything, resample with torchaudio, extract features."""
+    write_clip(tmp_path / "a.flac", 1.5, 44_100, 2)
+    write_clip(tmp_path / "b.wav", 8.0, 16_000, subtype="PCM_24")
+    out = AudioToMels(log_mel, 6.0)(stage_input(tmp_path, [row(0, "a.flac"), row(1, ["b.wav", "a.flac"])]))
+    extractor = ClvpFeatureExtractor(mel_norms=TORTOISE_MEL_NORMS)
+
+    def expected(name: str) -> np.ndarray:
+        samples, rate = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)
+        waveform = torchaudio.functional.resample(torch.from_numpy(samples.mean(axis=1)), rate, 22_050)
+        return extractor(waveform.numpy(), sampling_rate=22_050, return_tensors="np")["input_features"][0]
+
+    voices = [voice_mels(value, 6.0) for value in out["voice"].to_pylist()]
+    assert [len(voice) for voice in voices] == [1, 2]
+    for mel, name in zip(
+        [mel for voice in voices for mel in voice], ("a.flac", "b.wav", "a.flac"), strict=True
+    ):
+        assert mel.shape == (80, 517)
+        np.testing.assert_allclose(mel.numpy(), expected(name), atol=1e-4)
+
+
+def test_shared_voices_travel_and_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_clip(tmp_path / name, 0.3 if name == "a.wav" else 0.4)
+    decoded = []
+    decode = audio_stage.decode_clip
+    monkeypatch.setattr(audio_stage, "decode_clip", lambda *args: decoded.append(args[1]) or decode(*args))
+    names = ["a.wav", "b.wav", ["a.wav"], ["a.wav", "b.wav"], "b.wav", ["a.wav", "b.wav"]]
+    out = AudioToMels(log_mel, 6.0)(stage_input(tmp_path, [row(i, name) for i, name in enumerate(names)]))
+    assert sorted(decoded) == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+    column = out["voice"].combine_chunks()
+    assert len(column.dictionary) == 3
+    assert out.nbytes < 3.1 * 2 * 80 * 517 * 4
+    keys = out["voice_key"].to_pylist()
+    assert keys[0] == keys[2]
+    assert keys[1] == keys[4]
+    assert keys[3] == keys[5]
+    assert len(set(keys)) == 3
+
+
+def test_voice_key_is_of_the_content(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.wav", 0.3)
+    (tmp_path / "copy.wav").write_bytes((tmp_path / "a.wav").read_bytes())
+    out = AudioToMels(log_mel, 6.0)(stage_input(tmp_path, [row(0, "a.wav"), row(1, "copy.wav")]))
+    again = AudioToMels(log_mel, 6.0)(stage_input(tmp_path, [row(9, "copy.wav")]))
+    assert len({*out["voice_key"].to_pylist(), *again["voice_key"].to_pylist()}) == 1
+
+
+def test_a_bad_clip_fails_its_own_rows_alone(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.wav", 0.3)
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    rows = [
+        row(0, "a.wav"),
+        row(1, "bad.wav"),
+        row(2, None),
+        row(3, ["a.wav", "bad.wav"]),
+        row(4, "a.wav", note="x"),
+    ]
+    out = AudioToMels(log_mel, 6.0)(stage_input(tmp_path, rows))
+    errors = out["error"].to_pylist()
+    assert [error and (error["stage"], error["type"]) for error in errors] == [
+        None,
+        ("audio", "UndecodableAudio"),
+        ("read", "MissingAudio"),
+        ("audio", "UndecodableAudio"),
+        None,
+    ]
+    assert [value is None for value in out["voice"].to_pylist()] == [False, True, True, True, False]
+    assert [value is None for value in out["voice_key"].to_pylist()] == [False, True, True, True, False]
+    assert out["extra.note"].to_pylist() == [None, None, None, None, "x"]
+    assert out.schema.names == [*OUTPUT.names, "extra.note"]
+
+
+def test_a_codec_that_raises_anything_is_a_row_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(tmp_path / "a.wav", 0.3)
+
+    def explode(*_: object) -> None:
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(audio_stage, "decode_clip", explode)
+    out = AudioToMels(log_mel, 6.0)(stage_input(tmp_path, [row(0, "a.wav")]))
+    assert out["error"][0].as_py()["type"] == "MemoryError"
+
+
+def test_other_lengths_and_empty_blocks(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.wav", 3.0)
+    table = stage_input(tmp_path, [row(0, "a.wav")])
+    out = AudioToMels(log_mel, 2.0)(table)
+    assert voice_mels(out["voice"][0].as_py(), 2.0)[0].shape == (80, 173)
+    assert len(AudioToMels(log_mel, 2.0)(table.slice(0, 0))) == 0
+
+
+def test_a_stage_refuses_blocks_of_another_stage(tmp_path: Path) -> None:
+    table = stage_input(tmp_path, [row(0, "a.wav")]).drop_columns("input_ids")
+    with pytest.raises(TypeError, match="'input_ids'"):
+        AudioToMels(log_mel, 6.0)(table)

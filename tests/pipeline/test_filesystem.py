@@ -1,0 +1,94 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import filesystem
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+
+
+def test_expand_file_folder_and_glob(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.jsonl", "deep/c.csv", "deep/er/d.csv", "notes.txt", "_hidden/e.csv", ".f.csv"):
+        touch(tmp_path / name)
+
+    def names(pattern: str) -> list[str]:
+        found = filesystem.expand(str(tmp_path / pattern), (".csv", ".jsonl"))
+        return [os.path.relpath(path, tmp_path) for path in found]
+
+    assert names("") == ["a.jsonl", "b.csv", "deep/c.csv", "deep/er/d.csv"]
+    assert names("*.csv") == ["b.csv"]
+    assert names("*/*.csv") == ["deep/c.csv"]
+    assert names("**/*.csv") == ["b.csv", "deep/c.csv", "deep/er/d.csv"]
+    assert names("[ab].*") == ["a.jsonl", "b.csv"]
+    assert names("deep/?.csv") == ["deep/c.csv"]
+    assert names("notes.txt") == ["notes.txt"], "a file that is named is taken whatever its suffix"
+    for nothing in ("missing.csv", "*.parquet", "deep/x*"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            names(nothing)
+
+
+def test_expand_takes_a_name_with_brackets_in_a_parent_literally(tmp_path: Path) -> None:
+    touch(tmp_path / "a b#c" / "m%20.csv")
+    assert filesystem.expand(str(tmp_path / "a b#c"), (".csv",)) == [str(tmp_path / "a b#c" / "m%20.csv")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "expected"),
+    [
+        ("/data", "clips/a.wav", "/data/clips/a.wav"),
+        ("/data", "/other/a.wav", "/other/a.wav"),
+        ("/data", "s3://bucket/a.wav", "s3://bucket/a.wav"),
+        ("s3://bucket/folder", "a.wav", "s3://bucket/folder/a.wav"),
+        ("s3://bucket/folder/", "a b.wav", "s3://bucket/folder/a b.wav"),
+        ("s3://bucket/f?endpoint_override=h:1&scheme=http", "a.wav", "s3://bucket/f/a.wav?endpoint_override=h:1&scheme=http"),
+    ],
+)  # fmt: skip
+def test_join(folder: str, path: str, expected: str) -> None:
+    assert filesystem.join(folder, path) == expected
+
+
+def test_parent_and_name_keep_the_notation() -> None:
+    assert filesystem.parent("/data/m.csv") == "/data"
+    assert filesystem.parent("s3://b/x/m.csv") == "s3://b/x"
+    assert filesystem.parent("s3://b/x/m.csv?scheme=http") == "s3://b/x?scheme=http"
+    assert filesystem.name_of("s3://b/x/m.csv?scheme=http") == "m.csv"
+    assert filesystem.name_of("/data/what?.csv") == "what?.csv"
+    assert filesystem.absolute("file:///data/m.csv") == "/data/m.csv"
+
+
+def test_other_schemes_go_through_fsspec() -> None:
+    uri = "memory://folder/a.bin"
+    filesystem.write_atomically(uri, b"abc", "memory://folder/_scratch")
+    assert filesystem.read_bytes(uri) == b"abc"
+    assert filesystem.list_names("memory://folder", ".bin") == ["a.bin"]
+
+
+def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    target, scratch = tmp_path / "new" / "file", tmp_path / "_scratch"
+    for content in (b"first", b"second"):
+        filesystem.write_atomically(str(target), content, str(scratch))
+        assert target.read_bytes() == content
+    assert os.listdir(target.parent) == ["file"]
+    assert os.listdir(scratch) == []
+
+
+def test_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        filesystem.write_atomically(str(target), b"new", str(tmp_path / "_scratch"))
+    assert target.read_bytes() == b"old"
+
+
+def test_delete_and_list_of_what_does_not_exist(tmp_path: Path) -> None:
+    filesystem.delete_files([str(tmp_path / "nothing")])
+    assert filesystem.list_names(str(tmp_path / "nowhere"), "") == []

@@ -1,0 +1,308 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import manifest_text
+from pipeline.errors import ManifestError
+from pipeline.manifest import open_manifest
+from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD
+from pipeline.scan import scan
+from tests.pipeline.clips import read_rows, write_jsonl
+
+ROWS = [{"id": f"00{i}", "text": f"Text, “{i}”\nover two lines", "audio": f"clips/{i}.wav"} for i in range(7)]
+
+
+def write_csv(path: Path) -> Path:
+    lines = ["id,text,audio"] + [f'{r["id"]},"{r["text"]}",{r["audio"]}' for r in ROWS]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_parquet(path: Path, table: pa.Table | None = None, **options: object) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS) if table is None else table, path, **options)
+    return path
+
+
+def test_formats_agree(tmp_path: Path) -> None:
+    files = [
+        write_csv(tmp_path / "m.csv"),
+        write_jsonl(tmp_path / "m.jsonl", ROWS),
+        write_parquet(tmp_path / "m.parquet", row_group_size=2),
+    ]
+    for file in files:
+        table = read_rows(file)
+        assert table["id"].to_pylist() == [row["id"] for row in ROWS], "leading zeros stay"
+        assert table["text"].to_pylist() == [row["text"] for row in ROWS]
+        paths = [[clip["path"] for clip in clips] for clips in table["audio"].to_pylist()]
+        assert paths == [[str(tmp_path / row["audio"])] for row in ROWS]
+        assert table["source"].to_pylist() == [f"{file}, row {n}" for n in range(1, 8)]
+        assert table["error"].null_count == 7
+
+
+def test_several_files_are_one_manifest_in_the_order_given(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    first = write_jsonl(tmp_path / "z.jsonl", ROWS[:2])
+    second = write_parquet(tmp_path / "x" / "b.parquet", pa.Table.from_pylist(ROWS[4:]))
+    third = write_jsonl(tmp_path / "x" / "a.jsonl", ROWS[2:4])
+    table = read_rows(first, tmp_path / "x", rows_per_block=4)
+    assert table["id"].to_pylist() == [row["id"] for row in ROWS]
+    assert table["audio"][2].as_py()[0]["path"] == str(tmp_path / "x" / "clips" / "2.wav")
+    assert {source.as_py().partition(",")[0] for source in table["source"]} == {
+        str(f) for f in (first, second, third)
+    }
+
+
+def test_audio_values(tmp_path: Path) -> None:
+    values = ["a.wav", ["a.wav", "/b.wav", "s3://c/d.wav"], {"path": "e.wav"}, [{"path": "f.wav"}, "g.wav"]]
+    rows = [{"id": str(i), "text": "x", "audio": value} for i, value in enumerate(values)]
+    audio = read_rows(write_jsonl(tmp_path / "m.jsonl", rows))["audio"].to_pylist()
+    folder = str(tmp_path)
+    assert [[clip["path"] for clip in clips] for clips in audio] == [
+        [f"{folder}/a.wav"],
+        [f"{folder}/a.wav", "/b.wav", "s3://c/d.wav"],
+        [f"{folder}/e.wav"],
+        [f"{folder}/f.wav", f"{folder}/g.wav"],
+    ]
+
+
+def test_audio_struct_of_hugging_face_datasets(tmp_path: Path) -> None:
+    struct = [
+        {"bytes": b"RIFF1", "path": "a.wav"},
+        {"bytes": None, "path": "b.wav"},
+        {"bytes": b"RIFF2", "path": None},
+    ]
+    table = pa.table({"id": [1, 2, 3], "text": ["x", "y", "z"], "audio": struct})
+    read = read_rows(write_parquet(tmp_path / "m.parquet", table))
+    assert read["id"].to_pylist() == ["1", "2", "3"]
+    clips = [clips[0] for clips in read["audio"].to_pylist()]
+    assert [clip["bytes"] for clip in clips] == [b"RIFF1", None, b"RIFF2"]
+    assert clips[1]["path"] == str(tmp_path / "b.wav")
+    several = table.set_column(2, "audio", pa.array([struct[:2], struct[2:], struct]))
+    assert [
+        len(c) for c in read_rows(write_parquet(tmp_path / "m.parquet", several))["audio"].to_pylist()
+    ] == [2, 1, 3]
+
+
+def test_pass_through_columns_keep_their_types(tmp_path: Path) -> None:
+    extra = {
+        "count": pa.array([1, 2, None], pa.int16()),
+        "when": pa.array([0, 1, 2], pa.timestamp("ms", "UTC")),
+        "tags": pa.array([["a"], [], None]),
+        "voice": pa.array(["x", "y", "x"]).dictionary_encode(),
+        "meta": pa.array([{"a": 1, "b": "q"}, None, {"a": 2, "b": None}]),
+        "error": pa.array([b"1", b"2", b"3"]),  # also the name of a working column
+    }
+    table = pa.table({"text": ["a", "b", "c"], **extra, "id": ["1", "2", "3"], "audio": ["w"] * 3})
+    read = read_rows(write_parquet(tmp_path / "m.parquet", table, row_group_size=1), rows_per_block=2)
+    for name, column in extra.items():
+        assert read[f"extra.{name}"].type == column.type
+        assert read[f"extra.{name}"].to_pylist() == column.to_pylist()
+
+
+def test_json_types_are_those_of_all_lines(tmp_path: Path) -> None:
+    base = {"text": "t", "audio": "a.wav"}
+    rows = [
+        base | {"id": "1", "n": 1, "late": None, "d": {"a": 1}},
+        base | {"id": "2", "n": 1.5, "d": {"b": [True]}},
+        base | {"id": "3", "n": None, "late": "x"},
+        base | {"id": "4", "n": "many", "late": 7},
+    ]
+    read = read_rows(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert read["extra.n"].to_pylist() == [1.0, 1.5, None, None]
+    assert read["extra.late"].to_pylist() == [None, None, "x", None]
+    assert read["extra.d"][1].as_py() == {"a": None, "b": [True]}
+    assert [error and error["type"] for error in read["error"].to_pylist()] == [
+        None,
+        None,
+        None,
+        "WrongColumnType",
+    ]
+    assert "'n' is double" in read["error"][3].as_py()["message"]
+
+
+def bad_manifests() -> dict[str, tuple[dict[str, bytes], str]]:
+    """name -> (files, what the message says)"""
+    good = json.dumps(ROWS[0])
+
+    def parquet(**columns: object) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), sink)
+        return bytes(sink.getvalue())
+
+    return {
+        "no file": ({}, "no such file"),
+        "unknown format": ({"m.txt": b"hello"}, "no such file, or no .parquet"),
+        "empty csv": ({"m.csv": b""}, "the file is empty"),
+        "header only": ({"m.csv": b"id,text,audio\n"}, "no rows"),
+        "empty jsonl": ({"m.jsonl": b"\n\n"}, "no rows"),
+        "csv without a column": ({"m.csv": b"id,text,wav\n1,a,b\n"}, "no column 'audio'; its columns are"),
+        "csv with a column twice": ({"m.csv": b"id,text,audio,text\n"}, "must be unique"),
+        "jsonl without columns": ({"m.jsonl": b'{"id": "1"}\n'}, "no column 'text' and no column 'audio'"),
+        "parquet without id": ({"m.parquet": parquet(text=["a"], audio=["b"])}, "no column 'id'"),
+        "not parquet": ({"m.parquet": b"PAR1 but no more"}, "cannot be read"),
+        "truncated parquet": ({"m.parquet": parquet(id=["1"], text=["a"], audio=["b"])[:-9]}, "cannot be read"),
+        "float id": ({"m.parquet": parquet(id=[1.5], text=["a"], audio=["b"])}, "'id' must hold strings or"),
+        "number text": ({"m.parquet": parquet(id=["1"], text=[3], audio=["b"])}, "'text' must hold strings"),
+        "number audio": ({"m.parquet": parquet(id=["1"], text=["a"], audio=[3])}, "'audio' must be a path"),
+        "clash": ({"m.csv": b"id,text,audio,candidates\n1,a,b,c\n"}, "'candidates' clashes"),
+        "clash in jsonl": ({"m.jsonl": good[:-1].encode() + b', "seed": 1}\n'}, "'seed' clashes"),
+        "types differ between files": (
+            {
+                "a.parquet": parquet(id=["1"], text=["a"], audio=["b"], n=[1]),
+                "b.csv": b"id,text,audio,n\n2,a,b,3\n",
+            },
+            "'n' holds string; in the files before it held int64",
+        ),
+        "types differ from jsonl": (
+            {"a.csv": b"id,text,audio,n\n2,a,b,3\n", "b.jsonl": good[:-1].encode() + b', "n": 1}\n'},
+            "'n' holds int64",
+        ),
+        "no Parquet type": ({"m.jsonl": good[:-1].encode() + b', "d": {}}\n'}, "'d' cannot be written"),
+        "endless quote": ({"m.csv": b'id,text,audio\n1,"' + b"a\n" * 60_000}, "is a quote never closed"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(bad_manifests()))
+def test_bad_manifest_is_one_clear_line(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_text, "MAX_RECORD_BYTES", 100_000)
+    files, expected = bad_manifests()[name]
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        scan(open_manifest([str(tmp_path)], AUDIO_PAYLOAD))
+    message = str(caught.value)
+    assert expected in message
+    assert str(tmp_path) in message
+    assert "\n" not in message
+
+
+def test_unreadable_rows_do_not_spoil_a_manifest(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(ROWS[0]),
+        "{not json",
+        "[1, 2]",
+        '{"text": "no id", "audio": "a"}',
+        '{"id": null, "text": "x", "audio": "a"}',
+        '{"id": true, "text": "x", "audio": "a"}',
+        '{"id": "\\ud800", "text": "x", "audio": "a"}',
+        json.dumps({"id": "x" * 2000, "text": "x", "audio": "a"}),
+        "[" * 100_000,
+        json.dumps(ROWS[0]),
+        json.dumps(ROWS[1]),
+    ]
+    file = tmp_path / "m.jsonl"
+    file.write_bytes("\n".join(lines).encode() + b'\n{"id": "\xff", "text": "x", "audio": "a"}')
+    index = scan(open_manifest([str(file)], AUDIO_PAYLOAD))[1]
+    assert len(index.ids) == 12
+    assert {i: error.kind for i, error in index.problems.items()} == {
+        **dict.fromkeys((1, 2, 8, 11), "MalformedRow"),
+        **dict.fromkeys((3, 4), "MissingId"),
+        **dict.fromkeys((5, 6, 7), "InvalidId"),
+    }
+    assert read_rows(file)["id"].to_pylist() == [ROWS[0]["id"], ROWS[1]["id"]]
+
+
+def test_csv_oddities(tmp_path: Path) -> None:
+    file = tmp_path / "m.csv"
+    file.write_bytes(
+        b"\xef\xbb\xbfid,text,audio,n\r\n"
+        b'1,5" nails,a.wav,007\r\n'
+        b"\r\n"
+        b'2,"a ""quoted"", text\r\nof two lines",a.wav,\r\n'
+        b"3,too,many,fields,here\r\n"
+        b"4,\xff,a.wav,x\r\n"
+        b"5,,,\r\n"
+        b"6,last,a.wav,x"
+    )
+    table = read_rows(file, rows_per_block=2)
+    assert table["id"].to_pylist() == ["1", "2", "5", "6"]
+    assert table["text"].to_pylist() == ['5" nails', 'a "quoted", text\r\nof two lines', None, "last"]
+    assert table["extra.n"].to_pylist() == ["007", "", "", "x"], (
+        "CSV has no types: text stays as it is written"
+    )
+    assert table["source"].to_pylist() == [f"{file}, row {n}" for n in (1, 2, 5, 6)]
+    assert [error and error["type"] for error in table["error"].to_pylist()] == [
+        None,
+        None,
+        "MissingText",
+        None,
+    ]
+
+
+def test_tab_separated(tmp_path: Path) -> None:
+    (tmp_path / "m.tsv").write_text("id\ttext\taudio\n1\ta, b\tc.wav\n")
+    assert read_rows(tmp_path / "m.tsv")["text"].to_pylist() == ["a, b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"text": None}, "MissingText"),
+        ({"text": 5}, "InvalidText"),
+        ({"text": ["a"]}, "InvalidText"),
+        ({"text": "\ud800"}, "InvalidText"),
+        ({"audio": None}, "MissingAudio"),
+        ({"audio": []}, "MissingAudio"),
+        ({"audio": ""}, "MissingAudio"),
+        ({"audio": {"path": None}}, "MissingAudio"),
+        ({"audio": ["a.wav", None]}, "MissingAudio"),
+        ({"audio": 7}, "InvalidAudioValue"),
+        ({"audio": [["a.wav"]]}, "InvalidAudioValue"),
+        ({"audio": "a\0b"}, "InvalidAudioValue"),
+        ({"audio": {"bytes": "UklGRg=="}}, "InvalidAudioValue"),
+        ({"audio": "\ud800"}, "InvalidValue"),
+        ({"audio": ["a.wav"] * 65}, "TooManyClips"),
+    ],
+)
+def test_bad_values_are_errors_of_their_rows(tmp_path: Path, row: dict[str, object], kind: str) -> None:
+    rows = [ROWS[0], {"id": "bad", "text": "x", "audio": "a.wav"} | row, ROWS[1]]
+    table = read_rows(write_jsonl(tmp_path / "m.jsonl", rows))
+    errors = table["error"].to_pylist()
+    assert table["id"].to_pylist() == ["000", "bad", "001"]
+    assert errors[0] is None
+    assert errors[2] is None
+    assert (errors[1]["stage"], errors[1]["type"]) == ("read", kind)
+    assert errors[1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([1, 2, 3], [(0, True, [1, 2, 3])]),
+        ([[1, 2], []], [(0, True, [1, 2]), (1, True, [])]),
+        ("[[5], [6, 7]]", [(0, True, [5]), (1, True, [6, 7])]),
+        (
+            [{"candidate": 4, "finished": False, "speech_ids": [9], "score": 1.0}, {"speech_ids": [8]}],
+            [(4, False, [9]), (1, True, [8])],
+        ),
+    ],
+)
+def test_speech_tokens(tmp_path: Path, value: object, expected: list[object]) -> None:
+    file = write_jsonl(tmp_path / "m.jsonl", [{"id": "1", "text": "x", "speech_ids": value}])
+    candidates = read_rows(file, payload=SPEECH_PAYLOAD)["speech_ids"][0].as_py()
+    assert [(c["candidate"], c["finished"], c["speech_ids"]) for c in candidates] == expected
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], "no list", 3, [1.5], [70_000], [-1], [[1], 2], [True], [{"speech_ids": None}]]
+)
+def test_bad_speech_tokens(tmp_path: Path, value: object) -> None:
+    file = write_jsonl(tmp_path / "m.jsonl", [{"id": "1", "text": "x", "speech_ids": value}])
+    assert read_rows(file, payload=SPEECH_PAYLOAD)["error"][0].as_py()["type"] in (
+        "InvalidSpeechIds",
+        "MissingSpeechIds",
+    )
+
+
+def test_a_line_that_is_too_long_is_skipped_without_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_text, "MAX_RECORD_BYTES", 1000)
+    long = {"id": "long", "text": "x" * 5000, "audio": "a.wav"}
+    file = write_jsonl(tmp_path / "m.jsonl", [ROWS[0], long, ROWS[1]])
+    index = scan(open_manifest([str(file)], AUDIO_PAYLOAD))[1]
+    assert index.problems[1].kind == "RecordTooLong"
+    assert read_rows(file)["id"].to_pylist() == [ROWS[0]["id"], ROWS[1]["id"]]

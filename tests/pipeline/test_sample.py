@@ -1,0 +1,139 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from clvp.mel import log_mel
+from clvp.sampling import EngineConfig, SamplingParams
+from pipeline.audio import AudioToMels
+from pipeline.sample import OUTPUT, Sampler, _LatestUsed
+from pipeline.settings import ResultSettings
+from pipeline.validate import TextToTokens, load_encoder
+from tests.pipeline.clips import read_rows, write_clip, write_jsonl
+
+SETTINGS = ResultSettings(num_candidates=5, sampling=SamplingParams(max_new_tokens=24, seed=7))
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> pa.Table:
+    """Seven rows over three voices; row r4 has failed before."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clip(folder / "a.wav", 0.5)
+    write_clip(folder / "b.flac", 1.0, 44_100, 2)
+    audio = ["a.wav", "b.flac", ["a.wav", "b.flac"], "a.wav", "missing.wav", "b.flac", "a.wav"]
+    rows = [
+        {"id": f"r{i}", "text": f"Text number {i}, " + "and more " * i, "audio": value, "speaker": i}
+        for i, value in enumerate(audio)
+    ]
+    table = read_rows(write_jsonl(folder / "m.jsonl", rows), rows_per_block=100)
+    table = TextToTokens(load_encoder(str(checkpoint), "tortoise"), 401)(table)
+    return AudioToMels(log_mel, 6.0)(table)
+
+
+@pytest.fixture(scope="module")
+def sampler(checkpoint: Path) -> Sampler:
+    return Sampler(str(checkpoint), SETTINGS, torch_threads=1)
+
+
+def tokens(table: pa.Table) -> dict[str, object]:
+    return dict(zip(table["id"].to_pylist(), table["speech_ids"].to_pylist(), strict=True))
+
+
+def test_columns_and_candidates(sampler: Sampler, block: pa.Table) -> None:
+    out = sampler(block)
+    assert out.schema.names == [*OUTPUT.names, "extra.speaker"]
+    rows = out["speech_ids"].to_pylist()
+    assert rows[4] is None
+    assert out["error"][4].as_py()["type"] == "AudioNotFound"
+    for row in rows[:4] + rows[5:]:
+        assert [c["candidate"] for c in row] == [0, 1, 2, 3, 4]
+        assert all(len(c["speech_ids"]) <= 24 and max(c["speech_ids"], default=0) < 8192 for c in row)
+        assert all(c["finished"] or len(c["speech_ids"]) == 24 for c in row)
+    assert len({tuple(c["speech_ids"]) for row in rows if row for c in row}) > 20, "candidates differ"
+    assert {c["finished"] for row in rows if row for c in row} == {True, False}
+
+
+def test_tokens_do_not_depend_on_the_block(checkpoint: Path, sampler: Sampler, block: pa.Table) -> None:
+    together = tokens(sampler(block))
+    one_by_one: dict[str, object] = {}
+    for i in reversed(range(len(block))):
+        one_by_one |= tokens(sampler(block.slice(i, 1)))
+    assert one_by_one == together
+    fresh = Sampler(str(checkpoint), SETTINGS, EngineConfig(lanes=3), voices_cached=1, torch_threads=1)
+    assert tokens(fresh(block.take([6, 2, 5, 0]))) == {k: together[k] for k in ("r6", "r2", "r5", "r0")}
+
+
+def test_tokens_depend_on_seed_and_settings(checkpoint: Path, sampler: Sampler, block: pa.Table) -> None:
+    row = block.slice(0, 1)
+    other = ResultSettings(num_candidates=5, sampling=SamplingParams(max_new_tokens=24, seed=8))
+    assert tokens(Sampler(str(checkpoint), other, torch_threads=1)(row)) != tokens(sampler(row))
+    more = ResultSettings(num_candidates=8, sampling=SETTINGS.sampling)
+    extended = tokens(Sampler(str(checkpoint), more, torch_threads=1)(row))["r0"]
+    assert extended[:5] == tokens(sampler(row))["r0"], "more candidates leave the first ones as they were"  # type: ignore[index]
+
+
+def test_a_voice_is_conditioned_once(
+    checkpoint: Path, block: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler(str(checkpoint), SETTINGS, torch_threads=1)
+    calls = []
+    average = sampler.encoder.average_clips
+    monkeypatch.setattr(
+        sampler.encoder, "average_clips", lambda mels: calls.append(len(mels)) or average(mels)
+    )
+    sampler(block)
+    sampler(block)
+    assert sorted(calls) == [1, 1, 2]
+
+
+def failing(
+    sampler: Sampler, make_error: Callable[[], Exception], bad_id: str = "r2"
+) -> Callable[..., object]:
+    sample = sampler.sampler.sample
+
+    def broken(rows: list[object], params: SamplingParams) -> object:
+        if any(row.row_id == bad_id for row in rows):  # type: ignore[attr-defined]
+            raise make_error()
+        return sample(rows, params)  # type: ignore[arg-type]
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    "make_error", [lambda: ValueError("odd"), lambda: torch.OutOfMemoryError("CUDA out of memory")]
+)
+def test_a_row_that_fails_takes_no_other_with_it(
+    sampler: Sampler, block: pa.Table, monkeypatch: pytest.MonkeyPatch, make_error: Callable[[], Exception]
+) -> None:
+    expected = tokens(sampler(block))
+    monkeypatch.setattr(sampler.sampler, "sample", failing(sampler, make_error))
+    out = sampler(block)
+    assert tokens(out) == expected | {"r2": None}
+    error = out["error"][2].as_py()
+    assert (error["stage"], error["type"]) == ("sample", type(make_error()).__name__)
+
+
+def test_a_lost_gpu_ends_the_process(
+    sampler: Sampler, block: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    monkeypatch.setattr(sampler.sampler, "sample", failing(sampler, lambda: error))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        sampler(block)
+
+
+def test_a_block_without_good_rows(sampler: Sampler, block: pa.Table) -> None:
+    out = sampler(block.slice(4, 1))
+    assert out["speech_ids"].to_pylist() == [None]
+    assert len(sampler(block.slice(0, 0))) == 0
+
+
+def test_latest_used_voices_stay() -> None:
+    latents = _LatestUsed(2)
+    for key in "ab":
+        latents.put(key, torch.zeros(1))
+    latents.get("a")
+    latents.put("c", torch.zeros(1))
+    assert [latents.get(key) is not None for key in "abc"] == [True, False, True]
