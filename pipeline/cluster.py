@@ -33,14 +33,18 @@ class Cluster:
         """For a task that decodes audio: a whole core, unless the only one must be shared with the actors."""
         return 0.25 if 0 < self.cpus < 2 else 1
 
-    def pool(self, pool: Pool, gpu_share: float) -> dict[str, Any]:
-        """`map_batches` arguments of an actor pool."""
+    def pool(self, pool: Pool, gpu_share: float, rows_per_block: int) -> dict[str, Any]:
+        """`map_batches` arguments of an actor pool that takes whole blocks."""
         num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share if self.gpus else 0
         max_size = pool.max_size or max(pool.min_size, int(self.gpus) if num_gpus else 1)
         return {
             "compute": ActorPoolStrategy(min_size=pool.min_size, max_size=max_size),
             "num_gpus": num_gpus,
             "num_cpus": pool.num_cpus,
+            # Ray Data wants a number for GPU stages; blocks have that many rows, the last one and those of
+            # large rows fewer, and such are joined.
+            "batch_size": rows_per_block if num_gpus else None,
+            "batch_format": "pyarrow",
         }
 
 

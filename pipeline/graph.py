@@ -3,12 +3,13 @@
     blocks -> read -> validate -> audio  =>  sample  =>  rank  =>  write
               (CPU tasks, fused into one)   (actors)   (actors)   (CPU task)
 
-Every stage maps one block to one block (`batch_size=None`), so a block keeps its rows from the first stage to
-its file. Only the plan lies in the object store beforehand; rows are read by the tasks that need them.
+Every stage maps one block to one block, so that a block keeps its rows from the first stage to its file. Only
+the plan lies in the object store beforehand; rows are read by the tasks that need them.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,101 +49,73 @@ def rows_per_block(execution: ExecutionSettings, num_candidates: int, cluster: C
     return max(1, min(wanted, MAX_ROWS_PER_BLOCK, math.ceil(num_rows / (4 * samplers))))
 
 
-def synthesis_graph(
-    manifest: Manifest,
-    plan: Plan,
-    model: str,
-    settings: ResultSettings,
-    execution: ExecutionSettings,
-    output: OutputFolder,
-    cluster: Cluster,
-) -> Dataset:
+@dataclass(frozen=True)
+class Work:
+    """What every graph is built from."""
+
+    manifest: Manifest
+    plan: Plan
+    model: str
+    output: OutputFolder
+    execution: ExecutionSettings
+    cluster: Cluster
+
+
+def synthesis_graph(work: Work, settings: ResultSettings) -> Dataset:
     """The stream of block reports of a synthesis run; nothing runs until it is consumed."""
-    extractor = ClvpFeatureExtractor.from_pretrained(model)
-    audio = AudioToMels(extractor.log_mel, settings.audio_seconds, execution.audio_root)
-    blocks = _prepared_blocks(manifest, plan, model, settings.model, cluster, audio)
-    sampled = blocks.map_batches(
-        _actor(Sampler),
-        fn_constructor_kwargs={
-            "model": model,
-            "settings": settings,
-            "engine": execution.engine,
-            "voices_cached": execution.voices_cached,
-            "torch_threads": execution.torch_threads,
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        **cluster.pool(execution.samplers, SAMPLER_GPUS),
-    )
-    return _ranked_and_written(
-        sampled, model, settings.model, settings.scoring, execution, output, settings.sampling.seed, cluster
-    )
+    extractor = ClvpFeatureExtractor.from_pretrained(work.model)
+    audio = AudioToMels(extractor.log_mel, settings.audio_seconds, work.execution.audio_root)
+    arguments = {
+        "model": work.model,
+        "settings": settings,
+        "engine": work.execution.engine,
+        "voices_cached": work.execution.voices_cached,
+        "torch_threads": work.execution.torch_threads,
+    }
+    pool = work.cluster.pool(work.execution.samplers, SAMPLER_GPUS, work.plan.rows_per_block)
+    blocks = _prepared_blocks(work, settings.model, audio)
+    sampled = blocks.map_batches(_actor(Sampler), fn_constructor_kwargs=arguments, **pool)
+    return _ranked_and_written(sampled, work, settings.model, settings.scoring, settings.sampling.seed)
 
 
-def ranking_graph(
-    manifest: Manifest,
-    plan: Plan,
-    model: str,
-    loading: ModelSettings,
-    scoring: ScoringSettings,
-    execution: ExecutionSettings,
-    output: OutputFolder,
-    cluster: Cluster,
-) -> Dataset:
+def ranking_graph(work: Work, loading: ModelSettings, scoring: ScoringSettings) -> Dataset:
     """The stream of block reports of a run that ranks speech tokens of the manifest."""
-    blocks = _prepared_blocks(manifest, plan, model, loading, cluster)
-    return _ranked_and_written(blocks, model, loading, scoring, execution, output, None, cluster)
+    return _ranked_and_written(_prepared_blocks(work, loading), work, loading, scoring, None)
 
 
 def _prepared_blocks(
-    manifest: Manifest,
-    plan: Plan,
-    model: str,
-    loading: ModelSettings,
-    cluster: Cluster,
-    audio: Callable[[pa.Table], pa.Table] | None = None,
+    work: Work, loading: ModelSettings, audio: Callable[[pa.Table], pa.Table] | None = None
 ) -> Dataset:
-    plan_ref = ray.put((manifest, plan))
-    max_tokens = ClvpConfig.from_pretrained(model).decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
+    plan_ref = ray.put((work.manifest, work.plan))
+    decoder = ClvpConfig.from_pretrained(work.model).decoder_config
+    limit = decoder.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
     stages: list[Callable[[pa.Table], pa.Table]] = [
         partial(_read, plan_ref=plan_ref),
-        partial(_validate, model=model, loading=loading, limit=max_tokens),
+        partial(_validate, model=work.model, loading=loading, limit=limit),
     ]
     if audio:
         stages.append(audio)
-    blocks = ray.data.range(plan.num_blocks, override_num_blocks=plan.num_blocks)
+    blocks = ray.data.range(work.plan.num_blocks, override_num_blocks=work.plan.num_blocks)
     for stage in stages:
         blocks = blocks.map_batches(
-            _named(stage), batch_size=None, batch_format="pyarrow", num_cpus=cluster.task_cpus
+            _named(stage), batch_size=None, batch_format="pyarrow", num_cpus=work.cluster.task_cpus
         )
     return blocks
 
 
 def _ranked_and_written(
-    blocks: Dataset,
-    model: str,
-    loading: ModelSettings,
-    scoring: ScoringSettings,
-    execution: ExecutionSettings,
-    output: OutputFolder,
-    seed: int | None,
-    cluster: Cluster,
+    blocks: Dataset, work: Work, loading: ModelSettings, scoring: ScoringSettings, seed: int | None
 ) -> Dataset:
-    ranked = blocks.map_batches(
-        _actor(Ranker),
-        fn_constructor_kwargs={
-            "model": model,
-            "loading": loading,
-            "settings": scoring,
-            "torch_threads": execution.torch_threads,
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        **cluster.pool(execution.rankers, RANKER_GPUS),
-    )
-    return ranked.map_batches(
-        _named(BlockWriter(output, seed)), batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS
-    )
+    arguments = {
+        "model": work.model,
+        "loading": loading,
+        "settings": scoring,
+        "torch_threads": work.execution.torch_threads,
+    }
+    pool = work.cluster.pool(work.execution.rankers, RANKER_GPUS, work.plan.rows_per_block)
+    ranked = blocks.map_batches(_actor(Ranker), fn_constructor_kwargs=arguments, **pool)
+    writer = _named(BlockWriter(work.output, seed))
+    return ranked.map_batches(writer, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
 
 
 def _read(numbers: pa.Table, plan_ref: Any) -> pa.Table:

@@ -27,6 +27,7 @@ class Plan:
     slices: pa.Table
     num_blocks: int
     num_rows: int
+    rows_per_block: int  # at most
 
     def block(self, number: int) -> list[Slice]:
         blocks = self.slices["block"].to_numpy()
@@ -110,7 +111,8 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
             "rows": pa.array(rows, type=pa.list_(pa.int64())),
         }
     )
-    return Plan(slices, int(blocks[-1]) + 1 if len(blocks) else 0, len(chosen))
+    num_blocks = int(blocks[-1]) + 1 if len(blocks) else 0
+    return Plan(slices, num_blocks, len(chosen), rows_per_block)
 
 
 def _wanted_rows(rows: np.ndarray) -> list[int] | None:

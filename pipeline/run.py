@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.output import OutputFolder
 from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, Payload
-from pipeline.plan import Plan, make_plan, rejected_rows, select_rows
+from pipeline.plan import make_plan, rejected_rows, select_rows
 from pipeline.progress import Progress, Totals
 from pipeline.publish import publish, publish_rejected, recover
 from pipeline.scan import scan
@@ -27,6 +27,7 @@ from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, 
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "run.json"
+RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of blocks goes
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,14 @@ def synthesize(job: Job, settings: ResultSettings, execution: ExecutionSettings 
             f"max_new_tokens={settings.sampling.max_new_tokens} exceeds the model's {positions} positions"
         )
 
-    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: Cluster) -> Dataset:
-        return graph.synthesis_graph(manifest, plan, job.model, settings, execution, output, cluster)
-
-    return _run(job, AUDIO_PAYLOAD, settings, execution, settings.num_candidates, build)
+    return _run(
+        job,
+        AUDIO_PAYLOAD,
+        settings,
+        execution,
+        settings.num_candidates,
+        lambda work: graph.synthesis_graph(work, settings),
+    )
 
 
 def rank(
@@ -84,17 +89,23 @@ def rank(
     execution = execution or ExecutionSettings()
     _read_config(job.model)
 
-    def build(manifest: Manifest, plan: Plan, output: OutputFolder, cluster: Cluster) -> Dataset:
-        return graph.ranking_graph(manifest, plan, job.model, loading, scoring, execution, output, cluster)
-
-    return _run(job, SPEECH_PAYLOAD, (loading, scoring), execution, 16, build)
-
-
-Build = Callable[[Manifest, Plan, OutputFolder, Cluster], Dataset]
+    return _run(
+        job,
+        SPEECH_PAYLOAD,
+        (loading, scoring),
+        execution,
+        RANKED_CANDIDATES,
+        lambda work: graph.ranking_graph(work, loading, scoring),
+    )
 
 
 def _run(
-    job: Job, payload: Payload, settings: Any, execution: ExecutionSettings, num_candidates: int, build: Build
+    job: Job,
+    payload: Payload,
+    settings: Any,
+    execution: ExecutionSettings,
+    num_candidates: int,
+    build: Callable[[graph.Work], Dataset],
 ) -> Summary:
     output = OutputFolder(filesystem.absolute(job.output))
     manifest, index = scan(open_manifest(job.manifest, payload))
@@ -111,12 +122,13 @@ def _run(
         plan = make_plan(
             index, selection.todo, graph.rows_per_block(execution, num_candidates, cluster, todo)
         )
+        work = graph.Work(manifest, plan, job.model, output, execution, cluster)
         progress.note(
             f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
             f"{rejected:,} rejected, {todo:,} to do in {plan.num_blocks:,} blocks"
         )
         with progress:
-            for report in block_reports(build(manifest, plan, output, cluster)):
+            for report in block_reports(build(work)):
                 progress.add(report)
                 publisher.add(report["part"], report["num_bytes"])
     publisher.finish()

@@ -1,0 +1,266 @@
+"""Parts, publishing, and what is left after a run that ended anywhere."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas
+import polars
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import filesystem
+from pipeline.errors import RowError
+from pipeline.output import INPUT, REPORT, BlockWriter, OutputFolder
+from pipeline.plan import Rejected
+from pipeline.publish import Recovered, publish, publish_rejected, recover
+from pipeline.rank import CANDIDATE_TYPE
+
+
+def candidate(rank: int, tokens: Sequence[int]) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "candidate": 10 - rank,
+        "score": 1.0 / rank,
+        "speech_ids": list(tokens),
+        "num_tokens": len(tokens),
+        "finished": rank != 2,
+        "duration_s": len(tokens) / 21.5,
+    }
+
+
+def block(ids: Sequence[str], failed: Sequence[str] = (), extra: bool = True) -> pa.Table:
+    """A block as it comes from the ranker: two candidates of a good row."""
+    error = {"stage": "audio", "type": "AudioNotFound", "message": "no such file"}
+    columns: dict[str, Any] = {
+        "id": list(ids),
+        "text": [f"text of {row_id}" for row_id in ids],
+        "candidates": [
+            None if row_id in failed else [candidate(1, [1, 2, 65_535]), candidate(2, [])] for row_id in ids
+        ],
+        "source": [f"m.csv, row {i + 1}" for i in range(len(ids))],
+        "error": [error if row_id in failed else None for row_id in ids],
+    }
+    schema = INPUT
+    if extra:
+        columns |= {"extra.speaker": [f"s{row_id}" for row_id in ids], "extra.n": list(range(len(ids)))}
+        schema = INPUT.append(pa.field("extra.speaker", pa.string())).append(pa.field("extra.n", pa.int16()))
+    return pa.Table.from_pydict(columns, schema=schema)
+
+
+def write(output: OutputFolder, ids: Sequence[str], failed: Sequence[str] = ()) -> dict[str, Any]:
+    return BlockWriter(output, seed=7)(block(ids, failed)).to_pylist()[0]
+
+
+def stored(output: OutputFolder, folder: str) -> list[str]:
+    tables = [output.read_table(folder, name) for name in output.parquet_files(folder)]
+    return [row_id for table in tables for row_id in table["id"].to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A bucket on a real S3 server, as the prefix and the connection options of a URI."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
+            Bucket="runs"
+        )
+        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
+    if request.param == "local":
+        return OutputFolder(str(tmp_path / "out"))
+    return OutputFolder(f"s3://runs/{tmp_path.name}{request.getfixturevalue('s3')}")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> OutputFolder:
+    return OutputFolder(str(tmp_path / "out"))
+
+
+def test_report_of_a_block(local: OutputFolder) -> None:
+    table = BlockWriter(local, 7)(block(["a", "b", "c"], failed=["b"]))
+    assert table.schema == REPORT
+    report = table.to_pylist()[0]
+    size = os.path.getsize(local.file("_parts", report.pop("part")))
+    assert report == {
+        **{"num_bytes": size, "rows": 2, "failed": 1, "candidates": 4, "tokens": 6, "unfinished": 2},
+        "sample_seconds": 0.0,
+    }
+
+
+def test_a_block_written_twice_replaces_itself(output: OutputFolder) -> None:
+    assert write(output, ["a", "b"], ["b"])["part"] == write(output, ["a", "b"])["part"]
+    assert write(output, ["a"])["part"] != write(output, ["b"])["part"]
+    assert len(output.parquet_files("_parts")) == 3
+
+
+def test_publish_and_read_back(output: OutputFolder) -> None:
+    parts = [write(output, ["b", "a"], ["a"])["part"], write(output, ["c", "d"])["part"]]
+    publish(output, parts)
+    assert output.parquet_files("_parts") == []
+    (data,) = (output.read_table("data", name) for name in output.parquet_files("data"))
+    (errors,) = (output.read_table("errors", name) for name in output.parquet_files("errors"))
+    assert data.schema.names == ["id", "text", "speaker", "n", "seed", "candidates"]
+    assert data.schema.field("candidates").type == pa.list_(CANDIDATE_TYPE)
+    assert data.schema.field("n").type == pa.int16()
+    row = data.to_pylist()[0]
+    assert row["id"] == "b"
+    assert row["speaker"] == "sb"
+    assert row["seed"] == 7
+    assert [c["rank"] for c in row["candidates"]] == [1, 2]
+    assert row["candidates"][0]["speech_ids"] == [1, 2, 65_535]
+    assert errors.to_pylist() == [
+        {
+            "id": "a",
+            "source": "m.csv, row 2",
+            "stage": "audio",
+            "type": "AudioNotFound",
+            "message": "no such file",
+        }
+    ]
+
+
+def test_common_readers(local: OutputFolder) -> None:
+    publish(local, [write(local, ["a", "b"])["part"]])
+    publish(local, [write(local, ["c"])["part"]])
+    pattern = f"{local.uri}/data/*.parquet"
+    rows = duckdb.sql(
+        f"select id, c.rank, len(c.speech_ids) from (select id, unnest(candidates) c from '{pattern}')"
+    )
+    assert sorted(rows.fetchall()) == [(i, r, 3 if r == 1 else 0) for i in "abc" for r in (1, 2)]
+    frame = polars.read_parquet(pattern).explode("candidates").unnest("candidates")
+    assert frame.select("speech_ids").explode("speech_ids")["speech_ids"].drop_nulls().sum() == 3 * (
+        3 + 65_535
+    )
+    assert sorted(pandas.read_parquet(f"{local.uri}/data")["candidates"].map(len)) == [2, 2, 2]
+    assert pa.dataset.dataset(f"{local.uri}/data").count_rows() == 3
+
+
+def test_nothing_to_publish_in_a_folder_makes_no_file(output: OutputFolder) -> None:
+    publish(output, [write(output, ["a", "b"])["part"]])
+    assert output.parquet_files("errors") == []
+    publish(output, [write(output, ["c"], ["c"])["part"]])
+    assert len(output.parquet_files("data")) == 1
+
+
+def test_recover_counts_what_is_there(output: OutputFolder) -> None:
+    assert recover(output).ids.to_pylist() == []
+    publish(output, [write(output, ["a", "b", "c"], ["b"])["part"]])
+    part = write(output, ["d", "e"], ["e"])["part"]
+    found = recover(output)
+    assert sorted(found.ids.to_pylist()) == list("abcde")
+    assert (found.parts, found.done, found.failed) == ([part], 3, 2)
+
+
+def test_parts_that_overlap_are_published_once(output: OutputFolder) -> None:
+    """Two runs on one output at the same time write blocks that share rows."""
+    publish(output, [write(output, ["a", "b"], ["b"])["part"]])
+    for ids in (["a", "b"], ["b", "c"], ["c", "d", "e"], ["e", "a"]):
+        write(output, ids, failed=["e"])
+    found = recover(output)
+    finish(output, found)
+    assert sorted(stored(output, "data")) == ["a", "c", "d"]
+    assert sorted(stored(output, "errors")) == ["b", "e"]
+    assert (found.done, found.failed) == (3, 2)
+    assert output.parquet_files("_parts") == []
+
+
+def finish(output: OutputFolder, found: Recovered) -> None:
+    if found.parts:
+        publish(output, found.parts)
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("moment", range(1, 12))
+def test_killed_while_publishing(local: OutputFolder, moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended before or after any change to the disk: the next run has every row in the output once."""
+    blocks = [(["a", "b", "c"], ["b"]), (["d", "e"], []), (["f"], ["f"])]
+    parts = [write(local, ids, failed)["part"] for ids, failed in blocks]
+    changes = [0]
+
+    def counted(action: Any) -> Any:
+        def run(*args: Any) -> None:
+            changes[0] += 1
+            if changes[0] == moment:
+                raise Killed
+            action(*args)
+            changes[0] += 1
+            if changes[0] == moment:
+                raise Killed
+
+        return run
+
+    def delete_one_by_one(uris: Sequence[str]) -> None:
+        for uri in uris:
+            counted(os.remove)(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "write_atomically", counted(filesystem.write_atomically))
+        patch.setattr(filesystem, "delete_files", delete_one_by_one)
+        killed = False
+        try:
+            publish(local, parts)
+        except Killed:
+            killed = True
+    assert killed == (moment <= 10), "the test must cover every change"
+    now = stored(local, "data") + stored(local, "errors")
+    assert len(now) == len(set(now)), "never twice, not even now"
+    found = recover(local)
+    assert sorted(found.ids.unique().to_pylist()) == list("abcdef")
+    assert (found.done, found.failed) == (4, 2)
+    finish(local, found)
+    assert sorted(stored(local, "data")) == ["a", "c", "d", "e"]
+    assert sorted(stored(local, "errors")) == ["b", "f"]
+
+
+def test_half_written_files_are_no_parts(local: OutputFolder) -> None:
+    write(local, ["a"])
+    os.makedirs(local.folder("_scratch"), exist_ok=True)
+    Path(local.file("_scratch", "0123")).write_bytes(b"PAR1 half")
+    assert recover(local).ids.to_pylist() == ["a"]
+    assert os.listdir(local.folder("_scratch")) == []
+
+
+def test_rejected_rows_are_written_anew_by_every_run(output: OutputFolder) -> None:
+    error = RowError("DuplicateId", "twice")
+    assert (
+        publish_rejected(
+            output, iter([Rejected("a", "m.csv, row 2", error), Rejected(None, "m.csv, row 3", error)])
+        )
+        == 2
+    )
+    assert stored(output, "errors") == ["a", None]
+    assert recover(output).ids.to_pylist() == [], "they hide no row"
+    assert publish_rejected(output, iter([Rejected("b", "m.csv, row 9", error)])) == 1
+    assert stored(output, "errors") == ["b"]
+    assert publish_rejected(output, iter([])) == 0
+    assert output.parquet_files("errors") == []
+
+
+def test_files_have_row_groups_of_bounded_size(local: OutputFolder) -> None:
+    rows = 1200
+    table = block([str(i) for i in range(rows)])
+    big = pa.array([[candidate(1, range(20_000))]] * rows, INPUT.field("candidates").type)
+    name = BlockWriter(local, 7)(table.set_column(2, INPUT.field("candidates"), big))["part"][0].as_py()
+    metadata = pq.read_metadata(local.file("_parts", name))
+    assert metadata.num_row_groups >= 2
+    assert metadata.row_group(0).total_byte_size <= 64 << 20
