@@ -23,7 +23,7 @@ def _state(model: "ClvpForCausalLM", config: EngineConfig) -> _State:
 
 
 def sampler_for(model: "ClvpForCausalLM", config: EngineConfig | None = None) -> CandidateSampler:
-    """The sampler of this model, the last call's where neither weights nor `config` have changed.
+    """The sampler of this model; the last call's where neither weights nor `config` changed since.
 
     It holds a copy of the decoder's weights in their arrangement for decoding, for as long as the model lives.
     """

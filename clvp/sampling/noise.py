@@ -39,7 +39,7 @@ def candidate_keys(seed: int, row_id: str, candidates: Sequence[int]) -> Tensor:
     return _mix(torch.tensor(list(candidates), dtype=torch.int64) * _STRIDE + row_key)
 
 
-def uniform(keys_N: Tensor, steps_N: Tensor | int) -> Tensor:
+def uniform(keys_N: Tensor, steps_N: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), float64 [N], for the given decoding steps (int64, 0 for the first token)."""
     bits = _shift_right(_mix(keys_N + (steps_N + 1) * _STRIDE), 12)
     return (bits.to(torch.float64) + 0.5) * 2.0**-52

@@ -139,9 +139,10 @@ class DecoderWeights:
 
 
 def _bias(projection: torch.nn.Linear) -> Tensor:
-    return (
-        projection.weight.new_zeros(projection.out_features) if projection.bias is None else projection.bias
-    )
+    """A copy of the bias, or zeros for a projection without."""
+    if projection.bias is None:
+        return projection.weight.new_zeros(projection.out_features)
+    return projection.bias.detach().clone()
 
 
 def _norm(norm: torch.nn.LayerNorm) -> Norm:
