@@ -23,9 +23,9 @@ def _state(model: "ClvpForCausalLM", config: EngineConfig) -> _State:
 
 
 def sampler_for(model: "ClvpForCausalLM", config: EngineConfig | None = None) -> CandidateSampler:
-    """The sampler of this model; the last call's where neither weights nor `config` changed since.
+    """The sampler of this model, made anew where its weights or `config` have changed since the last call.
 
-    It holds a copy of the decoder's weights in their arrangement for decoding, for as long as the model lives.
+    It holds a copy of the decoder's weights, arranged for decoding, for as long as the model lives.
     """
     config = config or EngineConfig()
     state = _state(model, config)

@@ -9,8 +9,8 @@ Shapes: W lanes, R prefix slots, H heads, P prefix room, S suffix room, N head d
 """
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 BLOCK = 64  # positions read at a time

@@ -140,9 +140,8 @@ class DecoderWeights:
 
 def _bias(projection: torch.nn.Linear) -> Tensor:
     """A copy of the bias, or zeros for a projection without."""
-    if projection.bias is None:
-        return projection.weight.new_zeros(projection.out_features)
-    return projection.bias.detach().clone()
+    bias: Tensor | None = projection.bias
+    return projection.weight.new_zeros(projection.out_features) if bias is None else bias.detach().clone()
 
 
 def _norm(norm: torch.nn.LayerNorm) -> Norm:

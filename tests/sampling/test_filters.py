@@ -31,7 +31,7 @@ def reference_distribution(logits_BV: Tensor, params: SamplingParams) -> Tensor:
         steps.append(reference.TopPLogitsWarper(params.top_p))
     if params.typical_p < 1:
         steps.append(reference.TypicalLogitsWarper(params.typical_p))
-    scores: Tensor = steps(torch.zeros(ROWS, 1, dtype=torch.int64), logits_BV.clone())  # type: ignore[arg-type]
+    scores: Tensor = steps(torch.zeros(ROWS, 1, dtype=torch.int64), logits_BV.clone())
     return scores.softmax(-1)
 
 
@@ -64,7 +64,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     logits_BV = random_logits(0)
     history_BT = torch.randint(0, VOCABULARY, (ROWS, 60), generator=torch.Generator().manual_seed(1))
     history_BT[:, 30:] = history_BT[:, :30]  # a token counts once, however often it occurs
-    expected = reference.RepetitionPenaltyLogitsProcessor(penalty)(history_BT, logits_BV.clone())  # type: ignore[arg-type]
+    expected = reference.RepetitionPenaltyLogitsProcessor(penalty)(history_BT, logits_BV.clone())
     assert torch.equal(penalize(logits_BV, history_BT, penalty), expected)
 
 
@@ -84,7 +84,7 @@ def test_the_stop_token_waits_for_the_minimum_length() -> None:
     processor = reference.MinNewTokensLengthLogitsProcessor(2, 5, STOP)
     for row in range(ROWS):
         ids = torch.zeros(1, 2 + int(steps_B[row]), dtype=torch.int64)
-        assert torch.equal(out_BV[row : row + 1], processor(ids, logits_BV[row : row + 1].clone()))  # type: ignore[arg-type]
+        assert torch.equal(out_BV[row : row + 1], processor(ids, logits_BV[row : row + 1].clone()))
 
 
 def test_greedy_takes_the_most_probable_token() -> None:

@@ -38,7 +38,7 @@ class Logits:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sums: dict[int, dict[int, int]] = {}
         for decoder, owners in ((CohortDecoder, "table.owners"), (StaticDecoder, "owners")):
-            monkeypatch.setattr(decoder, "_logits", self._summing(decoder._logits, attrgetter(owners)))  # type: ignore[attr-defined]
+            monkeypatch.setattr(decoder, "_logits", self._summing(decoder._logits, attrgetter(owners)))
 
     def _summing(self, logits_of: Callable[[Any], Tensor], owners_of: Callable[[Any], Any]) -> Any:
         def summed(decoder: Any) -> Tensor:
@@ -136,7 +136,8 @@ def test_logits_are_equal_to_the_last_bit_not_only_the_tokens() -> None:
     single = Cohort(weights, [prefixes[2]], [1], 130, 8)
     generator = torch.Generator().manual_seed(0)
     for step in range(130):
-        together.begin_step(), single.begin_step()
+        together.begin_step()
+        single.begin_step()
         for layer in range(3):
             q, k, v = torch.randn(3, sum(lanes), 64, generator=generator)
             lane = slice(first_of_row_2, first_of_row_2 + 1)

@@ -29,6 +29,7 @@ def decoded_plainly(
             positions[1:] += 1
         embeds = decoder.input_embeds_layer(torch.tensor(tokens)) + decoder.position_embeds_layer(positions)
         hidden = decoder.hidden_of(torch.cat([row.prefix_PD, embeds])[None]).last_hidden_state
+        assert hidden is not None
         logits: Tensor = model.lm_head(model.final_norm(hidden[:, -1]))
         logits[:, START] = -torch.inf
         history = torch.tensor([[*tokens, *params.penalized_tokens]])
