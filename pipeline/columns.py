@@ -14,6 +14,21 @@ TEXT = pa.field("text", pa.string())
 SOURCE = pa.field("source", pa.string())  # "manifest.csv, row 12": where the row came from
 INPUT_IDS = pa.field("input_ids", pa.list_(pa.int32()))  # text tokens without any special token
 
+TOKENS_PER_SECOND = 22_050 / 1024
+
+CANDIDATE_TYPE = pa.struct(
+    [
+        ("rank", pa.int16()),  # from 1, the best
+        ("candidate", pa.int16()),  # index that it was sampled under
+        ("score", pa.float32()),  # exp(logit_scale) times the cosine of text and speech embedding
+        ("speech_ids", pa.list_(pa.uint16())),  # without start and stop token
+        ("num_tokens", pa.int32()),
+        ("finished", pa.bool_()),  # the stop token was drawn before the length limit
+        ("duration_s", pa.float32()),
+    ]
+)
+CANDIDATES = pa.field("candidates", pa.list_(CANDIDATE_TYPE))
+
 EXTRA_PREFIX = "extra."
 
 

@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import filesystem
-from pipeline.columns import ID, SOURCE, TEXT, extra_fields, require_columns
+from pipeline.columns import CANDIDATES, ID, SOURCE, TEXT, extra_fields, require_columns
 from pipeline.errors import ERROR
-from pipeline.rank import CANDIDATES
 
 SEED = pa.field("seed", pa.int64())
 

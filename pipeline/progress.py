@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from pipeline.rank import TOKENS_PER_SECOND
+from pipeline.columns import TOKENS_PER_SECOND
 
 
 @dataclass

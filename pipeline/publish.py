@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import filesystem
-from pipeline.columns import EXTRA_PREFIX, ID, SOURCE, TEXT, extra_fields, first_occurrences
+from pipeline.columns import CANDIDATES, EXTRA_PREFIX, ID, SOURCE, TEXT, extra_fields, first_occurrences
 from pipeline.errors import ERROR_TYPE, error_record
 from pipeline.output import SEED, OutputFolder
 from pipeline.plan import Rejected
-from pipeline.rank import CANDIDATES
 
 # `data`: these with the pass-through columns, under their own names, after `text`.
 DATA = pa.schema([ID, TEXT, SEED, CANDIDATES])

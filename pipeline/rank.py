@@ -14,10 +14,13 @@ import torch
 from clvp import ClvpModelForConditionalGeneration
 from clvp.scoring import pad_and_fix_codes, score_candidates
 from pipeline.columns import (
+    CANDIDATE_TYPE,
+    CANDIDATES,
     ID,
     INPUT_IDS,
     SOURCE,
     TEXT,
+    TOKENS_PER_SECOND,
     good_rows,
     offsets_of,
     replace_columns,
@@ -28,21 +31,6 @@ from pipeline.device import pick_device
 from pipeline.errors import ERROR, RowError, error_array, error_record, is_fatal
 from pipeline.payloads import SPEECH_IDS
 from pipeline.settings import ModelSettings, ScoringSettings
-
-TOKENS_PER_SECOND = 22_050 / 1024
-
-CANDIDATE_TYPE = pa.struct(
-    [
-        ("rank", pa.int16()),  # from 1, the best
-        ("candidate", pa.int16()),  # index that it was sampled under
-        ("score", pa.float32()),  # exp(logit_scale) times the cosine of text and speech embedding
-        ("speech_ids", pa.list_(pa.uint16())),  # without start and stop token
-        ("num_tokens", pa.int32()),
-        ("finished", pa.bool_()),  # the stop token was drawn before the length limit
-        ("duration_s", pa.float32()),
-    ]
-)
-CANDIDATES = pa.field("candidates", pa.list_(CANDIDATE_TYPE))
 
 INPUT = pa.schema([ID, TEXT, INPUT_IDS, SPEECH_IDS, SOURCE, ERROR])
 OUTPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])  # and sample_seconds where the input has it

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import filesystem
+from pipeline.columns import CANDIDATE_TYPE
 from pipeline.errors import RowError
 from pipeline.output import INPUT, REPORT, BlockWriter, OutputFolder
 from pipeline.plan import Rejected
 from pipeline.publish import Recovered, publish, publish_rejected, recover
-from pipeline.rank import CANDIDATE_TYPE
 
 
 def candidate(rank: int, tokens: Sequence[int]) -> dict[str, Any]:
