@@ -15,6 +15,7 @@ def ray_instance() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
             patch.delenv(name, raising=False)
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         ray.init(
             address="local",
             num_cpus=2,
