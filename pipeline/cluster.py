@@ -52,8 +52,8 @@ class Cluster:
 def connect(worker_logs: bool) -> None:
     """Use the Ray cluster that this process belongs to or is pointed at, or start one on this machine."""
     if not ray.is_initialized():
-        # Read by an instance that is started here. With as many actors as cores, Ray would end every task worker
-        # that is idle for a second, and the next block would wait for a new one to import torch.
+        # Read by an instance that is started here. With as many actors as cores, Ray would end every task
+        # worker that is idle for a second, and the next block would wait for a new one to import torch.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=worker_logs)
