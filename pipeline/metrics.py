@@ -1,0 +1,115 @@
+"""What a run has done over time: `OUTPUT/metrics/*.jsonl`, one file per session of the driver.
+
+Every line is one JSON object with sums since the session began:
+
+    {"time": 1767225600.0, "elapsed_s": 60.0, "rows": 512, "failed": 3, "candidates": 8192, "tokens": 1204310,
+     "audio_s": 55930.1, "left": 99485, "gpus": 8, "busy_s": {"sample": 412.0, "rank": 21.5}}
+
+`time` is in seconds since 1970; `rows` have succeeded and `failed` have not; `left` rows are still to do;
+`busy_s` are the seconds that the workers of each stage were at work, added up over workers. `left`, `gpus`
+and `busy_s` may be missing. A file stays small however long the run: every second line is dropped, and the
+interval doubled, whenever it reaches MAX_LINES. It is written whole, so a reader never sees half a line.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline import filesystem
+
+FOLDER = "metrics"
+SUFFIX = ".jsonl"
+MAX_LINES = 1024
+
+_REQUIRED = ("time", "elapsed_s", "rows", "failed", "candidates", "tokens", "audio_s")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sums since the session began, at one moment."""
+
+    time: float  # seconds since 1970
+    elapsed_s: float
+    rows: int
+    failed: int
+    candidates: int
+    tokens: int
+    audio_s: float
+    left: int | None = None
+    gpus: float | None = None
+    busy_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The samples of one file, in the order of time."""
+
+    samples: list[Sample]
+    bad_lines: int
+
+
+class MetricsLog:
+    """Writes the samples of one session into `OUTPUT/metrics`."""
+
+    def __init__(self, output: str, seconds: float = 10.0) -> None:
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(4).hex()}{SUFFIX}"
+        self.uri = filesystem.join(filesystem.join(output, FOLDER), name)
+        self._scratch = filesystem.join(output, "_scratch")
+        self._seconds = seconds
+        self._lines: list[str] = []
+        self._written = 0.0  # the last sample's elapsed_s
+
+    def add(self, sample: Sample, last: bool = False) -> None:
+        """Write a sample unless the one before is too recent; the last of a session is always written.
+
+        Raises OSError when the file cannot be written.
+        """
+        if self._lines and not last and sample.elapsed_s - self._written < self._seconds:
+            return
+        if len(self._lines) >= MAX_LINES:
+            self._lines = self._lines[1::2]
+            self._seconds *= 2
+        self._lines.append(json.dumps(asdict(sample)) + "\n")
+        self._written = sample.elapsed_s
+        filesystem.write_atomically(self.uri, "".join(self._lines).encode(), self._scratch)
+
+
+def read_sessions(output: str) -> list[Session]:
+    """The sessions of a run, in the order in which they began; none where nothing was recorded.
+
+    Lines that are no sample are counted and left out.
+    """
+    folder = filesystem.join(output, FOLDER)
+    sessions = []
+    for name in filesystem.list_names(folder, SUFFIX):
+        lines = filesystem.read_bytes(filesystem.join(folder, name)).splitlines()
+        samples = [parse_line(line) for line in lines if line.strip()]
+        good = sorted((item for item in samples if item is not None), key=lambda item: item.elapsed_s)
+        sessions.append(Session(good, len(samples) - len(good)))
+    return sorted(sessions, key=lambda session: session.samples[0].time if session.samples else math.inf)
+
+
+def parse_line(line: bytes) -> Sample | None:
+    """The sample that a line holds, None if it holds none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not all(_is_count(value.get(name)) for name in _REQUIRED):
+        return None
+    busy = value.get("busy_s")
+    return Sample(
+        **{name: value[name] for name in _REQUIRED},
+        left=value.get("left") if _is_count(value.get("left")) else None,
+        gpus=value.get("gpus") if _is_count(value.get("gpus")) else None,
+        busy_s={k: v for k, v in busy.items() if _is_count(v)} if isinstance(busy, dict) else {},
+    )
+
+
+def _is_count(value: Any) -> bool:
+    """A finite number, zero or above."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
