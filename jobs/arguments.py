@@ -95,7 +95,6 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--rankers",
         type=pool_size,
-        default=(1, None),
         metavar="MIN[:MAX]",
         help="actors that score (default: from 1 to one per GPU)",
     )
@@ -117,14 +116,18 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def pool_size(text: str) -> tuple[int, int | None]:
+def pool_size(text: str) -> tuple[int, int]:
     low, _, high = text.partition(":")
     return int(low), int(high or low)
 
 
+def make_pool(size: tuple[int, int] | None, num_gpus: float | None) -> Pool:
+    low, high = size or (1, None)
+    return Pool(low, high, num_gpus)
+
+
 def read_ranker_pool(options: argparse.Namespace) -> Pool:
-    low, high = options.rankers
-    return Pool(low, high, options.gpus_per_ranker)
+    return make_pool(options.rankers, options.gpus_per_ranker)
 
 
 def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> int:

@@ -16,6 +16,7 @@ from jobs.arguments import (
     add_job,
     add_model,
     add_scoring,
+    make_pool,
     pool_size,
     read_job,
     read_model,
@@ -24,7 +25,7 @@ from jobs.arguments import (
     run_job,
 )
 from pipeline.run import synthesize
-from pipeline.settings import PRESETS, ExecutionSettings, Pool, ResultSettings, SamplingParams
+from pipeline.settings import PRESETS, ExecutionSettings, ResultSettings, SamplingParams
 
 DEFAULTS = ResultSettings()
 
@@ -41,7 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--samplers",
         type=pool_size,
-        default=(1, None),
         metavar="MIN[:MAX]",
         help="actors that sample (default: from 1 to one per GPU)",
     )
@@ -70,14 +70,26 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num-candidates", type=int, metavar="N", help="candidates per row, instead of the preset's"
     )
-    group.add_argument("--seed", type=int, default=sampling.seed)
-    group.add_argument("--temperature", type=float, default=sampling.temperature)
-    group.add_argument("--sample-top-k", type=int, default=sampling.top_k, help="tokens to draw from; 0: all")
+    group.add_argument("--seed", type=int, default=sampling.seed, metavar="N", help="of the random numbers")
     group.add_argument(
-        "--top-p", type=float, default=sampling.top_p, help="probability mass to draw from; 1: all"
+        "--temperature", type=float, default=sampling.temperature, metavar="T", help="1: as predicted"
     )
-    group.add_argument("--typical-p", type=float, default=sampling.typical_p, help="typical sampling; 1: off")
-    group.add_argument("--repetition-penalty", type=float, default=sampling.repetition_penalty, help="1: off")
+    group.add_argument(
+        "--sample-top-k", metavar="K", type=int, default=sampling.top_k, help="tokens to draw from; 0: all"
+    )
+    group.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        default=sampling.top_p,
+        help="probability mass to draw from; 1: all",
+    )
+    group.add_argument(
+        "--typical-p", metavar="P", type=float, default=sampling.typical_p, help="typical sampling; 1: off"
+    )
+    group.add_argument(
+        "--repetition-penalty", metavar="P", type=float, default=sampling.repetition_penalty, help="1: off"
+    )
     group.add_argument(
         "--max-speech-tokens",
         type=int,
@@ -126,7 +138,7 @@ def read_settings(options: argparse.Namespace) -> ResultSettings:
 def read_execution(options: argparse.Namespace) -> ExecutionSettings:
     return ExecutionSettings(
         rows_per_block=options.rows_per_block,
-        samplers=_sampler_pool(options),
+        samplers=make_pool(options.samplers, options.gpus_per_sampler),
         rankers=read_ranker_pool(options),
         engine=EngineConfig(lanes=options.lanes),
         torch_threads=options.torch_threads,
@@ -134,11 +146,6 @@ def read_execution(options: argparse.Namespace) -> ExecutionSettings:
         report_seconds=options.report_seconds,
         worker_logs=options.worker_logs,
     )
-
-
-def _sampler_pool(options: argparse.Namespace) -> Pool:
-    low, high = options.samplers
-    return Pool(low, high, options.gpus_per_sampler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

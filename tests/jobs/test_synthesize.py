@@ -78,6 +78,7 @@ def test_help_names_every_option_with_its_default(module: object, capsys: pytest
     for expected in ("--manifest", "never changes results", "(default: 500)", "(default: tortoise)"):
         assert expected in text
     assert "(default: None)" not in text
+    assert "None)" not in text
     assert "(default: False)" not in text
 
 
