@@ -14,7 +14,7 @@ from pipeline.errors import RunError
 from pipeline.report import write_report
 from pipeline.report_text import hours, integer, number, percent
 
-EXIT_FAILED = 1
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print(describe(written.figures))
     for name, uri in (("report", written.html), ("figures", written.json), ("flags", written.flags)):
         if uri:

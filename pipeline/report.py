@@ -5,6 +5,7 @@ The figures are computed in one pass over the stored files, in memory that does 
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,7 +84,7 @@ def build_figures(
     """All figures of a report as JSON values without NaN or infinity."""
     figures = {
         "report_version": REPORT_VERSION,
-        "output": stored.uri,
+        "output": shown_uri(stored.uri),
         "created": now.isoformat(timespec="seconds"),
         "rows": {
             "done": totals.rows,
@@ -106,6 +107,13 @@ def build_figures(
         "run": stored.description(),
     }
     return dict(json_safe(figures))
+
+
+def shown_uri(uri: str) -> str:
+    """A path or URI without the connection options and credentials that it may carry."""
+    if filesystem.scheme_of(uri) is None:
+        return uri
+    return re.sub("(?<=://)[^/@]*@", "", uri.partition("?")[0])
 
 
 def best_of_n_figures(best: BestOfN) -> dict[str, Any]:

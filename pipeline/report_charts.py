@@ -7,9 +7,8 @@ beside it, so that text keeps its size on a phone. Strokes do not scale. Every m
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.report_text import escape, integer, number, percent
+from pipeline.report_text import escape, integer
 
 BOX = 1000.0
 
@@ -38,12 +37,12 @@ class Line:
     dots: bool = False
 
 
-def linear_axis(low: float, high: float, label: str, snap: bool = True) -> Axis:
+def linear_axis(low: float, high: float, label: str, snap: bool = True, least_step: float = 0.0) -> Axis:
     """An axis with about six round ticks; with `snap` it ends on ticks."""
     if not high > low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    step = _round_step((high - low) / 6)
+    step = _round_step(max((high - low) / 6, least_step))
     if snap:
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -78,7 +77,7 @@ def chart(
     title: str, note: str, x: Axis, y: Axis, shapes: str, legend: Sequence[tuple[str, str]] = ()
 ) -> str:
     """A figure around shapes that are drawn in the box; `legend` has pairs of name and CSS class."""
-    grid = "".join(f'<path class="grid" d="M0 {_y(y, at):.1f}H1000"/>' for at, _ in y.ticks)
+    grid = "".join(f'<path class="grid" d="M0 {box_y(y, at):.1f}H1000"/>' for at, _ in y.ticks)
     labels = "".join(
         f'<span class="tick x{" minor" if i % 2 and len(x.ticks) > 5 else ""}" '
         f'style="left:{100 * x.at(at):.2f}%">{escape(text)}</span>'
@@ -100,65 +99,6 @@ def chart(
     )
 
 
-def histogram_chart(
-    title: str,
-    note: str,
-    x_label: str,
-    series: Sequence[tuple[str, str, dict[str, Any] | None]],
-    of_what: str = "candidates",
-) -> str:
-    """Shares of each series in common bars; `series` has name, CSS class and a distribution's figures."""
-    shown = [(name, style, item) for name, style, item in series if item]
-    if not shown:
-        return empty_card(title)
-    width, first, counts = _common_bars([item["histogram"] for _, _, item in shown])
-    shares = [[100 * c / item["count"] for c in row] for row, (_, _, item) in zip(counts, shown, strict=True)]
-    x = linear_axis(first * width, (first + len(counts[0])) * width, x_label, snap=False)
-    y = linear_axis(0, max(map(max, shares)), f"% of {of_what}")
-    shapes = []
-    for (_, style, _), row in zip(shown, shares, strict=True):
-        shapes.append(_bars(x, y, width, first, row, style))
-    for i in range(len(counts[0])):
-        left, right = (first + i) * width, (first + i + 1) * width
-        lines = [
-            f"{name}: {integer(row[i])} ({percent(row[i] / item['count'])})"
-            for row, (name, _, item) in zip(counts, shown, strict=True)
-        ]
-        if any(row[i] for row in counts):
-            text = f"{number(left)} to {number(right)}\n" + "\n".join(lines)
-            shapes.append(_hover(x, left, right, text))
-    notes = [note] if note else []
-    outside = shown[0][2]["histogram"]
-    if outside["below"] or outside["above"]:
-        notes.append(
-            f"Not shown: {integer(outside['below'])} {of_what} below and {integer(outside['above'])} above, "
-            f"from {number(shown[0][2]['min'])} to {number(shown[0][2]['max'])}."
-        )
-    return chart(title, " ".join(notes), x, y, "".join(shapes), [(name, style) for name, style, _ in shown])
-
-
-def _common_bars(histograms: Sequence[dict[str, Any]]) -> tuple[float, int, list[list[int]]]:
-    """Width, number of the first bar, and counts of every histogram in bars of the widest one's width."""
-    width = max(item["width"] for item in histograms)
-    rows: list[dict[int, int]] = []
-    for item in histograms:
-        row: dict[int, int] = {}
-        for i, count in enumerate(item["counts"]):
-            bar = math.floor((item["low"] + i * item["width"]) / width)
-            row[bar] = row.get(bar, 0) + count
-        rows.append(row)
-    first, last = min(min(row) for row in rows), max(max(row) for row in rows)
-    return width, first, [[row.get(bar, 0) for bar in range(first, last + 1)] for row in rows]
-
-
-def _bars(x: Axis, y: Axis, width: float, first: int, values: Sequence[float], style: str) -> str:
-    """One path: a bar from the base for every value, as an outline of steps."""
-    path = [f"M{_x(x, first * width):.1f} 1000"]
-    for i, value in enumerate(values):
-        path.append(f"V{_y(y, value):.1f}H{_x(x, (first + i + 1) * width):.1f}")
-    return f'<path class="bars {style}" d="{"".join(path)}V1000Z"/>'
-
-
 def line_chart(
     title: str,
     note: str,
@@ -175,13 +115,13 @@ def line_chart(
             if point is None:
                 pen = "M"
                 continue
-            path.append(f"{pen}{_x(x, point[0]):.1f} {_y(y, point[1]):.1f}")
+            path.append(f"{pen}{box_x(x, point[0]):.1f} {box_y(y, point[1]):.1f}")
             pen = "L"
         shapes.append(f'<path class="line {line.style}" d="{"".join(path)}"/>')
         if line.dots:
-            dots = "".join(f"M{_x(x, p[0]):.1f} {_y(y, p[1]):.1f}h0" for p in line.points if p)
+            dots = "".join(f"M{box_x(x, p[0]):.1f} {box_y(y, p[1]):.1f}h0" for p in line.points if p)
             shapes.append(f'<path class="dots {line.style}" d="{dots}"/>')
-    shapes += [_hover(x, left, right, text) for left, right, text in hovers]
+    shapes += [hover(x, left, right, text) for left, right, text in hovers]
     legend = [(line.name, f"{line.style} line") for line in lines if line.name]
     return chart(title, note, x, y, "".join(shapes), legend if len(legend) > 1 else ())
 
@@ -190,35 +130,53 @@ def cell(
     x: Axis, y: Axis, corner: tuple[float, float], size: tuple[float, float], depth: float, text: str
 ) -> str:
     """A rectangle of a map; `depth` from 0 to 1 is how dark it is."""
-    left, top = _x(x, corner[0]), _y(y, corner[1] + size[1])
+    left, top = box_x(x, corner[0]), box_y(y, corner[1] + size[1])
     return (
-        f'<rect class="cell" x="{left:.1f}" y="{top:.1f}" width="{_x(x, corner[0] + size[0]) - left:.1f}" '
-        f'height="{_y(y, corner[1]) - top:.1f}" fill-opacity="{0.12 + 0.88 * depth:.2f}">'
+        f'<rect class="cell" x="{left:.1f}" y="{top:.1f}" width="{box_x(x, corner[0] + size[0]) - left:.1f}" '
+        f'height="{box_y(y, corner[1]) - top:.1f}" fill-opacity="{0.12 + 0.88 * depth:.2f}">'
         f"<title>{escape(text)}</title></rect>"
     )
 
 
-def path(x: Axis, y: Axis, points: Sequence[tuple[float, float]], style: str) -> str:
-    """A line without legend or hover."""
-    steps = "L".join(f"{_x(x, a):.1f} {_y(y, b):.1f}" for a, b in points)
-    return f'<path class="line {style}" d="M{steps}"/>'
+def segments(x: Axis, y: Axis, ends: Sequence[tuple[float, float, float, float]], style: str) -> str:
+    """Straight lines from (x, y) to (x, y), each cut where it leaves the axes' ranges."""
+    steps = []
+    for left, low, right, high in ends:
+        inside = [_inside(x, left, right), _inside(y, low, high)]
+        begin, end = max(0.0, *(part[0] for part in inside)), min(1.0, *(part[1] for part in inside))
+        if begin < end:
+            steps.append(
+                f"M{box_x(x, left + begin * (right - left)):.1f} {box_y(y, low + begin * (high - low)):.1f}"
+                f"L{box_x(x, left + end * (right - left)):.1f} {box_y(y, low + end * (high - low)):.1f}"
+            )
+    return f'<path class="line {style}" d="{"".join(steps)}"/>'
+
+
+def _inside(axis: Axis, start: float, stop: float) -> tuple[float, float]:
+    """From which to which part of the way from `start` to `stop` a point is within the axis."""
+    if start == stop:
+        return (0.0, 1.0) if axis.low <= start <= axis.high else (1.0, 0.0)
+    parts = [(edge - start) / (stop - start) for edge in (axis.low, axis.high)]
+    return min(parts), max(parts)
 
 
 def empty_card(title: str) -> str:
     return f'<figure class="card"><figcaption><h3>{escape(title)}</h3><p>No data.</p></figcaption></figure>'
 
 
-def _hover(x: Axis, left: float, right: float, text: str) -> str:
-    start, end = max(_x(x, left), 0), min(_x(x, right), BOX)
+def hover(x: Axis, left: float, right: float, text: str) -> str:
+    start, end = max(box_x(x, left), 0), min(box_x(x, right), BOX)
     return (
         f'<rect class="hover" x="{start:.1f}" y="0" width="{max(end - start, 0.1):.1f}" height="1000">'
         f"<title>{escape(text)}</title></rect>"
     )
 
 
-def _x(axis: Axis, value: float) -> float:
+def box_x(axis: Axis, value: float) -> float:
+    """Position of a value in the box, from the left."""
     return BOX * axis.at(value)
 
 
-def _y(axis: Axis, value: float) -> float:
+def box_y(axis: Axis, value: float) -> float:
+    """Position of a value in the box, from the top."""
     return BOX * (1 - axis.at(value))

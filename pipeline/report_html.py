@@ -130,7 +130,7 @@ def _quality(figures: dict[str, Any]) -> str:
     lines = [(*FLAGS[name], every["flags"][name], best["flags"][name]) for name in FLAGS]
     outliers = figures["pace"]["outliers"]
     for kind, name in (("long", "Unusually long"), ("short", "Unusually short")):
-        meaning = f"duration for the text's length beyond {OUTLIER_Z} robust deviations from the median"
+        meaning = f"finished, but over {OUTLIER_Z} robust deviations from the usual duration of such a text"
         lines.append((name, meaning, outliers["all"][kind], outliers["best"][kind]))
     body = [
         [

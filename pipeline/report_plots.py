@@ -4,20 +4,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.report_bars import Series, histogram_chart
 from pipeline.report_charts import (
     Line,
     cell,
     chart,
     empty_card,
-    histogram_chart,
     line_chart,
     linear_axis,
     log2_axis,
-    path,
+    segments,
 )
 from pipeline.report_text import integer, number, percent, seconds
 
-ALL, BEST = ("all candidates", "first"), ("best of each row", "second")
 TIME_UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (86_400.0, "days"))
 
 
@@ -83,37 +82,39 @@ def _best_of_n_note(curve: dict[str, Any]) -> str:
 
 
 def score_plot(candidates: dict[str, Any]) -> str:
-    return histogram_chart("Distribution of scores", "", "score", _both(candidates, "score"))
+    return histogram_chart(
+        "Distribution of scores", "", "score", _both(candidates, "score"), least_width=2**-12
+    )
 
 
 def duration_plots(figures: dict[str, Any]) -> list[str]:
     """Histograms of durations, speech tokens and text lengths, and duration against text length."""
-    candidates, text = figures["candidates"], figures["rows"]["text_characters"]
+    candidates = figures["candidates"]
+    text = Series("rows", "third", figures["rows"]["text_characters"])
+    tokens = _both(candidates, "tokens")
     return [
-        histogram_chart("Duration", "", "seconds", _both(candidates, "duration_s")),
-        histogram_chart("Length", "21.5 tokens are a second.", "speech tokens", _both(candidates, "tokens")),
-        histogram_chart(
-            "Text length", "", "characters without white space", [("rows", "third", text)], "rows"
-        ),
+        histogram_chart("Duration", "", "seconds", _both(candidates, "duration_s"), least_width=2**-4),
+        histogram_chart("Length", "21.5 tokens are a second.", "speech tokens", tokens, integers=True),
+        histogram_chart("Text length", "", "characters without white space", [text], "rows", integers=True),
         pace_plot(figures["pace"]),
     ]
 
 
 def token_plots(candidates: dict[str, Any]) -> list[str]:
     """Histograms of the measures of repetition."""
+    runs, repeated = _both(candidates, "longest_run"), _both(candidates, "repeated_ngrams")
+    label = "share of a candidate's 4-grams"
     return [
-        histogram_chart("Longest run of one token", "", "tokens", _both(candidates, "longest_run")),
-        histogram_chart(
-            "Share of repeated 4-grams",
-            "",
-            "share of a candidate's 4-grams",
-            _both(candidates, "repeated_ngrams"),
-        ),
+        histogram_chart("Longest run of one token", "", "tokens", runs, integers=True),
+        histogram_chart("Share of repeated 4-grams", "", label, repeated, least_width=2**-7),
     ]
 
 
-def _both(candidates: dict[str, Any], name: str) -> list[tuple[str, str, dict[str, Any] | None]]:
-    return [(*ALL, candidates["all"][name]), (*BEST, candidates["best"][name])]
+def _both(candidates: dict[str, Any], name: str) -> list[Series]:
+    return [
+        Series("all candidates", "first", candidates["all"][name]),
+        Series("best of each row", "second", candidates["best"][name]),
+    ]
 
 
 def pace_plot(pace: dict[str, Any]) -> str:
@@ -139,14 +140,8 @@ def pace_plot(pace: dict[str, Any]) -> str:
         )
         for left, low, item in zip(columns, rows, cells, strict=True)
     ]
-    for name, style in (("seconds_per_character", "second"), ("usual_from", "thin"), ("usual_to", "thin")):
-        points = []
-        for band in pace["bands"]:
-            ends = (math.log2(band["characters_from"]), math.log2(band["characters_below"]))
-            # One rate holds for the whole band, so its duration grows with the text: a line of slope one.
-            points += [(at, _within(y.low, at + math.log2(band[name]), y.high)) for at in ends]
-        points = [(min(max(at, x.low), x.high), level) for at, level in points]
-        shapes.append(path(x, y, points, f"{style} second"))
+    for name, style in (("seconds_per_character", ""), ("usual_from", "thin"), ("usual_to", "thin")):
+        shapes.append(segments(x, y, [_band_line(band, name) for band in pace["bands"]], f"{style} second"))
     note = (
         f"All candidates, darker is more. Beyond the thin lines ({pace['outlier_z']} robust deviations from "
         "the median of texts about as long) a duration counts as unusual."
@@ -154,8 +149,11 @@ def pace_plot(pace: dict[str, Any]) -> str:
     return chart(title, note, x, y, "".join(shapes))
 
 
-def _within(low: float, value: float, high: float) -> float:
-    return min(max(value, low), high)
+def _band_line(band: dict[str, Any], name: str) -> tuple[float, float, float, float]:
+    """One rate holds for the whole band, so the duration grows with the text: a line of slope one."""
+    left, right = math.log2(band["characters_from"]), math.log2(band["characters_below"])
+    rate = math.log2(band[name])
+    return left, left + rate, right, right + rate
 
 
 def _cell_text(left: float, low: float, size: float, item: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline import quality
 from pipeline.errors import RunError
-from pipeline.report import write_report
+from pipeline.report import shown_uri, write_report
 from pipeline.report_totals import RunTotals
 from pipeline.stored import Rows, StoredOutput
 from tests.pipeline.synthetic_output import (
@@ -353,6 +354,48 @@ def test_a_run_that_has_only_just_begun(tmp_path: Path) -> None:
     assert (figures["rows"]["done"], figures["speed"]["rows_left"]) == (3, 97)
 
 
+def test_a_block_that_is_published_while_the_report_is_made(tmp_path: Path) -> None:
+    rows = make_rows(6, 2)
+    write_data(tmp_path, rows[:3])
+    write_part(tmp_path, rows[3:], [])
+    reading = StoredOutput(str(tmp_path)).read()
+    seen = [next(reading)]
+    (tmp_path / "_parts" / "a.parquet").unlink()
+    seen += list(reading)
+    assert [batch.ids for batch in seen] == [[row["id"] for row in rows[:3]]]
+
+
+def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of an output on a real S3 server are those of the same files on a disk."""
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    write_run(tmp_path, count=30, candidates=3)
+    local = report(tmp_path, flags=True)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="runs")
+        for path in tmp_path.rglob("*.[pj]*"):
+            if path.parent.name in ("data", "errors", "metrics") or path.name == "run.json":
+                client.upload_file(str(path), "runs", f"out/{path.relative_to(tmp_path)}")
+        uri = f"s3://runs/out?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        written = write_report(uri, json_file=str(tmp_path / "from-s3.json"), flags=True)
+        names = {item["Key"] for item in client.list_objects_v2(Bucket="runs")["Contents"]}
+    finally:
+        server.stop()
+    remote = strict_json(tmp_path / "from-s3.json")
+    assert (local.pop("output"), remote.pop("output")) == (str(tmp_path), "s3://runs/out")
+    del local["created"], remote["created"]
+    assert remote == local
+    assert {"out/report.html", "out/flags/000000.parquet"} <= names
+    assert written.html.startswith("s3://runs/out/report.html")
+
+
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     write_data(tmp_path, make_rows(200, 4))
     (batch,) = StoredOutput(str(tmp_path)).read()
@@ -424,6 +467,18 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "data" / "x.parquet")
     with pytest.raises(RunError, match=r"the candidates lack rank, candidate, num_tokens"):
         write_report(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("/data/a?b@c", "/data/a?b@c"),
+        ("s3://key:secret@bucket/a@b/c?endpoint_override=h:1", "s3://bucket/a@b/c"),
+        ("gs://bucket/x", "gs://bucket/x"),
+    ],
+)
+def test_credentials_are_not_shown(uri: str, shown: str) -> None:
+    assert shown_uri(uri) == shown
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.histogram import Histogram
 from pipeline.report import write_report
+from pipeline.report_bars import Series, histogram_chart
 from pipeline.report_charts import Axis, linear_axis, log2_axis
 from pipeline.report_text import escape, hours, number, percent, plain, seconds
+from pipeline.report_totals import distribution
 from tests.pipeline.synthetic_output import (
     error,
     make_rows,
@@ -189,6 +193,39 @@ def test_pages_of_nothing(tmp_path: Path) -> None:
 )
 def test_numbers_and_text(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def hover_counts(page: str, name: str) -> list[int]:
+    """What the hover texts of a histogram say of one series, bar by bar."""
+    return [int(count.replace(",", "")) for count in re.findall(rf"^{name}: ([\d,]+) \(", page, re.MULTILINE)]
+
+
+def test_series_share_bars_over_the_range_of_the_first() -> None:
+    random = np.random.default_rng(0)
+    most = random.normal(0, 1, 100_000)
+    wide, narrow = Histogram(), Histogram()
+    # Far from all others, and most of the second series: the first one's range does not show them.
+    wide.add(np.concatenate([most, np.full(20, 1e6)]))
+    narrow.add(np.concatenate([random.normal(0, 0.1, 50), np.full(20, 1e6)]))
+    series = [Series("wide", "first", distribution(wide)), Series("narrow", "second", distribution(narrow))]
+    page = histogram_chart("title", "", "x", series)
+    shown = hover_counts(page, "wide")
+    assert len(shown) <= 64
+    assert sum(hover_counts(page, "narrow")) == 50
+    assert sum(shown) > 99_000
+    assert re.search(
+        r"Not shown: \d+ candidates below and \d+ above; all lie from −[\d.]+ to 1,000,000", page
+    )
+
+
+def test_integers_stand_over_their_numbers() -> None:
+    values = Histogram(integers=True)
+    values.add(np.array([1, 1, 1, 4]))
+    page = histogram_chart("t", "", "x", [Series("n", "first", distribution(values))], integers=True)
+    assert re.findall(r"<title>(.*?)\nn: (\d)", page, re.DOTALL) == [("1", "3"), ("4", "1")]
+    (first_bar,) = re.findall(r'class="hover" x="0.0" y="0" width="([\d.]+)"', page)
+    (tick,) = re.findall(r'left:([\d.]+)%">2<', page)
+    assert float(tick) * 10 == pytest.approx(1.5 * float(first_bar), abs=0.2)
 
 
 @pytest.mark.parametrize(
