@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clvp.sampling.memory import give_back_freed
 from clvp.sampling.prefill import Prefix
 from clvp.sampling.weights import DecoderWeights
 
@@ -164,6 +165,7 @@ class Cohort:
                 moved[:, :, : self.length] = block[: self.size, :, : self.length]
                 blocks[layer] = moved
         self.prefix.drop_empty_rows()
+        give_back_freed(self.weights.device)
 
     def attend(self, layer: int, q_BD: Tensor, k_BD: Tensor, v_BD: Tensor) -> Tensor:
         """[B, D]: attention of the newest position, whose key and value are taken in, over all of them."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from clvp.sampling.cohort import Cohort
 from clvp.sampling.lanes import Admission, FinishedLane, LaneTable
-from clvp.sampling.memory import budget_error
+from clvp.sampling.memory import budget_error, give_back_freed
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import padded_length
 from clvp.sampling.weights import DecoderWeights
@@ -62,6 +62,7 @@ class CohortDecoder:
     def reserve(self, prefix_positions: int, wanted: int) -> int:
         """How many of `wanted` candidates of one row can be admitted now; they are promised room.
 
+        Where memory is short, a few are not worth a cohort with its copy of the prefix: more will be free.
         Raises MemoryBudgetError where the whole budget does not hold one.
         """
         one = self.bytes_for(prefix_positions, 1)
@@ -71,7 +72,7 @@ class CohortDecoder:
         fixed = self.bytes_for(prefix_positions, 0)
         fitting = (self.budget - held - fixed) // (one - fixed)
         granted = min(wanted, self.lanes - self.live - self.promised_lanes, fitting)
-        if granted <= 0:
+        if granted <= 0 or (self.live and granted == fitting < min(self.quantum, wanted)):
             return 0
         self.promised_lanes += granted
         self.promised_bytes += self.bytes_for(prefix_positions, granted)
@@ -137,5 +138,7 @@ class CohortDecoder:
             cohort.size = len(kept)
             order.extend(first + lane for lane in kept)
             first += size
-        self.cohorts = [cohort for cohort in self.cohorts if cohort.size]
+        if not all(cohort.size for cohort in self.cohorts):
+            self.cohorts = [cohort for cohort in self.cohorts if cohort.size]
+            give_back_freed(self.weights.device)
         self.table.keep(order)

@@ -4,7 +4,10 @@ The decoders reserve, before they admit a candidate, all that it can come to nee
 whatever lengths are drawn.
 """
 
+import ctypes
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,7 +32,8 @@ def _cgroup_free_bytes() -> int | None:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device, in bytes; a container's limit counts on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held_for_reuse
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -53,3 +57,22 @@ def budget_error(budget: int, needed: int, what: str) -> MemoryBudgetError:
         f"{what}: one candidate needs {needed / 2**20:.1f} MiB for keys and values, the budget is "
         f"{budget / 2**20:.1f} MiB; raise kv_budget_bytes or lower max_new_tokens"
     )
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's `malloc_trim`; None where the C library has none."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return None
+    return trim
+
+
+def give_back_freed(device: torch.device) -> None:
+    """Returns freed memory to the system. glibc would keep it: blocks of many sizes fragment its heap.
+
+    About a millisecond, against steps of many. Without it a process holds up to three times the budget.
+    """
+    if device.type == "cpu" and (trim := _malloc_trim()) is not None:
+        trim(0)
