@@ -85,7 +85,7 @@ print(json.dumps({"candidates": done, "grown": peak() - before, "lanes": utilisa
 def test_eight_rows_of_a_thousand_candidates_stay_within_a_small_budget() -> None:
     """8,000 candidates would hold 590 MB of keys and values at once; the budget is 4 MiB, and it binds.
 
-    Besides keys and values the process may grow by the results of two rows, about 2 KB a candidate as objects.
+    Besides keys and values the process may grow by two rows' results, about 2 KB a candidate as objects.
     """
     budget, candidates = 4 * 2**20, 1000
     assert 8 * candidates * PER_POSITION * SHORT.max_new_tokens > 100 * budget
