@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.report import write_report
-from pipeline.report_text import hours, integer, number, percent
+from pipeline.report.build import write_report
+from pipeline.report.text import hours, integer, number, percent
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 

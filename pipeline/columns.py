@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.quality import QUALITY_FIELDS
+
 ID = pa.field("id", pa.string())
 TEXT = pa.field("text", pa.string())
 SOURCE = pa.field("source", pa.string())  # "manifest.csv, row 12": where the row came from
@@ -25,6 +27,7 @@ CANDIDATE_TYPE = pa.struct(
         ("num_tokens", pa.int32()),
         ("finished", pa.bool_()),  # the stop token was drawn before the length limit
         ("duration_s", pa.float32()),
+        *QUALITY_FIELDS,
     ]
 )
 CANDIDATES = pa.field("candidates", pa.list_(CANDIDATE_TYPE))

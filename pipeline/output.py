@@ -24,7 +24,7 @@ from pipeline.errors import ERROR
 
 SEED = pa.field("seed", pa.int64())
 
-INPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])  # and sample_seconds where rows were sampled
+INPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])  # and the stages' timings
 PART = pa.schema([ID, TEXT, SEED, CANDIDATES, SOURCE, ERROR])  # and the pass-through columns, prefixed
 
 # What the stage hands to the driver: one row per block.
@@ -38,6 +38,7 @@ REPORT = pa.schema(
         ("tokens", pa.int64()),
         ("unfinished", pa.int64()),  # candidates without a stop token
         ("sample_seconds", pa.float64()),
+        ("rank_seconds", pa.float64()),
     ]
 )
 
@@ -112,7 +113,6 @@ def part_name(ids: list[str]) -> str:
 def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
     candidates = pc.list_flatten(table["candidates"])
     failed = len(table) - table["error"].null_count
-    seconds = table["sample_seconds"] if "sample_seconds" in table.column_names else pa.nulls(0, pa.float64())
     row = {
         "part": name,
         "num_bytes": num_bytes,
@@ -121,6 +121,12 @@ def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
         "candidates": len(candidates),
         "tokens": pc.sum(pc.struct_field(candidates, "num_tokens")).as_py() or 0,
         "unfinished": pc.sum(pc.invert(pc.struct_field(candidates, "finished"))).as_py() or 0,
-        "sample_seconds": pc.sum(seconds).as_py() or 0.0,
+        "sample_seconds": _sum_of(table, "sample_seconds"),
+        "rank_seconds": _sum_of(table, "rank_seconds"),
     }
     return pa.Table.from_pylist([row], schema=REPORT)
+
+
+def _sum_of(table: pa.Table, column: str) -> float:
+    """0 where the block has not passed the stage that measures this."""
+    return (pc.sum(table[column]).as_py() or 0.0) if column in table.column_names else 0.0

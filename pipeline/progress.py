@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from pipeline.columns import TOKENS_PER_SECOND
+from pipeline.metrics import Sample
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Totals:
     tokens: int = 0
     unfinished: int = 0
     sample_seconds: float = 0.0
+    rank_seconds: float = 0.0
 
     def add(self, report: dict[str, Any]) -> None:
         """Add the report of one block."""
@@ -61,6 +63,23 @@ class Progress:
     def note(self, message: str) -> None:
         """Print one line."""
         print(f"[{format_seconds(self.elapsed)}] {message}", file=self.stream, flush=True)
+
+    def sample(self, gpus: float) -> Sample:
+        """The sums so far, for the run's metrics."""
+        with self._lock:
+            totals = self.totals
+            return Sample(
+                time=time.time(),
+                elapsed_s=self.elapsed,
+                rows=totals.rows,
+                failed=totals.failed,
+                candidates=totals.candidates,
+                tokens=totals.tokens,
+                audio_s=totals.tokens / TOKENS_PER_SECOND,
+                left=self.todo - totals.rows - totals.failed,
+                gpus=gpus or None,
+                busy_s={"sample": totals.sample_seconds, "rank": totals.rank_seconds},
+            )
 
     @property
     def elapsed(self) -> float:

@@ -4,6 +4,7 @@ Candidates are padded to one constant length before they are scored, so that a s
 tokens alone.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,10 +31,16 @@ from pipeline.columns import (
 from pipeline.device import pick_device
 from pipeline.errors import ERROR, RowError, error_array, error_record, is_fatal
 from pipeline.payloads import SPEECH_IDS
+from pipeline.quality import quality_columns
 from pipeline.settings import ModelSettings, ScoringSettings
 
+# The time that the row's block took in this stage, divided by its rows.
+RANK_SECONDS = pa.field("rank_seconds", pa.float32())
+
 INPUT = pa.schema([ID, TEXT, INPUT_IDS, SPEECH_IDS, SOURCE, ERROR])
-OUTPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])  # and sample_seconds where the input has it
+OUTPUT = pa.schema(
+    [ID, TEXT, CANDIDATES, RANK_SECONDS, SOURCE, ERROR]
+)  # and sample_seconds where the input has it
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Ranker:
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
         require_columns(table, INPUT)
+        started = time.perf_counter()
         errors = table["error"].to_pylist()
         ranked: list[list[Scored] | None] = [None] * len(table)
         for i in good_rows(table):
@@ -72,10 +80,17 @@ class Ranker:
                 if is_fatal(error):
                     raise
                 errors[i] = error_record("rank", error)
+        seconds = (time.perf_counter() - started) / max(len(table), 1)
         timings = [field for field in table.schema if field.name == "sample_seconds"]
         output = pa.schema([*OUTPUT, *timings])
         return replace_columns(
-            table, output, {"candidates": _candidate_column(ranked), "error": error_array(errors)}
+            table,
+            output,
+            {
+                "candidates": _candidate_column(ranked, table["text"].to_pylist()),
+                "rank_seconds": pa.array([seconds] * len(table), pa.float32()),
+                "error": error_array(errors),
+            },
         )
 
     def _score(self, input_ids: list[int], sampled: pa.ListScalar) -> list[Scored]:
@@ -107,7 +122,7 @@ def order_candidates(scored: Sequence[Scored], settings: ScoringSettings) -> lis
     return best[: settings.keep]
 
 
-def _candidate_column(rows: Sequence[Sequence[Scored] | None]) -> pa.ListArray:
+def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[str | None]) -> pa.ListArray:
     """The `candidates` column [n]; null where a row has none."""
     items = [item for row in rows if row is not None for item in row]
     ranks = [rank for row in rows if row is not None for rank in range(1, len(row) + 1)]
@@ -121,6 +136,7 @@ def _candidate_column(rows: Sequence[Sequence[Scored] | None]) -> pa.ListArray:
             pa.array(lengths),
             pa.array([item.finished for item in items], pa.bool_()),
             pa.array((lengths / TOKENS_PER_SECOND).astype(np.float32)),
+            *quality_columns(texts, [[item.tokens for item in row or ()] for row in rows]),
         ],
         fields=list(CANDIDATE_TYPE),
     )

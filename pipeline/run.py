@@ -6,6 +6,7 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline import filesystem, graph
 from pipeline.cluster import Cluster, block_reports, connect
 from pipeline.errors import RunError
 from pipeline.manifest import Manifest, open_manifest
+from pipeline.metrics import MetricsLog
 from pipeline.output import OutputFolder
 from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, Payload
 from pipeline.plan import make_plan, rejected_rows, select_rows
@@ -127,10 +129,12 @@ def _run(
             f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
             f"{rejected:,} rejected, {todo:,} to do in {plan.num_blocks:,} blocks"
         )
-        with progress:
+        metrics = MetricsLog(output.uri, execution.report_seconds)
+        with progress, _last_sample(metrics, progress, cluster):
             for report in block_reports(build(work)):
                 progress.add(report)
                 publisher.add(report["part"], report["num_bytes"])
+                metrics.add(progress.sample(cluster.gpus))
     publisher.finish()
     finished = progress.totals.rows + progress.totals.failed
     if finished != todo:
@@ -138,6 +142,18 @@ def _run(
             f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
         )
     return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)
+
+
+@contextmanager
+def _last_sample(metrics: MetricsLog, progress: Progress, cluster: Cluster) -> Iterator[None]:
+    """Records where the run stood when it ended, however it ended."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what ended the run matters more
+            metrics.add(progress.sample(cluster.gpus), last=True)
+        raise
+    metrics.add(progress.sample(cluster.gpus), last=True)
 
 
 def _read_config(model: str) -> ClvpConfig:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.best_of_n import EVERY_N_UP_TO, BestOfN, best_weights
+from pipeline.report.best_of_n import EVERY_N_UP_TO, BestOfN, best_weights
 
 Row = list[tuple[float, bool]]  # score and finished of the candidates
 ROWS = st.lists(

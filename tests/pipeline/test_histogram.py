@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.histogram import MAX_BINS, Histogram
+from pipeline.report.histogram import MAX_BINS, Histogram
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 

@@ -101,6 +101,7 @@ def test_report_of_a_block(local: OutputFolder) -> None:
     assert report == {
         **{"num_bytes": size, "rows": 2, "failed": 1, "candidates": 4, "tokens": 6, "unfinished": 2},
         "sample_seconds": 0.0,
+        "rank_seconds": 0.0,
     }
 
 

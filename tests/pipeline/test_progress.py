@@ -5,7 +5,7 @@ from pipeline.progress import Progress, Totals, format_seconds
 
 REPORT = {
     **{"part": "x", "num_bytes": 10, "rows": 3, "failed": 1, "candidates": 48},
-    **{"tokens": 4500, "unfinished": 2, "sample_seconds": 1.5},
+    **{"tokens": 4500, "unfinished": 2, "sample_seconds": 1.5, "rank_seconds": 0.5},
 }
 
 

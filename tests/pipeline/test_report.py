@@ -16,9 +16,9 @@ import pytest
 
 from pipeline import quality
 from pipeline.errors import RunError
-from pipeline.report import shown_uri, write_report
-from pipeline.report_totals import RunTotals
-from pipeline.stored import Rows, StoredOutput
+from pipeline.report.build import shown_uri, write_report
+from pipeline.report.stored import Rows, StoredOutput
+from pipeline.report.totals import RunTotals
 from tests.pipeline.synthetic_output import (
     candidate,
     error,

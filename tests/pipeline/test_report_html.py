@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.histogram import Histogram
-from pipeline.report import write_report
-from pipeline.report_bars import Series, histogram_chart
-from pipeline.report_charts import Axis, linear_axis, log2_axis
-from pipeline.report_text import escape, hours, number, percent, plain, seconds
-from pipeline.report_totals import distribution
+from pipeline.report.bars import Series, histogram_chart
+from pipeline.report.build import write_report
+from pipeline.report.charts import Axis, linear_axis, log2_axis
+from pipeline.report.histogram import Histogram
+from pipeline.report.text import escape, hours, number, percent, plain, seconds
+from pipeline.report.totals import distribution
 from tests.pipeline.synthetic_output import (
     error,
     make_rows,

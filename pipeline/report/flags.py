@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import filesystem, quality
-from pipeline.report_pace import PaceModel
-from pipeline.stored import Rows, StoredOutput
+from pipeline.report.pace import PaceModel
+from pipeline.report.stored import Rows, StoredOutput
 
 FOLDER = "flags"
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report_bars import Series, histogram_chart
-from pipeline.report_charts import (
+from pipeline.report.bars import Series, histogram_chart
+from pipeline.report.charts import (
     Line,
     cell,
     chart,
@@ -15,7 +15,7 @@ from pipeline.report_charts import (
     log2_axis,
     segments,
 )
-from pipeline.report_text import integer, number, percent, seconds
+from pipeline.report.text import integer, number, percent, seconds
 
 TIME_UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (86_400.0, "days"))
 

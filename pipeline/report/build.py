@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline import filesystem
-from pipeline.best_of_n import BestOfN
-from pipeline.flags import write_flags
 from pipeline.metrics import read_sessions
-from pipeline.report_html import render_page
-from pipeline.report_pace import PaceModel, pace_figures, unusual_rows
-from pipeline.report_speed import speed_figures
-from pipeline.report_totals import LISTED, FailureTotals, RunTotals, distribution, share
-from pipeline.stored import Failures, StoredOutput
+from pipeline.report.best_of_n import BestOfN
+from pipeline.report.flags import write_flags
+from pipeline.report.html import render_page
+from pipeline.report.pace import PaceModel, pace_figures, unusual_rows
+from pipeline.report.speed import speed_figures
+from pipeline.report.stored import Failures, StoredOutput
+from pipeline.report.totals import LISTED, FailureTotals, RunTotals, distribution, share
 
 REPORT_VERSION = 1
 GAIN_SHARES = (0.5, 0.9)  # of what the largest N gains over one candidate

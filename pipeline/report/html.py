@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.quality import LONG_RUN, NGRAM, OUTLIER_Z, REPEATED_SHARE
-from pipeline.report_plots import (
+from pipeline.report.plots import (
     best_of_n_plot,
     duration_plots,
     score_plot,
     throughput_plot,
     token_plots,
 )
-from pipeline.report_style import STYLE
-from pipeline.report_text import escape, hours, integer, number, percent, plain, seconds
+from pipeline.report.style import STYLE
+from pipeline.report.text import escape, hours, integer, number, percent, plain, seconds
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 FAILURES_SHOWN = 30
@@ -38,7 +38,7 @@ LISTS = {
 
 
 def render_page(figures: dict[str, Any]) -> str:
-    """The page of the figures that `pipeline.report.build_figures` returns."""
+    """The page of the figures that `pipeline.report.build.build_figures` returns."""
     sections = [
         _header(figures),
         _scores(figures),

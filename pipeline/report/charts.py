@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report_text import escape, integer
+from pipeline.report.text import escape, integer
 
 BOX = 1000.0
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.metrics import Sample, Session
-from pipeline.report_totals import share
+from pipeline.report.totals import share
 
 MAX_POINTS = 480  # over all sessions
 _START = Sample(0.0, 0.0, 0, 0, 0, 0, 0.0)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import quality
-from pipeline.best_of_n import BestOfN
-from pipeline.histogram import Histogram
-from pipeline.stored import Failures, Rows
+from pipeline.report.best_of_n import BestOfN
+from pipeline.report.histogram import Histogram
+from pipeline.report.stored import Failures, Rows
 
 MAX_BARS = 64
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report_charts import Axis, box_x, box_y, chart, empty_card, hover, linear_axis
-from pipeline.report_text import integer, number, percent
+from pipeline.report.charts import Axis, box_x, box_y, chart, empty_card, hover, linear_axis
+from pipeline.report.text import integer, number, percent
 
 LEAST_BARS = 8  # that an axis has room for
 
