@@ -14,7 +14,6 @@ dimensions, D = H·N.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,78 +25,79 @@ from clvp.sampling.weights import DecoderWeights
 GROWTH = 64
 
 
-@dataclass
 class _PrefixStack:
-    """The prefixes of a cohort's rows, and where each lane's query goes among them."""
+    """The prefixes of a cohort's rows, and where each lane's query goes among them. E = R·H."""
 
-    keys: list[Tensor]  # [R, H, P, N] each
-    values: list[Tensor]  # [R, H, P, N] each
-    padding_R1P: Tensor  # [R, 1, P] float: 0, or −inf where the prefix is padding
-    members: int  # M
-    slot_B: Tensor  # [B]: row · M + place among the row's lanes
-    full: bool  # every place of every row is taken, in order: nothing needs to be gathered
-
-    @classmethod
-    def build(cls, prefixes: Sequence[Prefix], lanes: Sequence[int], quantum: int) -> "_PrefixStack":
-        members = -(-max(lanes) // quantum) * quantum
-        slots = [row * members + place for row, count in enumerate(lanes) for place in range(count)]
-        padded, device = prefixes[0].padded, prefixes[0].keys[0].device
+    def __init__(self, prefixes: Sequence[Prefix], lanes: Sequence[int], quantum: int) -> None:
+        self.heads, self.padded, _ = prefixes[0].keys[0].shape
+        self.members = -(-max(lanes) // quantum) * quantum  # M
+        device = prefixes[0].keys[0].device
         lengths_R1 = torch.tensor([prefix.length for prefix in prefixes], device=device)[:, None]
-        beyond_RP = torch.arange(padded, device=device) >= lengths_R1
-        return cls(
-            keys=[torch.stack(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)],
-            values=[torch.stack(layer) for layer in zip(*(p.values for p in prefixes), strict=True)],
-            padding_R1P=torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)[
-                :, None
-            ],
-            members=members,
-            slot_B=torch.tensor(slots, device=device),
-            full=slots == list(range(len(prefixes) * members)),
+        beyond_RP = torch.arange(self.padded, device=device) >= lengths_R1
+        padding_RP = torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)
+        slots = [row * self.members + place for row, count in enumerate(lanes) for place in range(count)]
+        # Every place of every row is taken, in order: nothing needs to be gathered.
+        self.full = slots == list(range(len(prefixes) * self.members))
+        self._hold(
+            [torch.cat(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)],
+            [torch.cat(layer) for layer in zip(*(p.values for p in prefixes), strict=True)],
+            padding_RP,
+            torch.tensor(slots, device=device),
         )
+
+    def _hold(
+        self, keys_EPN: list[Tensor], values_EPN: list[Tensor], padding_RP: Tensor, slot_B: Tensor
+    ) -> None:
+        self.values = values_EPN
+        self.keys = keys_EPN
+        self.keys_transposed = [keys.transpose(1, 2) for keys in keys_EPN]
+        self.padding_RP = padding_RP  # 0, or −inf where the prefix is padding
+        self._place_lanes(slot_B)
+
+    def _place_lanes(self, slot_B: Tensor) -> None:
+        self.slot_B = slot_B  # row · M + place among the row's lanes
+        self.padding_B1P = self.padding_RP[slot_B // self.members][:, None]
 
     @property
     def rows(self) -> int:
-        return self.padding_R1P.shape[0]
-
-    @property
-    def padded(self) -> int:
-        return self.padding_R1P.shape[2]
+        return self.padding_RP.shape[0]
 
     def keep(self, order_B: Tensor) -> None:
         """Keeps the lanes `order_B` of the present ones, in that order."""
-        self.slot_B = self.slot_B[order_B]
         self.full = False
+        self._place_lanes(self.slot_B[order_B])
 
     def drop_empty_rows(self) -> None:
         row_B, place_B = self.slot_B // self.members, self.slot_B % self.members
         rows_R, new_row_B = row_B.unique(return_inverse=True)
         if len(rows_R) < self.rows:
-            self.keys = [keys[rows_R] for keys in self.keys]
-            self.values = [values[rows_R] for values in self.values]
-            self.padding_R1P = self.padding_R1P[rows_R]
-            self.slot_B = new_row_B * self.members + place_B
+
+            def kept(blocks: list[Tensor]) -> list[Tensor]:
+                return [block.unflatten(0, (-1, self.heads))[rows_R].flatten(0, 1) for block in blocks]
+
+            slot_B = new_row_B * self.members + place_B
+            self._hold(kept(self.keys), kept(self.values), self.padding_RP[rows_R], slot_B)
 
     def by_row(self, x_BHX: Tensor) -> Tensor:
-        """[B, H, X] -> [R·H, M, X], zero where a row has no lane."""
+        """[B, H, X] -> [E, M, X], zero where a row has no lane."""
         if not self.full:
             padded = x_BHX.new_zeros(self.rows * self.members, *x_BHX.shape[1:])
             x_BHX = padded.index_copy_(0, self.slot_B, x_BHX)
         return x_BHX.unflatten(0, (self.rows, self.members)).transpose(1, 2).flatten(0, 1)
 
     def by_lane(self, x_EMX: Tensor) -> Tensor:
-        """[R·H, M, X] -> [B, H, X]; the inverse of `by_row`."""
+        """[E, M, X] -> [B, H, X]; the inverse of `by_row`."""
         x_SHX = x_EMX.unflatten(0, (self.rows, -1)).transpose(1, 2).flatten(0, 1)  # S = R·M
         return x_SHX if self.full else x_SHX[self.slot_B]
 
     def scores(self, layer: int, q_BHN: Tensor) -> Tensor:
         """[B, H, P]"""
-        keys_ENP = self.keys[layer].flatten(0, 1).transpose(1, 2)
-        scores_BHP = self.by_lane(torch.bmm(self.by_row(q_BHN), keys_ENP))
-        return scores_BHP + self.padding_R1P[self.slot_B // self.members]
+        scores_EMP = torch.bmm(self.by_row(q_BHN), self.keys_transposed[layer])
+        return self.by_lane(scores_EMP) + self.padding_B1P
 
     def read(self, layer: int, weights_BHP: Tensor) -> Tensor:
         """[B, H, N]"""
-        return self.by_lane(torch.bmm(self.by_row(weights_BHP), self.values[layer].flatten(0, 1)))
+        return self.by_lane(torch.bmm(self.by_row(weights_BHP), self.values[layer]))
 
 
 class Cohort:
@@ -116,7 +116,7 @@ class Cohort:
         self.max_tokens = max_tokens
         self.size = sum(lanes)
         self.length = 0  # tokens in the suffix
-        self.prefix = _PrefixStack.build(prefixes, lanes, quantum)
+        self.prefix = _PrefixStack(prefixes, lanes, quantum)
         self.keys: list[Tensor] = []  # [capacity, H, room, N] each
         self.values: list[Tensor] = []
         head_dim = weights.width // weights.heads

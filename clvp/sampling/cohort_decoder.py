@@ -57,7 +57,8 @@ class CohortDecoder:
     def bytes_for(self, prefix_positions: int, candidates: int) -> int:
         """What candidates of one row can come to need. The prefix counts twice: kept for those to come."""
         positions = 2 * padded_length(prefix_positions) + candidates * self.table.params.max_new_tokens
-        return self.weights.kv_bytes_per_token * positions
+        workspace = candidates * self.weights.workspace_bytes_per_lane
+        return self.weights.kv_bytes_per_token * positions + workspace
 
     def reserve(self, prefix_positions: int, wanted: int) -> int:
         """How many of `wanted` candidates of one row can be admitted now; they are promised room.
@@ -69,6 +70,7 @@ class CohortDecoder:
         if one > self.budget:
             raise budget_error(self.budget, one, f"a row with a prefix of {prefix_positions} positions")
         held = sum(cohort.reserved_bytes for cohort in self.cohorts) + self.promised_bytes
+        held += self.live * self.weights.workspace_bytes_per_lane
         fixed = self.bytes_for(prefix_positions, 0)
         fitting = (self.budget - held - fixed) // (one - fixed)
         granted = min(wanted, self.lanes - self.live - self.promised_lanes, fitting)

@@ -133,6 +133,11 @@ class DecoderWeights:
         return self.token_embedding_VD.device
 
     @property
+    def workspace_bytes_per_lane(self) -> int:
+        """An upper estimate of what a lane's logits, activations and filters take during a step."""
+        return 4 * (8 * self.vocabulary + 32 * self.width)
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of the keys and values of one position in all layers."""
         return len(self.layers) * 2 * self.width * self.dtype.itemsize

@@ -85,13 +85,15 @@ def probe(case: Case, device: torch.device, seed: int) -> Peak:
     )  # what is loaded once is no part of it
     wait_for(device)
     meter, start = Meter(device), time.perf_counter()
-    candidates = [c for row in sampler.sample(rows, drawn_length(case.tokens)) for c in row]
+    finished = 0
+    for _, candidates in sampler.sample_iter(rows, drawn_length(case.tokens)):  # kept by nobody
+        finished += sum(candidate.finished for candidate in candidates)
     wait_for(device)
     positions = sum(row.prefix_PD.shape[0] + case.candidates * case.tokens for row in rows)
     return Peak(
         above=meter.peak(),
         all_at_once=sampler.weights.kv_bytes_per_token * positions,
-        finished=sum(candidate.finished for candidate in candidates),
+        finished=finished,
         seconds=time.perf_counter() - start,
     )
 

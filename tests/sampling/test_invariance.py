@@ -85,7 +85,9 @@ def changed_rows(device: str, alone: dict[int, Outcome], trial: int, config: Eng
     return [number for number, outcome in together if number in alone and outcome != alone[number]]
 
 
-FIVE_CANDIDATES = 3 * 2 * 64 * 4 * (5 * 80 + 2 * 96)  # bytes of their keys and values
+FIVE_CANDIDATES = 3 * 2 * 64 * 4 * (5 * 80 + 2 * 96) + 5 * 4 * (
+    8 * 202 + 32 * 64
+)  # bytes of their keys and values
 
 
 @pytest.mark.parametrize(

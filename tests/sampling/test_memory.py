@@ -13,6 +13,7 @@ from tests.sampling.small_models import prompt, small_decoder
 PARAMS = SamplingParams(max_new_tokens=140, min_new_tokens=100, temperature=1.0)
 SHORT = SamplingParams(max_new_tokens=48, min_new_tokens=40, temperature=1.0)
 TWO_TOKENS = SamplingParams(max_new_tokens=2, temperature=1.0)
+WORKSPACE = 4 * (8 * 202 + 32 * 64)  # bytes per lane
 PER_POSITION = 3 * 2 * 64 * 4  # bytes: layers, keys and values, width, float32
 
 
@@ -23,7 +24,7 @@ def test_a_budget_too_small_for_one_candidate_is_a_clear_error() -> None:
 
 
 def test_the_smallest_budget_decodes_one_candidate_after_the_other() -> None:
-    budget = PER_POSITION * (140 + 2 * 64)
+    budget = PER_POSITION * (140 + 2 * 64) + WORKSPACE
     sampler = CandidateSampler(small_decoder(), EngineConfig(kv_budget_bytes=budget))
     row = prompt(5, range(3))
     assert 32 < row.prefix_PD.shape[0] <= 64
