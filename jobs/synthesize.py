@@ -52,7 +52,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="share of a GPU (default: 0.75 where there are GPUs)",
     )
     group.add_argument(
-        "--lanes", type=int, metavar="N", help="candidates decoded at once (default: by device)"
+        "--lanes",
+        type=int,
+        metavar="N",
+        help="candidates decoded at once (default: by device); on a GPU the shape of its products, so keep it "
+        "for identical tokens",
     )
     group.add_argument("--audio-root", metavar="FOLDER", help="refuse rows whose audio lies anywhere else")
     return parser
