@@ -55,8 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--lanes",
         type=int,
         metavar="N",
-        help="candidates decoded at once (default: by device); on a GPU the shape of its products, so keep it "
-        "for identical tokens",
+        help="candidates decoded at once (default: by device); on a GPU the shape of its products: keep "
+        "it for identical tokens",
     )
     group.add_argument("--audio-root", metavar="FOLDER", help="refuse rows whose audio lies anywhere else")
     return parser
