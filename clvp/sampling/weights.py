@@ -135,7 +135,7 @@ class DecoderWeights:
     @property
     def workspace_bytes_per_lane(self) -> int:
         """An upper estimate of what a lane's logits, activations and filters take during a step."""
-        return 4 * (8 * self.vocabulary + 32 * self.width)
+        return 4 * (16 * self.vocabulary + 64 * self.width)
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -86,7 +86,7 @@ def changed_rows(device: str, alone: dict[int, Outcome], trial: int, config: Eng
 
 
 FIVE_CANDIDATES = 3 * 2 * 64 * 4 * (5 * 80 + 2 * 96) + 5 * 4 * (
-    8 * 202 + 32 * 64
+    16 * 202 + 64 * 64
 )  # bytes of their keys and values
 
 

@@ -13,7 +13,7 @@ from tests.sampling.small_models import prompt, small_decoder
 PARAMS = SamplingParams(max_new_tokens=140, min_new_tokens=100, temperature=1.0)
 SHORT = SamplingParams(max_new_tokens=48, min_new_tokens=40, temperature=1.0)
 TWO_TOKENS = SamplingParams(max_new_tokens=2, temperature=1.0)
-WORKSPACE = 4 * (8 * 202 + 32 * 64)  # bytes per lane
+WORKSPACE = 4 * (16 * 202 + 64 * 64)  # bytes per lane
 PER_POSITION = 3 * 2 * 64 * 4  # bytes: layers, keys and values, width, float32
 
 
