@@ -19,6 +19,7 @@ from ray.data import Dataset
 
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+from clvp.sampling.sampler import DEFAULT_LANES
 from pipeline.audio import AudioToMels
 from pipeline.cluster import Cluster
 from pipeline.manifest import Manifest
@@ -34,7 +35,6 @@ WRITE_CPUS = 0.25
 # A sampler and a ranker share a GPU unless the settings say otherwise.
 SAMPLER_GPUS, RANKER_GPUS = 0.75, 0.25
 LANES_PER_BLOCK = {"cpu": 2, "cuda": 8}  # blocks hold this many times the candidates that run at once
-DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 MAX_ROWS_PER_BLOCK = 256
 
 

@@ -1,8 +1,7 @@
 """The decoding loop's body for CPUs (and any device without CUDA graphs): one step for all lanes at once.
 
 The matrix products run over all lanes together, so that the weights are read once a step; attention runs
-cohort
-by cohort. Shapes: B lanes, W lanes padded to a multiple of the quantum, D width, V vocabulary.
+cohort by cohort. Shapes: B lanes, W lanes padded to a multiple of the quantum, D width, V vocabulary.
 """
 
 from collections.abc import Sequence

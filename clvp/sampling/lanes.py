@@ -42,6 +42,34 @@ class Admission:
     keys_N: Tensor  # [N] int64, the candidates' random keys
 
 
+def next_tokens(
+    logits_BV: Tensor,
+    history_BT: Tensor,
+    steps_B: Tensor,
+    keys_B: Tensor,
+    weights: DecoderWeights,
+    params: SamplingParams,
+) -> Tensor:
+    """Draws each lane's next token, int64 [B], from float32 logits, which are changed."""
+    if params.repetition_penalty != 1:
+        logits_BV = penalize(logits_BV, history_BT, params.repetition_penalty)
+    if params.min_new_tokens:
+        logits_BV = forbid_early_stop(logits_BV, steps_B, weights.stop_token, params.min_new_tokens)
+    return choose_tokens(logits_BV, uniform(keys_B, steps_B), params)
+
+
+def mel_positions(steps_B: Tensor, params: SamplingParams) -> Tensor:
+    """Where in the mel position table the lanes' last tokens stand: [B]."""
+    return steps_B + (steps_B > 0) if params.mel_positions == "skip_one" else steps_B
+
+
+def finished_lane(owner: LaneOwner, history_T: Tensor, before: int, steps: int, stop: int) -> FinishedLane:
+    """The result of a lane that has drawn `steps` tokens, which follow the first `before` of its history."""
+    drawn = history_T[before : before + steps].to("cpu", copy=True)
+    finished = int(drawn[-1]) == stop
+    return FinishedLane(owner, drawn[:-1] if finished else drawn, finished)
+
+
 class LaneTable:
     """Last token, step, random key and history of the lanes, in the lanes' order.
 
@@ -86,30 +114,22 @@ class LaneTable:
 
     def inputs(self) -> Tensor:
         """Embedded last tokens at their mel positions: [B, D]."""
-        positions_B = self.steps_B
-        if self.params.mel_positions == "skip_one":
-            positions_B = positions_B + (positions_B > 0)
+        positions_B = mel_positions(self.steps_B, self.params)
         return (
             self.weights.token_embedding_VD[self.tokens_B] + self.weights.position_embedding_LD[positions_B]
         )
 
     def draw(self, logits_BV: Tensor) -> list[int]:
         """Draws the next token of each lane from float32 logits; gives the lanes that are done now."""
-        params = self.params
-        if params.repetition_penalty != 1:
-            logits_BV = penalize(logits_BV, self.history_BT, params.repetition_penalty)
-        if params.min_new_tokens:
-            logits_BV = forbid_early_stop(
-                logits_BV, self.steps_B, self.weights.stop_token, params.min_new_tokens
-            )
-        self.tokens_B = choose_tokens(logits_BV, uniform(self.keys_B, self.steps_B), params)
+        self.tokens_B = next_tokens(
+            logits_BV, self.history_BT, self.steps_B, self.keys_B, self.weights, self.params
+        )
         self.history_BT.scatter_(1, len(self.before) + self.steps_B[:, None], self.tokens_B[:, None])
         self.steps_B = self.steps_B + 1
-        done_B = (self.tokens_B == self.weights.stop_token) | (self.steps_B == params.max_new_tokens)
+        done_B = (self.tokens_B == self.weights.stop_token) | (self.steps_B == self.params.max_new_tokens)
         return done_B.nonzero().flatten().tolist()
 
     def collect(self, lane: int) -> FinishedLane:
         """The result of a lane that is done."""
-        drawn = self.history_BT[lane, len(self.before) :][: int(self.steps_B[lane])].to("cpu", copy=True)
-        finished = int(drawn[-1]) == self.weights.stop_token
-        return FinishedLane(self.owners[lane], drawn[:-1] if finished else drawn, finished)
+        steps, stop = int(self.steps_B[lane]), self.weights.stop_token
+        return finished_lane(self.owners[lane], self.history_BT[lane], len(self.before), steps, stop)

@@ -14,10 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvp.sampling.filters import choose_tokens, forbid_early_stop, penalize
-from clvp.sampling.lanes import Admission, FinishedLane, LaneOwner
+from clvp.sampling.lanes import (
+    Admission,
+    FinishedLane,
+    LaneOwner,
+    finished_lane,
+    mel_positions,
+    next_tokens,
+)
 from clvp.sampling.memory import budget_error
-from clvp.sampling.noise import uniform
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix, padded_length
 from clvp.sampling.weights import DecoderWeights
@@ -139,9 +144,8 @@ class StaticDecoder:
         self.owners[lane], self.lane_slot[lane] = None, -1
         if slot not in self.lane_slot:
             self.slot_prefix[slot] = None
-        drawn = self.history_WT[lane, len(self.before) :][: int(self.step_W[lane])].to("cpu", copy=True)
-        stopped = int(drawn[-1]) == self.weights.stop_token
-        return FinishedLane(owner, drawn[:-1] if stopped else drawn, stopped)
+        steps, stop = int(self.step_W[lane]), self.weights.stop_token
+        return finished_lane(owner, self.history_WT[lane], len(self.before), steps, stop)
 
     def _replay(self) -> None:
         if self.weights.device.type != "cuda":
@@ -169,9 +173,7 @@ class StaticDecoder:
         return graph
 
     def _logits(self) -> Tensor:
-        weights, position_W = self.weights, self.step_W
-        if self.params.mel_positions == "skip_one":
-            position_W = position_W + (position_W > 0)
+        weights, position_W = self.weights, mel_positions(self.step_W, self.params)
         last = weights.position_embedding_LD.shape[0] - 1  # where lanes that are done may point
         x_WD = weights.token_embedding_VD[self.token_W]
         x_WD = x_WD + weights.position_embedding_LD[position_W.clamp(max=last)]
@@ -196,13 +198,7 @@ class StaticDecoder:
     def _draw(self, logits_WV: Tensor) -> None:
         """Draws the next tokens, in place; lanes that are not active keep their state."""
         params, active_W = self.params, self.active_W
-        if params.repetition_penalty != 1:
-            logits_WV = penalize(logits_WV, self.history_WT, params.repetition_penalty)
-        if params.min_new_tokens:
-            logits_WV = forbid_early_stop(
-                logits_WV, self.step_W, self.weights.stop_token, params.min_new_tokens
-            )
-        token_W = choose_tokens(logits_WV, uniform(self.key_W, self.step_W), params)
+        token_W = next_tokens(logits_WV, self.history_WT, self.step_W, self.key_W, self.weights, params)
         place_W1 = (len(self.before) + self.step_W[:, None]).clamp(max=self.history_WT.shape[1] - 1)
         kept_W1 = self.history_WT.gather(1, place_W1)
         self.history_WT.scatter_(1, place_W1, torch.where(active_W[:, None], token_W[:, None], kept_W1))
