@@ -19,7 +19,7 @@ PARQUET = (".parquet", ".pq")
 JSONL = (".jsonl", ".ndjson", ".json")
 CSV = (".csv", ".tsv")
 SUFFIXES = (*PARQUET, *JSONL, *CSV)
-RESERVED = ("seed", "candidates")  # columns of the output that a manifest must not bring along
+RESERVED = ("seed", "voice_key", "candidates")  # columns of the output that a manifest must not bring along
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,13 @@ def open_file(uri: str) -> pa.NativeFile:
     return filesystem_.open_input_file(path)
 
 
-def own_columns(payload: Payload) -> tuple[str, str, str]:
-    return ("id", "text", payload.field.name)
+def own_columns(payload: Payload) -> tuple[str, ...]:
+    """Columns of a manifest that do not pass through to the output."""
+    return (*payload.required, *payload.replaced)
 
 
 def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
-    missing = [name for name in own_columns(payload) if name not in names]
+    missing = [name for name in payload.required if name not in names]
     if missing:
         raise ManifestError(
             f"manifest file {uri} has no column {' and no column '.join(map(repr, missing))}; "
@@ -130,7 +131,7 @@ def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
         raise ManifestError(
             f"manifest file {uri} has more than one column named {', '.join(map(repr, repeated))}"
         )
-    clashing = [name for name in RESERVED if name in names]
+    clashing = [name for name in RESERVED if name in names and name not in own_columns(payload)]
     if clashing:
         raise ManifestError(
             f"manifest file {uri}: the column {clashing[0]!r} clashes with the output's; rename or drop it"
@@ -145,7 +146,7 @@ def _check_parquet_types(uri: str, schema: pa.Schema, payload: Payload) -> None:
         )
     if not (is_text_type(text_type) or pa.types.is_null(text_type)):
         raise ManifestError(f"manifest file {uri}: column 'text' must hold strings, it holds {text_type}")
-    name = payload.field.name
+    name = payload.column
     if not payload.accepts(schema.field(name).type):
         found = schema.field(name).type
         raise ManifestError(f"manifest file {uri}: column {name!r} must be {payload.expected}; it is {found}")

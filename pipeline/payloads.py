@@ -27,10 +27,17 @@ SPEECH_IDS = pa.field("speech_ids", pa.list_(SAMPLED_TYPE))
 
 @dataclass(frozen=True)
 class Payload:
-    field: pa.Field  # the column's name in the manifest, and its type in the pipeline
+    column: str  # its name in the manifest
+    field: pa.Field  # its name and type in the pipeline
     accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
     convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
     expected: str  # for messages
+    replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
+
+    @property
+    def required(self) -> tuple[str, str, str]:
+        """The columns that every file of a manifest must have."""
+        return ("id", "text", self.column)
 
 
 def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
@@ -128,14 +135,26 @@ def _is_list(dtype: pa.DataType) -> bool:
 
 
 AUDIO_PAYLOAD = Payload(
+    "audio",
     AUDIO,
     _accepts_audio,
     audio_clips,
     "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
 )
 SPEECH_PAYLOAD = Payload(
+    "speech_ids",
     SPEECH_IDS,
     _accepts_speech_ids,
     speech_candidates,
     "a list of integers, or a list of such lists (one per candidate)",
+)
+
+# The `data` files of a finished run, to be ranked again: candidate index and `finished` stay.
+STORED_PAYLOAD = Payload(
+    "candidates",
+    SPEECH_IDS,
+    _accepts_speech_ids,
+    speech_candidates,
+    "the candidates of a finished run (structs with speech_ids, candidate and finished)",
+    replaced=("seed", "voice_key"),
 )

@@ -57,7 +57,7 @@ def read_block(manifest: Manifest, slices: Sequence[Slice]) -> pa.Table:
 
 
 def _read_parquet(manifest: Manifest, part: Slice) -> RawRows:
-    names = ["id", "text", manifest.payload.field.name]
+    names = list(manifest.payload.required)
     wanted = {row - part.first_row + part.begin for row in part.rows} if part.rows is not None else None
     pieces: list[pa.Table] = []
     with open_file(manifest.files[part.file].uri) as stream:
@@ -113,7 +113,7 @@ def _read_text(manifest: Manifest, part: Slice) -> RawRows:
         array, misfits = convert(field.name, [row.get(field.name) for row in rows], field.type)
         extra.append(array)
         problems = misfits | problems
-    payload = manifest.payload.field.name
+    payload = manifest.payload.column
     return RawRows(
         numbers,
         [checked_id(row.get("id")) for row in rows],
@@ -168,7 +168,7 @@ def _checked_payload(payload: Payload, value: Any, folder: str) -> Any:
     try:
         pa.array([converted], payload.field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise RowError("InvalidValue", f"column {payload.field.name!r}: {error}") from error
+        raise RowError("InvalidValue", f"column {payload.column!r}: {error}") from error
     return converted
 
 

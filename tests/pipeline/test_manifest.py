@@ -8,7 +8,7 @@ import pytest
 from pipeline import manifest_text
 from pipeline.errors import ManifestError
 from pipeline.manifest import open_manifest
-from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD
+from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD
 from pipeline.scan import scan
 from tests.pipeline.clips import read_rows, write_jsonl
 
@@ -149,6 +149,7 @@ def bad_manifests() -> dict[str, tuple[dict[str, bytes], str]]:
         "number audio": ({"m.parquet": parquet(id=["1"], text=["a"], audio=[3])}, "'audio' must be a path"),
         "clash": ({"m.csv": b"id,text,audio,candidates\n1,a,b,c\n"}, "'candidates' clashes"),
         "clash in jsonl": ({"m.jsonl": good[:-1].encode() + b', "seed": 1}\n'}, "'seed' clashes"),
+        "clash with a voice": ({"m.csv": b"id,text,audio,voice_key\n1,a,b,c\n"}, "'voice_key' clashes"),
         "types differ between files": (
             {
                 "a.parquet": parquet(id=["1"], text=["a"], audio=["b"], n=[1]),
@@ -284,6 +285,30 @@ def test_speech_tokens(tmp_path: Path, value: object, expected: list[object]) ->
     file = write_jsonl(tmp_path / "m.jsonl", [{"id": "1", "text": "x", "speech_ids": value}])
     candidates = read_rows(file, payload=SPEECH_PAYLOAD)["speech_ids"][0].as_py()
     assert [(c["candidate"], c["finished"], c["speech_ids"]) for c in candidates] == expected
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_finished_output_is_a_manifest_of_its_candidates(tmp_path: Path, suffix: str) -> None:
+    """Seed, voice and ranks are the output's own: they neither clash nor pass through."""
+    stored = {"rank": 1, "candidate": 7, "score": 0.5, "speech_ids": [5, 6], "finished": False}
+    row = {"id": "1", "text": "x", "n": 3, "seed": 1, "voice_key": "ab"}
+    row |= {"candidates": [stored, stored | {"candidate": 2, "speech_ids": [], "finished": True}]}
+    file = tmp_path / f"m.{suffix}"
+    if suffix == "parquet":
+        write_parquet(file, pa.Table.from_pylist([row]))
+    else:
+        write_jsonl(file, [row])
+    table = read_rows(file, payload=STORED_PAYLOAD)
+    assert table.schema.names == ["id", "text", "speech_ids", "source", "error", "extra.n"]
+    assert table["speech_ids"].to_pylist() == [
+        [
+            {"candidate": 7, "finished": False, "speech_ids": [5, 6]},
+            {"candidate": 2, "finished": True, "speech_ids": []},
+        ]
+    ]
+    for payload in (AUDIO_PAYLOAD, SPEECH_PAYLOAD):
+        with pytest.raises(ManifestError, match=r"no column '(audio|speech_ids)'"):
+            scan(open_manifest([str(file)], payload))
 
 
 @pytest.mark.parametrize(
