@@ -1,7 +1,7 @@
 """Parts, publishing, and what is left after a run that ended anywhere."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.errors import RowError
 from pipeline.output import INPUT, REPORT, BlockWriter, OutputFolder
 from pipeline.plan import Rejected
 from pipeline.publish import Recovered, publish, publish_rejected, recover
+from tests.s3_server import S3Server
 
 
 def candidate(rank: int, tokens: Sequence[int]) -> dict[str, Any]:
@@ -61,31 +62,12 @@ def stored(output: OutputFolder, folder: str) -> list[str]:
     return [row_id for table in tables for row_id in table["id"].to_pylist()]
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket on a real S3 server, as the prefix and the connection options of a URI."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
-            Bucket="runs"
-        )
-        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
     if request.param == "local":
         return OutputFolder(str(tmp_path / "out"))
-    return OutputFolder(f"s3://runs/{tmp_path.name}{request.getfixturevalue('s3')}")
+    server: S3Server = request.getfixturevalue("s3")
+    return OutputFolder(server.uri(tmp_path.name))
 
 
 @pytest.fixture

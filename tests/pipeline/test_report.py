@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from tests.pipeline.synthetic_output import (
     write_part,
     write_run,
 )
+from tests.s3_server import BUCKET, S3Server
 
 
 def strict_json(path: Path) -> Any:
@@ -365,35 +365,23 @@ def test_a_block_that_is_published_while_the_report_is_made(tmp_path: Path) -> N
     assert [batch.ids for batch in seen] == [[row["id"] for row in rows[:3]]]
 
 
-def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_store(tmp_path: Path, s3: S3Server) -> None:
     """The figures of an output on a real S3 server are those of the same files on a disk."""
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     write_run(tmp_path, count=30, candidates=3)
     local = report(tmp_path, flags=True)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="runs")
-        for path in tmp_path.rglob("*.[pj]*"):
-            if path.parent.name in ("data", "errors", "metrics") or path.name == "run.json":
-                client.upload_file(str(path), "runs", f"out/{path.relative_to(tmp_path)}")
-        uri = f"s3://runs/out?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        written = write_report(uri, json_file=str(tmp_path / "from-s3.json"), flags=True)
-        names = {item["Key"] for item in client.list_objects_v2(Bucket="runs")["Contents"]}
-    finally:
-        server.stop()
+    client = s3.client()
+    for path in tmp_path.rglob("*.[pj]*"):
+        if path.parent.name in ("data", "errors", "metrics") or path.name == "run.json":
+            client.upload_file(str(path), BUCKET, f"report/{path.relative_to(tmp_path)}")
+    written = write_report(s3.uri("report"), json_file=str(tmp_path / "from-s3.json"), flags=True)
+    listed = client.list_objects_v2(Bucket=BUCKET, Prefix="report/")["Contents"]
+    names = {item["Key"] for item in listed}
     remote = strict_json(tmp_path / "from-s3.json")
-    assert (local.pop("output"), remote.pop("output")) == (str(tmp_path), "s3://runs/out")
+    assert (local.pop("output"), remote.pop("output")) == (str(tmp_path), f"s3://{BUCKET}/report")
     del local["created"], remote["created"]
     assert remote == local
-    assert {"out/report.html", "out/flags/000000.parquet"} <= names
-    assert written.html.startswith("s3://runs/out/report.html")
+    assert {"report/report.html", "report/flags/000000.parquet"} <= names
+    assert written.html.startswith(f"s3://{BUCKET}/report/report.html")
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
