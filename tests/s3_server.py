@@ -4,6 +4,7 @@
 started it is gone, however it went.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def s3_server() -> Iterator[S3Server]:
 
 
 def main() -> None:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line per request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     print(server.get_host_and_port()[1], flush=True)

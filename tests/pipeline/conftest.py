@@ -1,4 +1,4 @@
-"""The small random checkpoint that the stages with a model run on, and an S3 server."""
+"""The small random checkpoint that the stages with a model run on, an S3 server, and a run to compare with."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,9 @@ import pytest
 
 from clvp.random_checkpoint import write_random_checkpoint
 from tests.s3_server import CREDENTIALS, S3Server, s3_server
+from tests.soak.output import Stored
+from tests.soak.soak import run_undisturbed
+from tests.soak.workload import Workload, make_workload
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,15 @@ def s3() -> Iterator[S3Server]:
             patch.setenv(name, value)
         with s3_server() as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    """60 rows, some of them bad, for runs in processes of their own."""
+    return make_workload(tmp_path_factory.mktemp("workload"), rows=60)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    """What a run of the workload stores when nothing happens to it."""
+    return run_undisturbed(workload, str(tmp_path_factory.mktemp("undisturbed")))

@@ -1,0 +1,36 @@
+"""When to kill what: drawn from a seed, to be repeated as far as the pace of the machine allows."""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+Victim = Literal["driver", "actor", "ray"]
+Phase = Literal["startup", "streaming", "publishing", "end"]
+VICTIMS: tuple[Victim, ...] = ("driver", "actor", "ray")
+PHASES: tuple[Phase, ...] = ("streaming", "publishing", "startup")
+
+MAX_DELAY = {"startup": 9.0, "streaming": 1.5, "publishing": 0.1, "end": 0.4}  # seconds
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One SIGKILL: `delay` seconds after its phase has begun and `share` of the rows are stored."""
+
+    victim: Victim
+    phase: Phase
+    share: float
+    delay: float
+
+    def __str__(self) -> str:
+        return f"{self.victim} {self.delay:.2f} s after {self.phase} from {self.share:.0%} of the rows"
+
+
+def draw_kills(count: int, seed: int) -> list[Kill]:
+    """Victims in turn, over the whole length of the run; the last one at its very end."""
+    generator = random.Random(seed)
+    kills = []
+    for i in range(count):
+        phase: Phase = "end" if i == count - 1 else PHASES[(i + i // len(PHASES)) % len(PHASES)]
+        share = (i + generator.random()) / (count + 1)
+        kills.append(Kill(VICTIMS[i % len(VICTIMS)], phase, share, generator.uniform(0, MAX_DELAY[phase])))
+    return kills
