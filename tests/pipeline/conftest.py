@@ -1,4 +1,4 @@
-"""The small random checkpoint that the stages with a model run on, an S3 server, and a run to compare with."""
+"""What tests share: the small random checkpoint, an S3 server, and an undisturbed run to compare with."""
 
 from collections.abc import Iterator
 from pathlib import Path
