@@ -1,15 +1,16 @@
 """Command-line options that several jobs share, and how a job ends."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
-from pipeline.errors import ManifestError, RunError
+from pipeline.errors import ManifestError, RunError, Terminated
 from pipeline.run import Job, Summary
 from pipeline.settings import Dtype, ModelSettings, Normalizer, Pool, ScoringSettings
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -19,11 +20,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def add_job(parser: argparse.ArgumentParser, payload_help: str) -> None:
+def add_job(
+    parser: argparse.ArgumentParser, payload_help: str, required: bool = True
+) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("input and output (paths or URIs such as s3://bucket/folder)")
     group.add_argument(
         "--manifest",
-        required=True,
+        required=required,
         nargs="+",
         metavar="FILE",
         help=f"Parquet, JSONL or CSV files, folders or quoted globs; columns id, text, {payload_help}",
@@ -31,11 +34,23 @@ def add_job(parser: argparse.ArgumentParser, payload_help: str) -> None:
     group.add_argument(
         "--output", required=True, metavar="FOLDER", help="where data/ and errors/ are written"
     )
-    group.add_argument("--model", required=True, metavar="CHECKPOINT", help="checkpoint folder or hub id")
+    group.add_argument(
+        "--model", required=True, metavar="CHECKPOINT", help="checkpoint folder, hub id or URI"
+    )
+    group.add_argument(
+        "--retry-failed", action="store_true", help="also try the rows again that are in the error table"
+    )
+    return group
 
 
 def read_job(options: argparse.Namespace) -> Job:
-    return Job(tuple(options.manifest), options.output, options.model)
+    return Job(
+        tuple(options.manifest or ()),
+        options.output,
+        options.model,
+        options.retry_failed,
+        getattr(options, "extend", None),
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +74,12 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     defaults = ScoringSettings()
     group = parser.add_argument_group("scoring and ranking (changes results)")
     group.add_argument(
-        "--top-k",
         "--keep",
-        type=int,
+        "--top-k",
+        type=kept,
         metavar="K",
         dest="keep",
-        help="store the K best candidates (default: all)",
+        help="store the K best candidates, or all (default: all)",
     )
     group.add_argument(
         "--scoring-length",
@@ -105,6 +120,12 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="share of a GPU (default: 0.25 where there are GPUs)",
     )
     group.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs that a growing cluster may come to (default: those that are there)",
+    )
+    group.add_argument(
         "--torch-threads", type=int, metavar="N", help="of an actor without GPU (default: half of the cores)"
     )
     group.add_argument(
@@ -114,6 +135,11 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--worker-logs", action="store_true", help="print what the workers log, with tracebacks"
     )
     return group
+
+
+def kept(text: str) -> int | None:
+    """Number of candidates to keep; None for all."""
+    return None if text == "all" else int(text)
 
 
 def pool_size(text: str) -> tuple[int, int]:
@@ -132,6 +158,7 @@ def read_ranker_pool(options: argparse.Namespace) -> Pool:
 
 def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> int:
     """Run, print the summary or one clear message, and return the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         summary = action()
     except ManifestError as error:
@@ -140,11 +167,18 @@ def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> i
     except (RunError, ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command continues where it ended", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as error:
+        terminated = isinstance(error, Terminated)
+        how = "terminated" if terminated else "interrupted"
+        print(f"{parser.prog}: {how}; the same command continues where it ended", file=sys.stderr)
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     print(describe(summary))
     return 0
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the first one's end
+    raise Terminated
 
 
 def describe(summary: Summary) -> str:

@@ -34,7 +34,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m jobs.synthesize", description=__doc__, formatter_class=HelpFormatter
     )
-    add_job(parser, "audio")
+    group = add_job(parser, "audio")
+    group.add_argument(
+        "--extend",
+        metavar="OUTPUT",
+        help="take over the candidates of a finished run that had fewer, with the same manifest and settings",
+    )
     _add_sampling(parser)
     add_scoring(parser)
     add_model(parser)
@@ -143,6 +148,7 @@ def read_execution(options: argparse.Namespace) -> ExecutionSettings:
     return ExecutionSettings(
         rows_per_block=options.rows_per_block,
         samplers=make_pool(options.samplers, options.gpus_per_sampler),
+        gpus=options.gpus,
         rankers=read_ranker_pool(options),
         engine=EngineConfig(lanes=options.lanes),
         torch_threads=options.torch_threads,

@@ -12,7 +12,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.columns import ID, INPUT_IDS, SOURCE, TEXT, good_rows, replace_columns, require_columns
+from pipeline.columns import (
+    ID,
+    INPUT_IDS,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    good_rows,
+    replace_columns,
+    require_columns,
+)
 from pipeline.decode import SAMPLE_RATE, decode_clip
 from pipeline.errors import ERROR, RowError, error_array, error_record
 from pipeline.payloads import AUDIO
@@ -22,8 +31,6 @@ CLIPS_AT_ONCE = 32  # in one transform; 6 s of audio are 0.5 MB
 
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
-# Names a voice by its content, so that actors can keep what they computed from it.
-VOICE_KEY = pa.field("voice_key", pa.string())
 
 INPUT = pa.schema([ID, TEXT, INPUT_IDS, AUDIO, SOURCE, ERROR])
 OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])

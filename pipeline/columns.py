@@ -15,6 +15,8 @@ ID = pa.field("id", pa.string())
 TEXT = pa.field("text", pa.string())
 SOURCE = pa.field("source", pa.string())  # "manifest.csv, row 12": where the row came from
 INPUT_IDS = pa.field("input_ids", pa.list_(pa.int32()))  # text tokens without any special token
+VOICE_KEY = pa.field("voice_key", pa.string())  # names a voice by its content: a digest of its log-mels
+ENGINE = pa.field("engine", pa.string())  # JSON of what the tokens depend on beside settings and weights
 
 TOKENS_PER_SECOND = 22_050 / 1024
 

@@ -5,7 +5,9 @@ leave the row alone, and the writer puts it into the error table. An error that 
 column, no space left, a broken checkpoint) is raised and ends it with one clear message.
 """
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +15,7 @@ ERROR_TYPE = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message
 ERROR = pa.field("error", ERROR_TYPE)  # null: the row is good so far
 
 MAX_MESSAGE_CHARS = 500
+MAX_MANIFEST_MESSAGE_CHARS = 2_000
 
 # The accelerator is lost for the process: every later row would fail as well, so none is to blame.
 _FATAL_MARKS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
@@ -21,9 +24,16 @@ _FATAL_MARKS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side asse
 class ManifestError(ValueError):
     """The manifest as a whole cannot be used: no such file or column, unreadable, clashing column names."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, MAX_MANIFEST_MESSAGE_CHARS))
+
 
 class RunError(RuntimeError):
     """The run cannot start or go on, and says what to do about it."""
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM). Like KeyboardInterrupt, none handles it by mistake."""
 
 
 class RowError(Exception):
@@ -37,11 +47,32 @@ class RowError(Exception):
 def error_record(stage: str, error: BaseException) -> dict[str, str]:
     """The value of the `error` column for a row that failed in `stage`."""
     kind = error.kind if isinstance(error, RowError) else type(error).__name__
-    message = " ".join((str(error) or repr(error)).split())
-    message = message.encode("utf-8", "replace").decode("utf-8")
-    if len(message) > MAX_MESSAGE_CHARS:
-        message = message[: MAX_MESSAGE_CHARS - 1] + "…"
-    return {"stage": stage, "type": kind, "message": message}
+    return {"stage": stage, "type": kind, "message": printable(str(error) or repr(error), MAX_MESSAGE_CHARS)}
+
+
+def printable(text: str, max_chars: int) -> str:
+    """One line of at most `max_chars` that is safe on a terminal: control characters, direction marks and
+    lone surrogates are written as escapes.
+    """
+    line = " ".join(text[: 4 * max_chars].split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > max_chars or len(text) > 4 * max_chars:
+        line = line[: max_chars - 1] + "…"
+    return line
+
+
+def shown(value: Any, max_chars: int = 80) -> str:
+    """A value as Python writes it, for a message; the cost does not depend on the value's size."""
+    try:
+        text = _SHORT.repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def error_array(records: Sequence[dict[str, str] | None]) -> pa.Array:

@@ -1,10 +1,11 @@
 """Stage 6, `write`: a finished block becomes one file, whole or absent.
 
-    OUTPUT/run.json           what the run was told
+    OUTPUT/run.json           what the run was told, and what its results depend on
     OUTPUT/data/*.parquet     one row per utterance, ranked candidates inside
     OUTPUT/errors/*.parquet   one row per manifest row that failed
     OUTPUT/_parts/            blocks that are finished but not yet published, rows and errors in one file
     OUTPUT/_scratch/          files being written on a local disk
+    OUTPUT/_lock              held by the one run at work on the output
 
 A block's file holds its rows *and* its errors, so no kill can leave a row in both or half of a block. Its
 name follows from the ids in it: a block that is written twice replaces itself. `pipeline.publish` merges the
@@ -12,6 +13,7 @@ files of many blocks into few in `data` and `errors`, which is all that readers 
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,13 +21,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import filesystem
-from pipeline.columns import CANDIDATES, ID, SOURCE, TEXT, extra_fields, require_columns
+from pipeline.columns import (
+    CANDIDATES,
+    ENGINE,
+    ID,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    extra_fields,
+    require_columns,
+)
 from pipeline.errors import ERROR
 
 SEED = pa.field("seed", pa.int64())
 
-INPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])  # and the stages' timings
-PART = pa.schema([ID, TEXT, SEED, CANDIDATES, SOURCE, ERROR])  # and the pass-through columns, prefixed
+INPUT = pa.schema([ID, TEXT, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+# And the pass-through columns, prefixed.
+PART = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
 
 # What the stage hands to the driver: one row per block.
 REPORT = pa.schema(
@@ -37,8 +49,7 @@ REPORT = pa.schema(
         ("candidates", pa.int64()),
         ("tokens", pa.int64()),
         ("unfinished", pa.int64()),  # candidates without a stop token
-        ("sample_seconds", pa.float64()),
-        ("rank_seconds", pa.float64()),
+        ("engine", pa.string()),  # null where nothing was sampled
     ]
 )
 
@@ -78,9 +89,20 @@ class OutputFolder:
 def encode_parquet(table: pa.Table) -> pa.Buffer:
     """A Parquet file in memory. Row groups stay small enough to be read a few at a time."""
     sink = pa.BufferOutputStream()
-    rows_per_group = max(1, (32 << 20) * max(len(table), 1) // max(table.nbytes, 1))
-    pq.write_table(table, sink, compression="zstd", row_group_size=min(rows_per_group, 65_536))
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group(table, 32 << 20))
     return sink.getvalue()
+
+
+def rows_per_group(table: pa.Table, num_bytes: int) -> int:
+    """Rows of a row group of about `num_bytes` of Arrow data."""
+    return min(max(1, num_bytes * max(len(table), 1) // max(table.nbytes, 1)), 65_536)
+
+
+def lost_row(row_id: str, source: str, error: Mapping[str, str], extra: Sequence[pa.Field]) -> pa.Table:
+    """A block [1] in the place of a row that no stage could bring to an end. `extra`: prefixed fields."""
+    known = {"id": row_id, "source": source, "error": error}
+    fields = [*INPUT, *extra]
+    return pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
 
 
 class BlockWriter:
@@ -121,12 +143,6 @@ def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
         "candidates": len(candidates),
         "tokens": pc.sum(pc.struct_field(candidates, "num_tokens")).as_py() or 0,
         "unfinished": pc.sum(pc.invert(pc.struct_field(candidates, "finished"))).as_py() or 0,
-        "sample_seconds": _sum_of(table, "sample_seconds"),
-        "rank_seconds": _sum_of(table, "rank_seconds"),
+        "engine": next((value for value in table["engine"].to_pylist() if value is not None), None),
     }
     return pa.Table.from_pylist([row], schema=REPORT)
-
-
-def _sum_of(table: pa.Table, column: str) -> float:
-    """0 where the block has not passed the stage that measures this."""
-    return (pc.sum(table[column]).as_py() or 0.0) if column in table.column_names else 0.0

@@ -25,6 +25,7 @@ class Plan:
     """`slices` has the columns block, file, group, begin, end, first_row, rows; sorted by block."""
 
     slices: pa.Table
+    starts: np.ndarray  # [num_blocks], which of the planned rows is the first of each block
     num_blocks: int
     num_rows: int
     rows_per_block: int  # at most
@@ -111,8 +112,8 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
             "rows": pa.array(rows, type=pa.list_(pa.int64())),
         }
     )
-    num_blocks = int(blocks[-1]) + 1 if len(blocks) else 0
-    return Plan(slices, num_blocks, len(chosen), rows_per_block)
+    begins = np.flatnonzero(np.diff(blocks, prepend=-1))
+    return Plan(slices, begins, len(begins), len(chosen), rows_per_block)
 
 
 def _wanted_rows(rows: np.ndarray) -> list[int] | None:

@@ -3,10 +3,12 @@
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from pipeline.columns import TOKENS_PER_SECOND
+from pipeline.envelope import Timing
 from pipeline.metrics import Sample
 
 
@@ -19,13 +21,16 @@ class Totals:
     candidates: int = 0
     tokens: int = 0
     unfinished: int = 0
-    sample_seconds: float = 0.0
-    rank_seconds: float = 0.0
+    busy_s: dict[str, float] = field(default_factory=dict)  # by stage, added up over workers
+    workers: dict[str, set[str]] = field(default_factory=dict)  # by stage, all that were seen
 
-    def add(self, report: dict[str, Any]) -> None:
-        """Add the report of one block."""
-        for name in vars(self):
+    def add(self, report: Mapping[str, Any], timings: Sequence[Timing] = ()) -> None:
+        """Add the report of one block and what its stages took."""
+        for name in ("rows", "failed", "candidates", "tokens", "unfinished"):
             setattr(self, name, getattr(self, name) + report[name])
+        for timing in timings:
+            self.busy_s[timing.stage] = self.busy_s.get(timing.stage, 0.0) + timing.seconds
+            self.workers.setdefault(timing.stage, set()).add(timing.worker)
 
     @property
     def audio_hours(self) -> float:
@@ -42,6 +47,7 @@ class Progress:
         self.stream = stream or sys.stderr
         self.started = time.monotonic()  # again when the stream begins
         self._last = (self.started, 0)
+        self._last_busy: tuple[float, dict[str, float]] = (self.started, {})
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -49,6 +55,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.started = time.monotonic()
         self._last = (self.started, 0)
+        self._last_busy = (self.started, {})
         self._thread.start()
         return self
 
@@ -56,9 +63,9 @@ class Progress:
         self._stop.set()
         self._thread.join()
 
-    def add(self, report: dict[str, Any]) -> None:
+    def add(self, report: Mapping[str, Any], timings: Sequence[Timing] = ()) -> None:
         with self._lock:
-            self.totals.add(report)
+            self.totals.add(report, timings)
 
     def note(self, message: str) -> None:
         """Print one line."""
@@ -78,7 +85,7 @@ class Progress:
                 audio_s=totals.tokens / TOKENS_PER_SECOND,
                 left=self.todo - totals.rows - totals.failed,
                 gpus=gpus or None,
-                busy_s={"sample": totals.sample_seconds, "rank": totals.rank_seconds},
+                busy_s=dict(totals.busy_s),
             )
 
     @property
@@ -98,8 +105,22 @@ class Progress:
             return (
                 f"{rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
                 f"{totals.candidates:,} candidates, {current:,.0f} tokens/s now, {overall:,.0f} overall, "
-                f"{totals.audio_hours:.2f} h of audio, {left}"
+                f"{totals.audio_hours:.2f} h of audio, {left}{self._busy()}"
             )
+
+    def _busy(self) -> str:
+        """How many workers of each stage were at work on average since the line before, of all seen so far.
+
+        A block counts when it is written, so a stage can seem idle, and then busier than it can be.
+        """
+        now = time.monotonic()
+        (then, before), self._last_busy = self._last_busy, (now, dict(self.totals.busy_s))
+        shares = {
+            name: (seconds - before.get(name, 0.0)) / max(now - then, 1e-9)
+            for name, seconds in self.totals.busy_s.items()
+        }
+        texts = [f"{name} {share:.1f}/{len(self.totals.workers[name])}" for name, share in shares.items()]
+        return f", busy: {', '.join(texts)}" if texts else ""
 
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):

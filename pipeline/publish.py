@@ -6,7 +6,7 @@ in `data` or `errors` counts, and `recover` drops it from the parts that are sti
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,17 +16,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import filesystem
-from pipeline.columns import CANDIDATES, EXTRA_PREFIX, ID, SOURCE, TEXT, extra_fields, first_occurrences
+from pipeline.columns import (
+    CANDIDATES,
+    EXTRA_PREFIX,
+    ID,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    extra_fields,
+    first_occurrences,
+)
 from pipeline.errors import ERROR_TYPE, error_record
-from pipeline.output import SEED, OutputFolder
+from pipeline.output import SEED, OutputFolder, rows_per_group
 from pipeline.plan import Rejected
 
 # `data`: these with the pass-through columns, under their own names, after `text`.
-DATA = pa.schema([ID, TEXT, SEED, CANDIDATES])
-ERRORS = pa.schema([ID, SOURCE, *ERROR_TYPE])
+DATA = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES])
+ATTEMPT = pa.field("attempt", pa.int32())  # from 1; a row that is tried again and fails has a higher one
+ERRORS = pa.schema([ID, SOURCE, ATTEMPT, *ERROR_TYPE])
 
 REJECTED_FILE = "manifest.parquet"  # in `errors`: rows without an id of their own, written anew by every run
+RETRIED = "_retried"  # what `errors` held of rows that are tried again
 READERS = 16
+ROW_GROUP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -39,36 +51,92 @@ class Recovered:
     failed: int
 
 
-def publish(output: OutputFolder, parts: Sequence[str], skip_ids: Sequence[str] = ()) -> None:
+def publish(
+    output: OutputFolder,
+    parts: Sequence[str],
+    skip_ids: Sequence[str] = (),
+    attempts: Mapping[str, int] | None = None,
+) -> None:
     """Move the rows and errors of `parts` into `data` and `errors`, but for those of `skip_ids`.
 
-    Errors go first: until the rows follow they are still in their parts, where the next run finds them.
+    `attempts` are the failed ones before this, by id. Errors go first: until the rows follow they are still
+    in their parts, where the next run finds them.
     """
-    tables = [output.read_table("_parts", name) for name in parts]
-    table = pa.concat_tables(tables)
-    if len(skip_ids):
-        table = table.filter(pc.invert(pc.is_in(table["id"], value_set=pa.array(skip_ids, ID.type))))
-    failed = table.filter(pc.is_valid(table["error"]))
-    done = table.filter(pc.is_null(table["error"]))
+    data, errors = _ParquetBuffer(), _ParquetBuffer()
+    skipped = pa.array(skip_ids, ID.type)
+    for table in _read_ahead(output, parts):
+        if len(skipped):
+            table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
+        errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
+        data.add(_data_rows(table.filter(pc.is_null(table["error"]))))
     name = hashlib.blake2b("\0".join(sorted(parts)).encode(), digest_size=16).hexdigest() + ".parquet"
-    if len(failed):
-        output.write_table("errors", name, _error_rows(failed))
-    if len(done):
-        output.write_table("data", name, _data_rows(done))
-    filesystem.delete_files([output.file("_parts", part) for part in parts])
+    for folder, buffer in (("errors", errors), ("data", data)):
+        encoded = buffer.finish()
+        if encoded is not None:
+            output.write(folder, name, encoded)
+    _delete(output, "_parts", parts)
+
+
+class _ParquetBuffer:
+    """A Parquet file in memory, made of tables that come one by one, in row groups of bounded size."""
+
+    def __init__(self) -> None:
+        self.sink = pa.BufferOutputStream()
+        self.writer: pq.ParquetWriter | None = None
+        self.waiting: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        if len(table):
+            self.waiting.append(table)
+            if sum(item.nbytes for item in self.waiting) >= ROW_GROUP_BYTES:
+                self._write()
+
+    def finish(self) -> pa.Buffer | None:
+        """The whole file; None when there were no rows."""
+        if self.waiting:
+            self._write()
+        if self.writer is None:
+            return None
+        self.writer.close()
+        return self.sink.getvalue()
+
+    def _write(self) -> None:
+        table = pa.concat_tables(self.waiting)
+        self.waiting = []
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.sink, table.schema, compression="zstd")
+        self.writer.write_table(table, row_group_size=rows_per_group(table, ROW_GROUP_BYTES))
+
+
+def _read_ahead(output: OutputFolder, parts: Sequence[str]) -> Iterator[pa.Table]:
+    """The tables of the parts, in order; some are fetched ahead, since an object store answers late."""
+    with ThreadPoolExecutor(READERS) as readers:
+        names = iter(parts)
+        running = [readers.submit(output.read_table, "_parts", name) for name in islice(names, READERS)]
+        while running:
+            table = running.pop(0).result()
+            running += [readers.submit(output.read_table, "_parts", name) for name in islice(names, 1)]
+            yield table
+
+
+def _delete(output: OutputFolder, folder: str, names: Sequence[str]) -> None:
+    with ThreadPoolExecutor(READERS) as workers:
+        list(workers.map(lambda name: filesystem.delete_files([output.file(folder, name)]), names))
 
 
 def _data_rows(table: pa.Table) -> pa.Table:
     extra = extra_fields(table.schema)
-    fields = [ID, TEXT, *(f.with_name(f.name.removeprefix(EXTRA_PREFIX)) for f in extra), SEED, CANDIDATES]
-    names = ["id", "text", *(f.name for f in extra), "seed", "candidates"]
+    plain = [field.with_name(field.name.removeprefix(EXTRA_PREFIX)) for field in extra]
+    fields = [ID, TEXT, *plain, SEED, VOICE_KEY, CANDIDATES]
+    names = ["id", "text", *(field.name for field in extra), "seed", "voice_key", "candidates"]
     return pa.table([table[name] for name in names], schema=pa.schema(fields))
 
 
-def _error_rows(table: pa.Table) -> pa.Table:
+def _error_rows(table: pa.Table, attempts: Mapping[str, int]) -> pa.Table:
     error = table["error"].combine_chunks()
     parts = [pc.struct_field(error, name) for name in ERROR_TYPE.names]
-    return pa.table([table["id"], table["source"], *parts], schema=ERRORS)
+    numbers = pa.array([attempts.get(row_id, 0) + 1 for row_id in table["id"].to_pylist()], ATTEMPT.type)
+    return pa.table([table["id"], table["source"], numbers, *parts], schema=ERRORS)
 
 
 def publish_rejected(output: OutputFolder, rejected: Iterator[Rejected]) -> int:
@@ -80,7 +148,10 @@ def publish_rejected(output: OutputFolder, rejected: Iterator[Rejected]) -> int:
     count = 0
     with pq.ParquetWriter(sink, ERRORS, compression="zstd") as writer:
         while chunk := list(islice(rejected, 65_536)):
-            rows = [{"id": r.id, "source": r.source, **error_record("manifest", r.error)} for r in chunk]
+            rows = [
+                {"id": r.id, "source": r.source, "attempt": 1, **error_record("manifest", r.error)}
+                for r in chunk
+            ]
             writer.write_table(pa.Table.from_pylist(rows, schema=ERRORS))
             count += len(rows)
     if count:
@@ -90,16 +161,21 @@ def publish_rejected(output: OutputFolder, rejected: Iterator[Rejected]) -> int:
     return count
 
 
-def recover(output: OutputFolder) -> Recovered:
-    """Read what an earlier run has left, and finish what it was about to publish when it ended."""
-    filesystem.delete_files(
-        [output.file("_scratch", name) for name in filesystem.list_names(output.folder("_scratch"), "")]
-    )
+def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
+    """Read what an earlier run has left, and finish what it was about to publish when it ended.
+
+    Parts whose candidates were sampled by another engine than `engine` (JSON of its facts) are dropped: their
+    run was about to end for that reason, and their rows are sampled again.
+    """
+    _delete(output, "_scratch", filesystem.list_names(output.folder("_scratch"), ""))
     data = _read_columns(output, "data", output.parquet_files("data"), ["id"])
-    errors = [name for name in output.parquet_files("errors") if name != REJECTED_FILE]
-    failed = _read_columns(output, "errors", errors, ["id"])
+    failed = _read_columns(output, "errors", _error_files(output), ["id"])
     names = output.parquet_files("_parts")
-    parts = _read_columns(output, "_parts", names, ["id", "error"])
+    parts = _read_columns(output, "_parts", names, ["id", "error", "engine"])
+    foreign = [engine is not None and _is_foreign(table, engine) for table in parts]
+    _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
+    names = [name for name, other in zip(names, foreign, strict=True) if not other]
+    parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
     ids = pa.chunked_array([_ids(table) for table in (*data, *failed, *parts)], pa.large_string())
     first = first_occurrences(ids)
     begin = sum(map(len, (*data, *failed)))
@@ -112,10 +188,49 @@ def recover(output: OutputFolder) -> Recovered:
         if new.all():
             kept.append(name)
         elif new.any():
-            publish(output, [name], table["id"].filter(pa.array(~new)).to_pylist())
+            publish(output, [name], table["id"].filter(pa.array(~new)).to_pylist(), past_attempts(output))
         else:
-            filesystem.delete_files([output.file("_parts", name)])
+            _delete(output, "_parts", [name])
     return Recovered(ids, kept, int(first.sum()) - num_failed, num_failed)
+
+
+def _is_foreign(part: pa.Table, engine: str) -> bool:
+    return bool(pc.any(pc.not_equal(part["engine"], engine)).as_py())
+
+
+def forget_failures(output: OutputFolder, parts: Sequence[str]) -> None:
+    """Take all rows that failed out of `errors`, so that they are rows to do; `parts` are published first.
+
+    Ended anywhere, some rows are out and some are not, and what is out is in the history, which only ever
+    says how often a row was tried.
+    """
+    if parts:
+        publish(output, parts, (), past_attempts(output))
+    for name in _error_files(output):
+        content = filesystem.read_bytes(output.file("errors", name))
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        output.write(RETRIED, f"{digest}.parquet", content)
+        filesystem.delete_files([output.file("errors", name)])
+
+
+def drop_parts(output: OutputFolder) -> None:
+    """Delete what is left in `_parts` when every row is published: blocks written by processes that died
+    before they could tell.
+    """
+    _delete(output, "_parts", output.parquet_files("_parts"))
+
+
+def past_attempts(output: OutputFolder) -> dict[str, int]:
+    """How often the rows were tried that `forget_failures` has taken out, by id."""
+    attempts: dict[str, int] = {}
+    for table in _read_columns(output, RETRIED, output.parquet_files(RETRIED), ["id", "attempt"]):
+        for row_id, attempt in zip(table["id"].to_pylist(), table["attempt"].to_pylist(), strict=True):
+            attempts[row_id] = max(attempts.get(row_id, 0), attempt)
+    return attempts
+
+
+def _error_files(output: OutputFolder) -> list[str]:
+    return [name for name in output.parquet_files("errors") if name != REJECTED_FILE]
 
 
 def _ids(table: pa.Table) -> pa.Array:

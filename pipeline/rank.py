@@ -4,12 +4,12 @@ Candidates are padded to one constant length before they are scored, so that a s
 tokens alone.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from clvp import ClvpModelForConditionalGeneration
@@ -17,11 +17,13 @@ from clvp.scoring import pad_and_fix_codes, score_candidates
 from pipeline.columns import (
     CANDIDATE_TYPE,
     CANDIDATES,
+    ENGINE,
     ID,
     INPUT_IDS,
     SOURCE,
     TEXT,
     TOKENS_PER_SECOND,
+    VOICE_KEY,
     good_rows,
     offsets_of,
     replace_columns,
@@ -34,13 +36,9 @@ from pipeline.payloads import SPEECH_IDS
 from pipeline.quality import quality_columns
 from pipeline.settings import ModelSettings, ScoringSettings
 
-# The time that the row's block took in this stage, divided by its rows.
-RANK_SECONDS = pa.field("rank_seconds", pa.float32())
-
 INPUT = pa.schema([ID, TEXT, INPUT_IDS, SPEECH_IDS, SOURCE, ERROR])
-OUTPUT = pa.schema(
-    [ID, TEXT, CANDIDATES, RANK_SECONDS, SOURCE, ERROR]
-)  # and sample_seconds where the input has it
+OUTPUT = pa.schema([ID, TEXT, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+SAMPLED = (VOICE_KEY, ENGINE)  # null where the candidates were not sampled by this run
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,6 @@ class Ranker:
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
         require_columns(table, INPUT)
-        started = time.perf_counter()
         errors = table["error"].to_pylist()
         ranked: list[list[Scored] | None] = [None] * len(table)
         for i in good_rows(table):
@@ -80,21 +77,21 @@ class Ranker:
                 if is_fatal(error):
                     raise
                 errors[i] = error_record("rank", error)
-        seconds = (time.perf_counter() - started) / max(len(table), 1)
-        timings = [field for field in table.schema if field.name == "sample_seconds"]
-        output = pa.schema([*OUTPUT, *timings])
+        absent = {f.name: pa.nulls(len(table), f.type) for f in SAMPLED if f.name not in table.column_names}
         return replace_columns(
             table,
-            output,
+            OUTPUT,
             {
+                **absent,
                 "candidates": _candidate_column(ranked, table["text"].to_pylist()),
-                "rank_seconds": pa.array([seconds] * len(table), pa.float32()),
                 "error": error_array(errors),
             },
         )
 
     def _score(self, input_ids: list[int], sampled: pa.ListScalar) -> list[Scored]:
+        # In the order of their indices: the last bit of a score depends on the place in the batch.
         values = sampled.values
+        values = values.take(pc.sort_indices(values.field("candidate")))
         tokens = [item.values.to_numpy() for item in values.field("speech_ids")]
         finished = values.field("finished").to_pylist()
         limit = self.settings.scoring_length

@@ -1,44 +1,54 @@
-"""A run from beginning to end: check, plan, stream, publish, sum up.
+"""A run from beginning to end: check, lock, recover, plan, stream, publish, sum up.
 
 Everything that can be wrong with the manifest, the settings or the output is found before a model is loaded.
 """
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.data import Dataset
-
 from clvp import ClvpConfig
 from pipeline import filesystem, graph
-from pipeline.cluster import Cluster, block_reports, connect
+from pipeline.cluster import Cluster, connected
+from pipeline.description import (
+    ENGINE,
+    Description,
+    describe,
+    read_description,
+    settle,
+    settle_engine,
+)
 from pipeline.errors import RunError
+from pipeline.extend import Extended, check_extendable
+from pipeline.lock import Check, exclusive
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.metrics import MetricsLog
 from pipeline.output import OutputFolder
-from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, Payload
-from pipeline.plan import make_plan, rejected_rows, select_rows
+from pipeline.passes import reports
+from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
+from pipeline.plan import rejected_rows, select_rows
 from pipeline.progress import Progress, Totals
-from pipeline.publish import publish, publish_rejected, recover
-from pipeline.scan import scan
+from pipeline.publish import drop_parts, forget_failures, past_attempts, publish_rejected, recover
+from pipeline.publisher import Publisher
+from pipeline.scan import RowIndex, scan
 from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, ScoringSettings
+from pipeline.stages import Work
+from pipeline.weights import Checkpoint, describe_checkpoint, fetch
 
-SCHEMA_VERSION = 1
-DESCRIPTION = "run.json"
 RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of blocks goes
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run reads and writes: paths or URIs, and a checkpoint folder or hub id."""
+    """What a run reads and writes: paths or URIs, and a checkpoint folder, hub id or URI."""
 
     manifest: tuple[str, ...]
     output: str
     model: str
+    retry_failed: bool = False  # rows in the error table are rows to do
+    extend: str | None = None  # output of a run with fewer candidates, which are taken over
 
 
 @dataclass(frozen=True)
@@ -57,28 +67,32 @@ class Summary:
         return self.totals.tokens / max(self.seconds, 1e-9)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run that change its results."""
+
+    payload: Payload
+    loading: ModelSettings
+    scoring: ScoringSettings
+    synthesis: ResultSettings | None = None
+    seed: int | None = None
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return (self.loading, self.scoring) if self.synthesis is None else (self.synthesis,)
+
+    @property
+    def num_candidates(self) -> int:
+        return RANKED_CANDIDATES if self.synthesis is None else self.synthesis.num_candidates
+
+
 def synthesize(job: Job, settings: ResultSettings, execution: ExecutionSettings | None = None) -> Summary:
     """Sample, score and store `settings.num_candidates` candidates for every row of a manifest.
 
     Raises ManifestError and RunError before any model is loaded where they can be known by then.
     """
-    execution = execution or ExecutionSettings()
-    config = _read_config(job.model)
-    positions = config.decoder_config.max_position_embeddings
-    positions -= settings.sampling.mel_positions == "skip_one"
-    if settings.sampling.max_new_tokens > positions:
-        raise RunError(
-            f"max_new_tokens={settings.sampling.max_new_tokens} exceeds the model's {positions} positions"
-        )
-
-    return _run(
-        job,
-        AUDIO_PAYLOAD,
-        settings,
-        execution,
-        settings.num_candidates,
-        lambda work: graph.synthesis_graph(work, settings),
-    )
+    recipe = Recipe(AUDIO_PAYLOAD, settings.model, settings.scoring, settings, settings.sampling.seed)
+    return _run(job, recipe, execution or ExecutionSettings())
 
 
 def rank(
@@ -88,60 +102,125 @@ def rank(
     execution: ExecutionSettings | None = None,
 ) -> Summary:
     """Score and rank the speech tokens that a manifest brings along (id, text, speech_ids)."""
-    execution = execution or ExecutionSettings()
-    _read_config(job.model)
-
-    return _run(
-        job,
-        SPEECH_PAYLOAD,
-        (loading, scoring),
-        execution,
-        RANKED_CANDIDATES,
-        lambda work: graph.ranking_graph(work, loading, scoring),
-    )
+    return _run(job, Recipe(SPEECH_PAYLOAD, loading, scoring), execution or ExecutionSettings())
 
 
-def _run(
+def rank_again(
     job: Job,
-    payload: Payload,
-    settings: Any,
-    execution: ExecutionSettings,
-    num_candidates: int,
-    build: Callable[[graph.Work], Dataset],
+    source: str,
+    loading: ModelSettings,
+    scoring: ScoringSettings,
+    execution: ExecutionSettings | None = None,
 ) -> Summary:
+    """Score and rank the candidates that the run in `source` has stored; `job.manifest` is not used.
+
+    Raises RunError when `source` holds no run.
+    """
+    folder = OutputFolder(filesystem.absolute(source))
+    description = read_description(folder)
+    if description is None:
+        raise RunError(f"{folder.uri} holds no run: there is no run.json in it")
+    sampling = description.get("settings", {}).get("ResultSettings", {}).get("sampling", {})
+    recipe = Recipe(STORED_PAYLOAD, loading, scoring, seed=sampling.get("seed"))
+    stored = Job((folder.folder("data"),), job.output, job.model, job.retry_failed)
+    return _run(stored, recipe, execution or ExecutionSettings())
+
+
+def _run(job: Job, recipe: Recipe, execution: ExecutionSettings) -> Summary:
     output = OutputFolder(filesystem.absolute(job.output))
-    manifest, index = scan(open_manifest(job.manifest, payload))
-    _describe(output, settings, manifest)
-    recovered = recover(output)
-    selection = select_rows(index, recovered.ids)
-    rejected = publish_rejected(output, rejected_rows(manifest, index, selection))
-    todo = len(selection.todo)
-    progress = Progress(todo, execution.report_seconds)
-    publisher = _Publisher(output, execution.publish_bytes, recovered.parts)
-    if todo:
-        connect(execution.worker_logs)
-        cluster = Cluster.current()
-        plan = make_plan(
-            index, selection.todo, graph.rows_per_block(execution, num_candidates, cluster, todo)
+    opened = open_manifest(job.manifest, recipe.payload)
+    checkpoint = describe_checkpoint(job.model)
+    _check_model(checkpoint, recipe)
+    manifest, index = scan(opened)
+    now = describe(recipe.settings, checkpoint, manifest.extra, job.manifest, job.extend)
+    extended = check_extendable(job.extend, output, now) if job.extend else None
+    with exclusive(output, lambda message: print(message, flush=True)) as check:
+        description = settle(output, now)
+        if extended is not None:
+            description = extended.inherit_engine(output, description)
+        return _Session(job, recipe, checkpoint, execution, output, description, check).run(
+            manifest, index, extended
         )
-        work = graph.Work(manifest, plan, job.model, output, execution, cluster)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One process at work on an output that it holds."""
+
+    job: Job
+    recipe: Recipe
+    checkpoint: Checkpoint
+    execution: ExecutionSettings
+    output: OutputFolder
+    description: Description  # gets the engine's facts with the first block
+    check: Check  # raises when the output is no longer held
+
+    def run(self, manifest: Manifest, index: RowIndex, extended: Extended | None) -> Summary:
+        engine = self.description[ENGINE]
+        recovered = recover(self.output, None if engine is None else json.dumps(engine, sort_keys=True))
+        if self.job.retry_failed and recovered.failed:
+            forget_failures(self.output, recovered.parts)
+            recovered = recover(self.output)
+        selection = select_rows(index, recovered.ids)
+        rejected = publish_rejected(self.output, rejected_rows(manifest, index, selection))
+        todo = len(selection.todo)
+        progress = Progress(todo, self.execution.report_seconds)
+        attempts = past_attempts(self.output)
+        publisher = Publisher(
+            self.output, self.execution.publish_bytes, recovered.parts, attempts, self.check
+        )
         progress.note(
             f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
-            f"{rejected:,} rejected, {todo:,} to do in {plan.num_blocks:,} blocks"
+            f"{rejected:,} rejected, {todo:,} to do"
         )
-        metrics = MetricsLog(output.uri, execution.report_seconds)
+        with publisher:
+            if todo:
+                with connected(self.execution.worker_logs):
+                    self._stream(manifest, index, selection.todo, extended, progress, publisher)
+        finished = progress.totals.rows + progress.totals.failed
+        if finished != todo:
+            raise RunError(
+                f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
+            )
+        drop_parts(self.output)
+        return Summary(
+            self.output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed
+        )
+
+    def _stream(
+        self,
+        manifest: Manifest,
+        index: RowIndex,
+        todo: Any,
+        extended: Extended | None,
+        progress: Progress,
+        publisher: Publisher,
+    ) -> None:
+        cluster = Cluster.current(self.execution.gpus)
+        size = graph.rows_per_block(self.execution, self.recipe.num_candidates, cluster, len(todo))
+        work = Work(
+            manifest,
+            self.checkpoint,
+            self.output,
+            self.execution,
+            cluster,
+            self.recipe.loading,
+            self.recipe.scoring,
+            self.recipe.synthesis,
+            self.recipe.seed,
+            self.description[ENGINE],
+            extended.open() if extended else None,
+        )
+        metrics = MetricsLog(self.output.uri, self.execution.report_seconds)
+        progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")
         with progress, _last_sample(metrics, progress, cluster):
-            for report in block_reports(build(work)):
-                progress.add(report)
+            for timings, report in reports(work, index, todo, size, progress.note):
+                self.check()
+                if report["engine"] is not None:
+                    settle_engine(self.output, self.description, json.loads(report["engine"]))
                 publisher.add(report["part"], report["num_bytes"])
+                progress.add(report, timings)
                 metrics.add(progress.sample(cluster.gpus))
-    publisher.finish()
-    finished = progress.totals.rows + progress.totals.failed
-    if finished != todo:
-        raise RunError(
-            f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
-        )
-    return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)
 
 
 @contextmanager
@@ -156,70 +235,15 @@ def _last_sample(metrics: MetricsLog, progress: Progress, cluster: Cluster) -> I
     metrics.add(progress.sample(cluster.gpus), last=True)
 
 
-def _read_config(model: str) -> ClvpConfig:
+def _check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
     try:
-        return ClvpConfig.from_pretrained(model)
+        config = ClvpConfig.from_pretrained(fetch(checkpoint))
     except (OSError, ValueError) as error:
-        raise RunError(f"the model {model} cannot be used: {error}") from error
-
-
-def _describe(output: OutputFolder, settings: Any, manifest: Manifest) -> None:
-    """Write the run description, or check that this run is the one that the output was made by."""
-    parts = settings if isinstance(settings, tuple) else (settings,)
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "settings": {type(part).__name__: dataclasses.asdict(part) for part in parts},
-        "columns": {field.name: str(field.type) for field in manifest.extra},
-    }
-    uri = output.file("", DESCRIPTION)
-    if filesystem.exists(uri):
-        before = json.loads(filesystem.read_bytes(uri))
-        differing = sorted(_differences(before, json.loads(json.dumps(description))))
-        if differing:
+        raise RunError(f"the model {checkpoint.location} cannot be used: {error}") from error
+    if recipe.synthesis is not None:
+        sampling = recipe.synthesis.sampling
+        positions = config.decoder_config.max_position_embeddings - (sampling.mel_positions == "skip_one")
+        if sampling.max_new_tokens > positions:
             raise RunError(
-                f"{output.uri} was made with other settings ({'; '.join(differing)}): "
-                "use them again, or another output"
+                f"max_new_tokens={sampling.max_new_tokens} exceeds the model's {positions} positions"
             )
-    else:
-        output.write("", DESCRIPTION, json.dumps(description, indent=2).encode())
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield f"{path}: {before!r} there, {now!r} here"
-
-
-class _Publisher:
-    """Publishes finished parts, in the background, whenever there are enough for a file."""
-
-    def __init__(self, output: OutputFolder, enough_bytes: int, parts: list[str]) -> None:
-        self.output = output
-        self.enough_bytes = enough_bytes
-        self.parts = list(parts)
-        self.num_bytes = 0
-        self.running: list[Any] = []
-
-    def add(self, part: str, num_bytes: int) -> None:
-        self.parts.append(part)
-        self.num_bytes += num_bytes
-        if self.num_bytes >= self.enough_bytes:
-            # No CPU is reserved: the stages may hold them all until the end of the run.
-            self.running.append(_publish_task.options(num_cpus=0).remote(self.output, self.parts))
-            self.parts, self.num_bytes = [], 0
-            done, self.running = ray.wait(self.running, num_returns=len(self.running), timeout=0)
-            ray.get(done)
-
-    def finish(self) -> None:
-        if self.running:
-            ray.get(self.running)
-        if self.parts:
-            publish(self.output, self.parts)
-            self.parts = []
-
-
-@ray.remote
-def _publish_task(output: OutputFolder, parts: list[str]) -> None:
-    publish(output, parts)

@@ -4,22 +4,25 @@ One conditioning latent is computed per voice and kept; all candidates of all ro
 sampling engine together. A row that fails takes no other row with it.
 """
 
+import json
 import logging
-import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
-from pipeline.audio import VOICE, VOICE_KEY, voice_mels
+from pipeline.audio import VOICE, voice_mels
 from pipeline.columns import (
+    ENGINE,
     ID,
     INPUT_IDS,
     SOURCE,
     TEXT,
+    VOICE_KEY,
     good_rows,
     offsets_of,
     replace_columns,
@@ -27,15 +30,15 @@ from pipeline.columns import (
     token_lists,
 )
 from pipeline.device import pick_device
-from pipeline.errors import ERROR, error_array, error_record, is_fatal
+from pipeline.errors import ERROR, RunError, error_array, error_record, is_fatal
 from pipeline.payloads import SAMPLED_TYPE, SPEECH_IDS
 from pipeline.settings import ResultSettings
 
-# The time that the row's block took in this stage, divided by its rows.
-SAMPLE_SECONDS = pa.field("sample_seconds", pa.float32())
-
 INPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])
-OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, SPEECH_IDS, SAMPLE_SECONDS, SOURCE, ERROR])
+OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, SPEECH_IDS, ENGINE, SOURCE, ERROR])
+
+# Candidates that an earlier run has stored; a block of a run that extends another one has this column too.
+STORED = SPEECH_IDS.with_name("stored")
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,11 @@ class Sampler:
     """Callable on a block; holds the conditioning encoder and the speech decoder.
 
     `model` is a checkpoint folder or hub id. Runs on the GPU it is given, else with `torch_threads` threads.
+    Rows that have a value in a column `stored` (of the type of SPEECH_IDS) keep those candidates, and only
+    the indices from `sampled_before` on are sampled for them.
+
+    Raises RunError when the engine's facts are not `expected_facts`: its tokens may be others than those that
+    the output holds already.
     """
 
     def __init__(
@@ -53,19 +61,24 @@ class Sampler:
         engine: EngineConfig | None = None,
         voices_cached: int = 4096,
         torch_threads: int | None = None,
+        sampled_before: int = 0,
+        expected_facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings
+        self.sampled_before = sampled_before
         device = pick_device(torch_threads)
         dtype = settings.model.dtype
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
         decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         self.sampler = CandidateSampler(decoder, engine)  # has its own copy of the weights
+        facts = self.sampler.facts()
+        check_facts(expected_facts, facts)
+        self.engine = json.dumps(facts, sort_keys=True)
         self.latents = _LatestUsed(voices_cached)
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
         require_columns(table, INPUT)
-        started = time.perf_counter()
         errors = table["error"].to_pylist()
         prompts: dict[int, PromptRow] = {}
         for i in good_rows(table):
@@ -75,13 +88,16 @@ class Sampler:
                 _raise_if_fatal(error)
                 errors[i] = error_record("sample", error)
         sampled = self._sample(prompts, errors)
-        seconds = (time.perf_counter() - started) / max(len(table), 1)
+        rows = [
+            None if i not in sampled else [*_stored_candidates(table, i), *sampled[i]]
+            for i in range(len(table))
+        ]
         return replace_columns(
             table,
             OUTPUT,
             {
-                "speech_ids": _candidate_column([sampled.get(i) for i in range(len(table))]),
-                "sample_seconds": pa.array([seconds] * len(table), pa.float32()),
+                "speech_ids": _candidate_column(rows),
+                "engine": pa.array([self.engine] * len(table), ENGINE.type),
                 "error": error_array(errors),
             },
         )
@@ -95,7 +111,8 @@ class Sampler:
             self.latents.put(key, latent_D)
         input_ids_N = torch.tensor(table["input_ids"][i].as_py())
         prefix_PD = self.encoder.build_prefix(latent_D, input_ids_N)
-        return PromptRow(table["id"][i].as_py(), prefix_PD, range(self.settings.num_candidates))
+        first = self.sampled_before if _has_stored(table, i) else 0
+        return PromptRow(table["id"][i].as_py(), prefix_PD, range(first, self.settings.num_candidates))
 
     def _sample(
         self, prompts: dict[int, PromptRow], errors: list[dict[str, str] | None]
@@ -118,6 +135,33 @@ class Sampler:
                 _raise_if_fatal(error)
                 errors[i] = error_record("sample", error)
         return sampled
+
+
+def check_facts(expected: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
+    """Raise RunError naming the facts that are not the expected ones."""
+    if expected is None or dict(expected) == dict(found):
+        return
+    names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    differing = "; ".join(f"engine.{n}: {expected.get(n)!r} there, {found.get(n)!r} here" for n in names)
+    raise RunError(
+        f"this machine's sampler may draw other tokens than the output holds ({differing}): use the same "
+        "kind of device and the same versions, or another output"
+    )
+
+
+def _has_stored(table: pa.Table, i: int) -> bool:
+    return STORED.name in table.column_names and bool(table[STORED.name][i].is_valid)
+
+
+def _stored_candidates(table: pa.Table, i: int) -> list[Candidate]:
+    """The candidates that an earlier run has sampled for the row."""
+    if not _has_stored(table, i):
+        return []
+    row_id = table["id"][i].as_py()
+    return [
+        Candidate(row_id, c["candidate"], torch.tensor(c["speech_ids"], dtype=torch.int64), c["finished"])
+        for c in table[STORED.name][i].as_py()
+    ]
 
 
 class _LatestUsed:

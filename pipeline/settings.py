@@ -97,6 +97,7 @@ class ExecutionSettings:
     rows_per_block: int | None = None  # None: enough for the sampler's lanes
     samplers: Pool = Pool()
     rankers: Pool = Pool()
+    gpus: int | None = None  # that a growing cluster may come to; None: those that are there
     engine: EngineConfig = field(default_factory=EngineConfig)
     torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
     voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB
@@ -107,6 +108,7 @@ class ExecutionSettings:
 
     def __post_init__(self) -> None:
         _check("rows_per_block", self.rows_per_block, self.rows_per_block is None or self.rows_per_block >= 1)
+        _check("gpus", self.gpus, self.gpus is None or self.gpus >= 1)
         _check("torch_threads", self.torch_threads, self.torch_threads is None or self.torch_threads >= 1)
         _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
         _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)

@@ -10,7 +10,7 @@ from clvp import ClvpModelForConditionalGeneration
 from clvp.random_checkpoint import write_random_checkpoint
 from jobs import convert, rank, synthesize
 from jobs.arguments import describe, run_job
-from pipeline.errors import ManifestError, RunError
+from pipeline.errors import ManifestError, RunError, Terminated
 from pipeline.progress import Totals
 from pipeline.run import Summary
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings
@@ -61,11 +61,12 @@ def test_options_reach_the_execution() -> None:
     given = execution(
         *("--rows-per-block", "4", "--samplers", "2:8", "--gpus-per-sampler", "1", "--rankers", "3"),
         *("--gpus-per-ranker", "0.5", "--torch-threads", "2", "--lanes", "32", "--audio-root", "/voices"),
-        *("--report-seconds", "60", "--worker-logs"),
+        *("--report-seconds", "60", "--worker-logs", "--gpus", "12"),
     )
     assert given.samplers == Pool(2, 8, num_gpus=1)
     assert given.rankers == Pool(3, 3, num_gpus=0.5)
     assert (given.rows_per_block, given.torch_threads, given.engine.lanes) == (4, 2, 32)
+    assert given.gpus == 12
     assert (given.audio_root, given.report_seconds, given.worker_logs) == ("/voices", 60, True)
 
 
@@ -121,7 +122,8 @@ def test_a_bad_manifest_is_one_line_and_starts_nothing(tmp_path: Path) -> None:
         (ManifestError("no column"), 2, "bad manifest: no column"),
         (RunError("broken"), 1, "error: broken"),
         (PermissionError(13, "Permission denied"), 1, "Permission denied"),
-        (KeyboardInterrupt(), 130, "the same command continues"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (Terminated(), 143, "terminated; the same command continues"),
     ],
 )
 def test_exit_codes(
@@ -136,7 +138,7 @@ def test_exit_codes(
 
 def test_the_summary_tells_what_a_user_asks(capsys: pytest.CaptureFixture[str]) -> None:
     totals = Totals(
-        rows=1200, failed=3, candidates=19_200, tokens=3_000_000, unfinished=17, sample_seconds=50.0
+        rows=1200, failed=3, candidates=19_200, tokens=3_000_000, unfinished=17, busy_s={"sample": 50.0}
     )
     summary = Summary("/out", totals, rejected=2, done_before=10, failed_before=1, seconds=100.0)
     lines = dict(line.split("  ", 1) for line in map(str.strip, describe(summary).splitlines()))

@@ -18,8 +18,17 @@ from pipeline.columns import CANDIDATE_TYPE
 from pipeline.errors import RowError
 from pipeline.output import INPUT, REPORT, BlockWriter, OutputFolder
 from pipeline.plan import Rejected
-from pipeline.publish import Recovered, publish, publish_rejected, recover
+from pipeline.publish import (
+    Recovered,
+    forget_failures,
+    past_attempts,
+    publish,
+    publish_rejected,
+    recover,
+)
 from tests.s3_server import S3Server
+
+ENGINE = '{"device": "cpu"}'
 
 
 def candidate(rank: int, tokens: Sequence[int]) -> dict[str, Any]:
@@ -43,6 +52,8 @@ def block(ids: Sequence[str], failed: Sequence[str] = (), extra: bool = True) ->
         "candidates": [
             None if row_id in failed else [candidate(1, [1, 2, 65_535]), candidate(2, [])] for row_id in ids
         ],
+        "voice_key": [None if row_id in failed else "ab" for row_id in ids],
+        "engine": [None if row_id in failed else ENGINE for row_id in ids],
         "source": [f"m.csv, row {i + 1}" for i in range(len(ids))],
         "error": [error if row_id in failed else None for row_id in ids],
     }
@@ -82,8 +93,7 @@ def test_report_of_a_block(local: OutputFolder) -> None:
     size = os.path.getsize(local.file("_parts", report.pop("part")))
     assert report == {
         **{"num_bytes": size, "rows": 2, "failed": 1, "candidates": 4, "tokens": 6, "unfinished": 2},
-        "sample_seconds": 0.0,
-        "rank_seconds": 0.0,
+        "engine": ENGINE,
     }
 
 
@@ -99,7 +109,7 @@ def test_publish_and_read_back(output: OutputFolder) -> None:
     assert output.parquet_files("_parts") == []
     (data,) = (output.read_table("data", name) for name in output.parquet_files("data"))
     (errors,) = (output.read_table("errors", name) for name in output.parquet_files("errors"))
-    assert data.schema.names == ["id", "text", "speaker", "n", "seed", "candidates"]
+    assert data.schema.names == ["id", "text", "speaker", "n", "seed", "voice_key", "candidates"]
     assert data.schema.field("candidates").type == pa.list_(CANDIDATE_TYPE)
     assert data.schema.field("n").type == pa.int16()
     row = data.to_pylist()[0]
@@ -112,6 +122,7 @@ def test_publish_and_read_back(output: OutputFolder) -> None:
         {
             "id": "a",
             "source": "m.csv, row 2",
+            "attempt": 1,
             "stage": "audio",
             "type": "AudioNotFound",
             "message": "no such file",
@@ -243,7 +254,37 @@ def test_files_have_row_groups_of_bounded_size(local: OutputFolder) -> None:
     rows = 1200
     table = block([str(i) for i in range(rows)])
     big = pa.array([[candidate(1, range(20_000))]] * rows, INPUT.field("candidates").type)
-    name = BlockWriter(local, 7)(table.set_column(2, INPUT.field("candidates"), big))["part"][0].as_py()
+    place = table.column_names.index("candidates")
+    name = BlockWriter(local, 7)(table.set_column(place, INPUT.field("candidates"), big))["part"][0].as_py()
     metadata = pq.read_metadata(local.file("_parts", name))
     assert metadata.num_row_groups >= 2
     assert metadata.row_group(0).total_byte_size <= 64 << 20
+
+
+def test_failed_rows_are_taken_out_to_be_tried_again(output: OutputFolder) -> None:
+    """Their errors stay in the history, which numbers the attempts."""
+    publish(output, [write(output, ["a", "b", "c"], ["b", "c"])["part"]])
+    waiting = write(output, ["d", "e"], ["e"])["part"]
+    forget_failures(output, [waiting])
+    found = recover(output)
+    assert sorted(found.ids.to_pylist()) == ["a", "d"]
+    assert (found.parts, found.done, found.failed) == ([], 2, 0)
+    assert past_attempts(output) == {"b": 1, "c": 1, "e": 1}
+    publish(output, [write(output, ["b", "c"], ["c"])["part"]], attempts=past_attempts(output))
+    (name,) = output.parquet_files("errors")
+    (error,) = output.read_table("errors", name).to_pylist()
+    assert (error["id"], error["attempt"]) == ("c", 2)
+    forget_failures(output, [])
+    assert past_attempts(output) == {"b": 1, "c": 2, "e": 1}
+    assert sorted(recover(output).ids.to_pylist()) == ["a", "b", "d"]
+
+
+def test_parts_of_another_engine_are_dropped(output: OutputFolder) -> None:
+    """A run ends when its samplers are not alike; the parts that the odd one wrote must not survive it."""
+    ours, failed = write(output, ["a"])["part"], write(output, ["b"], ["b"])["part"]
+    odd = block(["c"])
+    place = odd.column_names.index("engine")
+    odd = odd.set_column(place, odd.schema.field(place), pa.array(['{"device": "other"}']))
+    BlockWriter(output, 7)(odd)
+    assert sorted(recover(output, ENGINE).ids.to_pylist()) == ["a", "b"]
+    assert sorted(output.parquet_files("_parts")) == sorted([ours, failed])
