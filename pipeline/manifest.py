@@ -4,15 +4,18 @@
 location of every row; `pipeline.read` reads any `Slice` of rows, on any machine, alone.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import filesystem, manifest_text
-from pipeline.errors import ManifestError
-from pipeline.payloads import Payload, is_text_type
+from pipeline.arrow_values import is_text_type
+from pipeline.errors import ManifestError, shown
+from pipeline.memory import MAX_COLUMNS
+from pipeline.parquet_rows import open_parquet
+from pipeline.payloads import Payload
 from pipeline.row_types import ColumnTypes
 
 PARQUET = (".parquet", ".pq")
@@ -21,11 +24,14 @@ CSV = (".csv", ".tsv")
 SUFFIXES = (*PARQUET, *JSONL, *CSV)
 RESERVED = ("seed", "voice_key", "candidates")  # columns of the output that a manifest must not bring along
 
+# What reading a damaged file raises; pyarrow has no one class of errors.
+UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError)
+
 
 @dataclass(frozen=True)
 class ManifestFile:
     uri: str
-    header: tuple[str, ...] | None = None  # of a CSV file
+    columns: tuple[str, ...] | None = None  # where the file states them; None: JSONL
 
     @property
     def name(self) -> str:
@@ -79,7 +85,7 @@ def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
     for uri in uris:
         try:
             files.append(_open_file(uri, payload, types))
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise ManifestError(f"manifest file {uri} cannot be read: {error}") from error
     return Manifest(tuple(files), payload, types.schema())
 
@@ -91,13 +97,14 @@ def _open_file(uri: str, payload: Payload, types: ColumnTypes) -> ManifestFile:
             f"manifest file {uri}: the format is told by the suffix, one of {', '.join(SUFFIXES)}"
         )
     if file.is_parquet:
-        with open_file(uri) as stream:
-            schema = pq.read_schema(stream)
+        with open_parquet(uri) as parquet:
+            schema = parquet.schema_arrow
         check_columns(uri, schema.names, payload)
         _check_parquet_types(uri, schema, payload)
         for column in schema:
             if column.name not in own_columns(payload):
                 types.declare(column.name, column.type, uri)
+        file = ManifestFile(uri, tuple(schema.names))
     elif file.name.lower().endswith(CSV):
         with open_file(uri) as stream:
             header = manifest_text.csv_header(manifest_text.open_buffered(stream), uri)[0]
@@ -120,22 +127,26 @@ def own_columns(payload: Payload) -> tuple[str, ...]:
 
 
 def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise ManifestError(f"manifest file {uri} has {len(names):,} columns; at most {MAX_COLUMNS:,}")
     missing = [name for name in payload.required if name not in names]
     if missing:
         raise ManifestError(
             f"manifest file {uri} has no column {' and no column '.join(map(repr, missing))}; "
-            f"its columns are {', '.join(map(repr, names))}"
+            f"its columns are {_listed(names)}"
         )
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ManifestError(
-            f"manifest file {uri} has more than one column named {', '.join(map(repr, repeated))}"
-        )
+        raise ManifestError(f"manifest file {uri} has more than one column named {_listed(repeated)}")
     clashing = [name for name in RESERVED if name in names and name not in own_columns(payload)]
     if clashing:
         raise ManifestError(
             f"manifest file {uri}: the column {clashing[0]!r} clashes with the output's; rename or drop it"
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
 def _check_parquet_types(uri: str, schema: pa.Schema, payload: Payload) -> None:

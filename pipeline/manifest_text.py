@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pipeline.errors import ManifestError, RowError
+from pipeline.errors import ManifestError, RowError, shown
+from pipeline.memory import MAX_COLUMNS, MAX_JSON_CONTAINERS, MAX_JSON_DEPTH, MAX_RECORD_BYTES
 
-MAX_RECORD_BYTES = 64 << 20  # a longer record is an error without ever being held in memory
 _BOM = b"\xef\xbb\xbf"
 _CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -70,25 +70,53 @@ def _parse_json(line: bytes) -> Value:
     except (ValueError, RecursionError) as error:
         return RowError("MalformedRow", f"the line is not valid JSON: {error}")
     if not isinstance(value, dict) or not value:
-        return RowError("MalformedRow", f"the line holds no JSON object with columns: {value!r:.60}")
+        return RowError("MalformedRow", f"the line holds no JSON object with columns: {shown(value)}")
+    if len(value) > MAX_COLUMNS:
+        return RowError("MalformedRow", f"the line has {len(value):,} columns; at most {MAX_COLUMNS:,}")
+    if not all(name.isascii() or _is_utf8(name) for name in value):
+        return RowError("MalformedRow", "the name of a column holds a lone surrogate")
+    # Brackets within strings count here too, so this only says which lines need a closer look.
+    if line.count(b"[") + line.count(b"{") > MAX_JSON_DEPTH and (problem := _nesting_problem(value)):
+        return RowError("MalformedRow", problem)
     return value
+
+
+def _nesting_problem(value: Any) -> str | None:
+    """Lists and objects cost 20 times their two characters, and every level a frame of native code."""
+    containers, level, depth = 0, [value], 0
+    while level:
+        containers, depth = containers + len(level), depth + 1
+        if depth > MAX_JSON_DEPTH:
+            return f"the line is nested more than {MAX_JSON_DEPTH} levels deep"
+        if containers > MAX_JSON_CONTAINERS:
+            return f"the line holds more than {MAX_JSON_CONTAINERS:,} lists and objects"
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, dict | list)
+        ]
+    return None
 
 
 def csv_header(file: BinaryIO, name: str) -> tuple[list[str], int]:
     """Column names of a CSV file and the byte position of its first record.
 
-    Raises ManifestError for an empty file, a repeated or an empty column name.
+    Raises ManifestError for an empty file, a repeated or an empty column name, and what is no UTF-8 text.
     """
     lines = _Lines(file, 0, name)
     try:
         header: list[str] = next(_csv_reader(lines, name), [])
     except csv.Error as error:
         raise ManifestError(f"{name}: the CSV header cannot be read: {error}") from error
+    if lines.ended_after > 0:
+        raise ManifestError(f"{name}: a quote in the CSV header is never closed")
     if not header:
         raise ManifestError(f"{name}: the file is empty; its first line must name the columns")
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated or "" in header:
-        raise ManifestError(f"{name}: column names must be unique and not empty, the header is {header}")
+    if not all(map(_is_utf8, header)):
+        raise ManifestError(f"{name}: the file is not UTF-8 text; its first line holds {shown(header[0])}")
+    if len(set(header)) < len(header) or "" in header:
+        raise ManifestError(f"{name}: column names must be unique and not empty, they are {shown(header)}")
     return header, lines.position
 
 
@@ -100,23 +128,27 @@ def csv_records(
     reader = _csv_reader(lines, name)
     position = begin
     while end is None or position < end:
+        value: Value
         try:
             fields = next(reader, None)
-        except csv.Error as error:
-            raise ManifestError(
-                f"{name}: the record at byte {position:,} cannot be read ({error}); is a quote never closed?"
-            ) from error
-        if fields is None:
-            return
+            if lines.ended_after > position:
+                raise ManifestError(f"{name}: a quote in the record at byte {position:,} is never closed")
+            if fields is None:
+                return
+            value = _csv_row(header, fields, lines.count)
+        except csv.Error as error:  # a carriage return without a line feed, say
+            fields, value = [""], RowError("MalformedRow", f"the record cannot be read: {error}")
         if fields:
-            yield Record(position, lines.position, _csv_row(header, fields))
+            yield Record(position, lines.position, value)
         position = lines.position
+        lines.next_record()
 
 
-def _csv_row(header: list[str], fields: list[str]) -> Value:
+def _csv_row(header: list[str], fields: list[str], lines: int) -> Value:
     if len(fields) != len(header):
+        hint = f"; it goes over {lines:,} lines: is a quote missing?" if lines > 1 else ""
         return RowError(
-            "MalformedRow", f"the record has {len(fields)} fields, the header names {len(header)}"
+            "MalformedRow", f"the record has {len(fields):,} fields, the header names {len(header):,}{hint}"
         )
     if not all(field.isascii() or _is_utf8(field) for field in fields):
         return RowError("MalformedRow", "the record is not valid UTF-8")
@@ -124,7 +156,7 @@ def _csv_row(header: list[str], fields: list[str]) -> Value:
 
 
 def _csv_reader(lines: "_Lines", name: str) -> Any:
-    csv.field_size_limit(MAX_RECORD_BYTES)  # the module's default of 128 KiB is below a long text
+    csv.field_size_limit(2 * MAX_RECORD_BYTES)  # `_Lines` has the limit that counts
     suffix = name[name.rfind(".") :].lower()
     return csv.reader(lines, delimiter=_CSV_DELIMITERS.get(suffix, ","))
 
@@ -144,6 +176,12 @@ class _Lines:
         self.file = file
         self.position = position
         self.name = name
+        self.ended_after = -1  # the position where the csv module asked for more than there is
+        self.next_record()
+
+    def next_record(self) -> None:
+        self.begin = self.position
+        self.count = 0  # lines of the record
 
     def __iter__(self) -> "_Lines":
         return self
@@ -151,12 +189,16 @@ class _Lines:
     def __next__(self) -> str:
         line = self.file.readline(MAX_RECORD_BYTES + 1)
         if not line:
+            # At the end of a record's lines, the module asks for more only within quotes.
+            self.ended_after = self.position if self.count else -1
             raise StopIteration
-        if len(line) > MAX_RECORD_BYTES:
-            raise ManifestError(
-                f"{self.name}: the line at byte {self.position:,} is over {MAX_RECORD_BYTES:,} bytes"
-            )
         start = self.position
         self.position += len(line)
+        self.count += 1
+        if self.position - self.begin > MAX_RECORD_BYTES:
+            raise ManifestError(
+                f"{self.name}: the record at byte {self.begin:,} is longer than {MAX_RECORD_BYTES:,} bytes; "
+                "is a quote never closed?"
+            )
         # Bytes that are no UTF-8 become lone surrogates, which mark the record as malformed later on.
         return (line.removeprefix(_BOM) if start == 0 else line).decode("utf-8", "surrogateescape")

@@ -11,11 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.types as pat
 
-from pipeline import filesystem
-from pipeline.errors import RowError
-
-MAX_CLIPS = 64  # of one voice
-MAX_CANDIDATES = 4096  # of one row that comes with its speech tokens
+from pipeline import arrow_values, filesystem
+from pipeline.arrow_values import is_list_type, is_text_type, list_lengths
+from pipeline.errors import RowError, shown
+from pipeline.memory import (
+    MAX_CANDIDATES,
+    MAX_CLIPS,
+    MAX_EMBEDDED_BYTES,
+    MAX_PATH_CHARS,
+    MAX_RECORD_BYTES,
+    MAX_TOKEN_BYTES,
+)
 
 CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
@@ -30,6 +36,7 @@ class Payload:
     column: str  # its name in the manifest
     field: pa.Field  # its name and type in the pipeline
     accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
+    pick: Callable[[pa.Array], list[Any]]  # values of a Parquet column; a RowError where one is too large
     convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
     expected: str  # for messages
     replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
@@ -46,10 +53,24 @@ def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
     if value is None or not values:
         raise RowError("MissingAudio", "audio is null or an empty list")
     if len(values) > MAX_CLIPS:
-        raise RowError(
-            "TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used per voice"
-        )
+        raise _too_many_clips(len(values))
     return [_audio_clip(item, folder) for item in values]
+
+
+def _too_many_clips(count: int) -> RowError:
+    return RowError("TooManyClips", f"audio lists {count:,} clips; at most {MAX_CLIPS} are used per voice")
+
+
+def _pick_audio(column: pa.Array) -> list[Any]:
+    if is_text_type(column.type):
+        return arrow_values.texts(column, "the audio path", MAX_PATH_CHARS, "InvalidAudioValue")
+    lengths = list_lengths(column)
+    long = [i for i, length in enumerate(lengths) if (length or 0) > MAX_CLIPS]
+    column = arrow_values.with_nulls(column, long)
+    values = arrow_values.values(column, "audio", MAX_EMBEDDED_BYTES, ("bytes", "path"))
+    for i in long:
+        values[i] = _too_many_clips(lengths[i] or 0)
+    return values
 
 
 def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
@@ -65,7 +86,13 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
     if not isinstance(path, str):
         raise RowError(
-            "InvalidAudioValue", f"audio must be a path, a list of paths or {{bytes, path}}, not {path!r:.80}"
+            "InvalidAudioValue",
+            f"audio must be a path, a list of paths or {{bytes, path}}, not {shown(path)}",
+        )
+    if len(path) > MAX_PATH_CHARS:
+        raise RowError(
+            "InvalidAudioValue",
+            f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}",
         )
     if "\0" in path:
         raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
@@ -73,12 +100,21 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
 
 
 def _accepts_audio(dtype: pa.DataType) -> bool:
-    if _is_list(dtype):
-        return not _is_list(dtype.value_type) and _accepts_audio(dtype.value_type)
-    if pat.is_struct(dtype):
-        names = {dtype.field(i).name for i in range(dtype.num_fields)}
-        return "path" in names or "bytes" in names
-    return is_text_type(dtype) or pat.is_null(dtype)
+    return _accepts_clip(dtype.value_type) if is_list_type(dtype) else _accepts_clip(dtype)
+
+
+def _accepts_clip(dtype: pa.DataType) -> bool:
+    if not pat.is_struct(dtype):
+        return is_text_type(dtype) or pat.is_null(dtype)
+    fields = {dtype.field(i).name: dtype.field(i).type for i in range(dtype.num_fields)}
+    path, data = fields.get("path", pa.null()), fields.get("bytes", pa.null())
+    return (
+        ("path" in fields or "bytes" in fields)
+        and (is_text_type(path) or pat.is_null(path))
+        and (
+            pat.is_binary(data) or pat.is_large_binary(data) or pat.is_binary_view(data) or pat.is_null(data)
+        )
+    )
 
 
 def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
@@ -95,10 +131,10 @@ def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
     if value is None or value == []:
         raise RowError("MissingSpeechIds", "speech_ids is null or empty")
     if not isinstance(value, list):
-        raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {value!r:.80}")
+        raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {shown(value)}")
     items = value if all(isinstance(item, list | dict) for item in value) else [value]
     if len(items) > MAX_CANDIDATES:
-        raise RowError("InvalidSpeechIds", f"{len(items):,} candidates; at most {MAX_CANDIDATES:,} in a row")
+        raise _too_many_candidates(len(items))
     return [_speech_candidate(index, item) for index, item in enumerate(items)]
 
 
@@ -117,27 +153,44 @@ def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
     }
 
 
+def _too_many_candidates(count: int) -> RowError:
+    return RowError("InvalidSpeechIds", f"{count:,} candidates; at most {MAX_CANDIDATES:,} in a row")
+
+
+def _pick_speech_ids(column: pa.Array) -> list[Any]:
+    if is_text_type(column.type):
+        return arrow_values.texts(column, "speech_ids", MAX_RECORD_BYTES, "InvalidSpeechIds")
+    nested = is_list_type(column.type) and not pat.is_integer(column.type.value_type)
+    lengths = list_lengths(column) if nested else []
+    long = [i for i, length in enumerate(lengths) if (length or 0) > MAX_CANDIDATES]
+    column = arrow_values.with_nulls(column, long)
+    values = arrow_values.values(
+        column, "speech_ids", MAX_TOKEN_BYTES, ("speech_ids", "candidate", "finished")
+    )
+    for i in long:
+        values[i] = _too_many_candidates(lengths[i] or 0)
+    return values
+
+
 def _accepts_speech_ids(dtype: pa.DataType) -> bool:
-    if _is_list(dtype):
-        inner = dtype.value_type.value_type if _is_list(dtype.value_type) else dtype.value_type
-        return pat.is_integer(inner) or pat.is_struct(inner)
-    return is_text_type(dtype) or pat.is_null(dtype)
+    if not is_list_type(dtype):
+        return is_text_type(dtype) or pat.is_null(dtype)
+    inner = dtype.value_type
+    if pat.is_struct(inner):
+        index = inner.get_field_index("speech_ids")
+        return index >= 0 and _is_token_list(inner.field(index).type)
+    return pat.is_integer(inner) or pat.is_null(inner) or _is_token_list(inner)
 
 
-def is_text_type(dtype: pa.DataType) -> bool:
-    if pat.is_dictionary(dtype):
-        return is_text_type(dtype.value_type)
-    return pat.is_string(dtype) or pat.is_large_string(dtype) or pat.is_string_view(dtype)
-
-
-def _is_list(dtype: pa.DataType) -> bool:
-    return pat.is_list(dtype) or pat.is_large_list(dtype) or pat.is_fixed_size_list(dtype)
+def _is_token_list(dtype: pa.DataType) -> bool:
+    return is_list_type(dtype) and (pat.is_integer(dtype.value_type) or pat.is_null(dtype.value_type))
 
 
 AUDIO_PAYLOAD = Payload(
     "audio",
     AUDIO,
     _accepts_audio,
+    _pick_audio,
     audio_clips,
     "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
 )
@@ -145,6 +198,7 @@ SPEECH_PAYLOAD = Payload(
     "speech_ids",
     SPEECH_IDS,
     _accepts_speech_ids,
+    _pick_speech_ids,
     speech_candidates,
     "a list of integers, or a list of such lists (one per candidate)",
 )
@@ -154,6 +208,7 @@ STORED_PAYLOAD = Payload(
     "candidates",
     SPEECH_IDS,
     _accepts_speech_ids,
+    _pick_speech_ids,
     speech_candidates,
     "the candidates of a finished run (structs with speech_ids, candidate and finished)",
     replaced=("seed", "voice_key"),

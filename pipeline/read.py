@@ -1,33 +1,35 @@
 """Stage 1, `read`: the manifest's rows of one block, every value checked and of its column's type.
 
-Input: the slices of the manifest that make up the block. A value that is missing or of the wrong kind becomes
-the row's error. `audio` paths come out absolute or as URIs.
+Input: the slices of the manifest that make up the block. A value that is missing, of the wrong kind or too
+large becomes the row's error. `audio` paths come out absolute or as URIs. Rows pass through in pieces of
+bounded size, so that Python objects exist of one piece at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline import arrow_values
 from pipeline.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
-from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record
-from pipeline.manifest import Manifest, Slice, open_file
+from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, shown
+from pipeline.manifest import UNREADABLE, Manifest, Slice, open_file
+from pipeline.memory import MAX_EXTRA_BYTES, MAX_ID_CHARS, MAX_TEXT_CHARS, PIECE_BYTES, PIECE_ROWS
+from pipeline.parquet_rows import row_batches
 from pipeline.payloads import Payload
 from pipeline.plan import source_of
-from pipeline.row_types import convert
+from pipeline.row_types import convert, convert_array
 from pipeline.scan import checked_id, text_records
-
-BATCH_ROWS = 256  # of a Parquet file, held at a time
 
 
 @dataclass
 class RawRows:
-    """Rows as the manifest holds them; lists and arrays are [n]."""
+    """Rows as the manifest holds them; lists and arrays are [n]. A RowError stands for a value not taken."""
 
     numbers: list[int]  # record numbers in the file, from 1
-    ids: list[str]
+    ids: list[Any]
     texts: list[Any]
     payloads: list[Any]
     extra: list[pa.Array]  # in the manifest's order, of the manifest's types
@@ -49,113 +51,148 @@ def read_block(manifest: Manifest, slices: Sequence[Slice]) -> pa.Table:
     for part in slices:
         file = manifest.files[part.file]
         try:
-            raw = _read_parquet(manifest, part) if file.is_parquet else _read_text(manifest, part)
-        except (OSError, pa.ArrowException) as error:
+            pieces = _parquet_pieces if file.is_parquet else _text_pieces
+            tables += [_table(manifest, part, raw) for raw in pieces(manifest, part)]
+        except UNREADABLE as error:
             raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
-        tables.append(_table(manifest, part, raw))
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _read_parquet(manifest: Manifest, part: Slice) -> RawRows:
-    names = list(manifest.payload.required)
-    wanted = {row - part.first_row + part.begin for row in part.rows} if part.rows is not None else None
-    pieces: list[pa.Table] = []
-    with open_file(manifest.files[part.file].uri) as stream:
-        parquet = pq.ParquetFile(stream)
-        present = [field for field in manifest.extra if field.name in parquet.schema_arrow.names]
-        columns = names + [field.name for field in present]
-        position = 0
-        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[part.group], columns=columns):
-            chosen = [
-                i - position
-                for i in range(max(part.begin, position), min(part.end, position + len(batch)))
-                if wanted is None or i in wanted
-            ]
-            if chosen:
-                # A copy, not a view: a view would keep the whole batch in memory.
-                pieces.append(pa.Table.from_batches([batch]).take(pa.array(chosen)))
-            position += len(batch)
-            if position >= part.end:
-                break
-    table = pa.concat_tables(pieces).combine_chunks()
-    extra = [
-        _single_array(table[field.name].cast(field.type))
-        if field in present
-        else pa.nulls(len(table), field.type)
-        for field in manifest.extra
-    ]
-    numbers = (
-        list(part.rows) if part.rows is not None else list(range(part.first_row, part.first_row + len(table)))
-    )
-    ids, texts, payloads = (table[name].to_pylist() for name in names)
-    return RawRows(numbers, [checked_id(value) for value in ids], texts, payloads, extra, {})
-
-
-def _read_text(manifest: Manifest, part: Slice) -> RawRows:
+def _parquet_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
     file = manifest.files[part.file]
-    wanted = set(part.rows) if part.rows is not None else None
-    numbers, rows = [], []
-    with open_file(file.uri) as stream:
-        for number, record in enumerate(
-            text_records(file, stream, part.begin, part.end), start=part.first_row
-        ):
+    present = [name for name in file.columns or () if manifest.extra.get_field_index(name) >= 0]
+    wanted = None if part.rows is None else {row - part.first_row + part.begin for row in part.rows}
+    position = part.begin
+    for batch in row_batches(
+        file.uri, part.group, (*manifest.payload.required, *present), part.begin, part.end
+    ):
+        chosen = [i for i in range(len(batch)) if wanted is None or position + i in wanted]
+        numbers = [part.first_row - part.begin + position + i for i in chosen]
+        position += len(batch)
+        if chosen:
+            rows = batch if len(chosen) == len(batch) else batch.take(pa.array(chosen, pa.int64()))
+            yield _raw_parquet_rows(manifest, rows, numbers)
+
+
+def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[int]) -> RawRows:
+    columns = {name: rows.column(rows.schema.get_field_index(name)) for name in rows.schema.names}
+    ids = columns["id"]
+    extra = [columns.get(field.name, pa.nulls(len(rows))) for field in manifest.extra]
+    problems = {
+        i: RowError("InvalidUtf8", f"column {shown(field.name)} is not valid UTF-8")
+        for field, column in zip(manifest.extra, extra, strict=True)
+        for i in arrow_values.invalid_text_rows(column)
+    }
+    if sum(column.nbytes for column in extra) > MAX_EXTRA_BYTES:
+        sizes = np.sum([arrow_values.row_bytes(column) for column in extra], axis=0)
+        for i in np.flatnonzero(sizes > MAX_EXTRA_BYTES).tolist():
+            problems[i] = RowError(
+                "RowTooLarge",
+                f"the row's other columns have {sizes[i]:,} bytes; at most {MAX_EXTRA_BYTES:,}",
+            )
+    extra = [arrow_values.with_nulls(column, list(problems)) for column in extra]
+    for i, field in enumerate(manifest.extra):
+        extra[i], misfits = convert_array(field.name, extra[i], field.type)
+        problems = misfits | problems
+    return RawRows(
+        numbers,
+        ids.to_pylist()
+        if pa.types.is_integer(ids.type)
+        else arrow_values.texts(ids, "id", MAX_ID_CHARS, "InvalidId"),
+        arrow_values.texts(columns["text"], "the text", MAX_TEXT_CHARS, "TextTooLong"),
+        manifest.payload.pick(columns[manifest.payload.column]),
+        extra,
+        problems,
+    )
+
+
+def _text_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
+    wanted = None if part.rows is None else set(part.rows)
+    numbers: list[int] = []
+    rows: list[dict[str, Any]] = []
+    size = 0
+    with open_file(manifest.files[part.file].uri) as stream:
+        records = text_records(manifest.files[part.file], stream, part.begin, part.end)
+        for number, record in enumerate(records, start=part.first_row):
             if wanted is not None and number not in wanted:
                 continue
             if isinstance(record.value, RowError):
-                raise ManifestError(
-                    f"{source_of(manifest, part.file, number)} has changed since the run began"
-                )
+                raise _changed(manifest, part, number)
             numbers.append(number)
             rows.append(record.value)
+            size += record.end - record.begin
+            if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES // 4:  # Python objects take several times it
+                yield _raw_text_rows(manifest, part, rows, numbers)
+                numbers, rows, size = [], [], 0
+    if rows:
+        yield _raw_text_rows(manifest, part, rows, numbers)
+
+
+def _raw_text_rows(
+    manifest: Manifest, part: Slice, rows: list[dict[str, Any]], numbers: list[int]
+) -> RawRows:
+    is_csv = manifest.files[part.file].columns is not None
+
+    def column(name: str) -> list[Any]:
+        # CSV knows no null: an empty field is a missing value.
+        return [row[name] or None if is_csv else row.get(name) for row in rows]
+
     extra: list[pa.Array] = []
     problems: dict[int, RowError] = {}
     for field in manifest.extra:
         array, misfits = convert(field.name, [row.get(field.name) for row in rows], field.type)
         extra.append(array)
         problems = misfits | problems
-    payload = manifest.payload.column
-    return RawRows(
-        numbers,
-        [checked_id(row.get("id")) for row in rows],
-        # CSV knows no null: an empty field is a missing value.
-        [row.get("text") if file.header is None else row["text"] or None for row in rows],
-        [row.get(payload) if file.header is None else row[payload] or None for row in rows],
-        extra,
-        problems,
-    )
+    return RawRows(numbers, column("id"), column("text"), column(manifest.payload.column), extra, problems)
 
 
 def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
     folder = manifest.files[part.file].folder
     errors = dict(raw.problems)
-    texts: list[str | None] = []
-    payloads: list[Any] = []
+    # A row with an error takes neither its text nor its audio along.
+    texts: list[str | None] = [None] * len(raw.ids)
+    payloads: list[Any] = [None] * len(raw.ids)
     for i, (text, payload) in enumerate(zip(raw.texts, raw.payloads, strict=True)):
-        checked_text, checked_payload = None, None
         try:
-            checked_text = _checked_text(text)
-            checked_payload = _checked_payload(manifest.payload, payload, folder)
+            checked_text, checked_payload = (
+                _checked_text(text),
+                _checked_payload(manifest.payload, payload, folder),
+            )
         except RowError as error:
             errors.setdefault(i, error)
-        texts.append(checked_text)
-        payloads.append(checked_payload)
+        if i not in errors:
+            texts[i], payloads[i] = checked_text, checked_payload
+    try:
+        ids = [checked_id(value) for value in raw.ids]
+    except RowError as error:
+        raise _changed(manifest, part, raw.numbers[0]) from error
     sources = [source_of(manifest, part.file, number) for number in raw.numbers]
     columns = [
-        pa.array(raw.ids, ID.type),
+        pa.array(ids, ID.type),
         pa.array(texts, TEXT.type),
         pa.array(payloads, manifest.payload.field.type),
         pa.array(sources, SOURCE.type),
-        error_array([error_record("read", errors[i]) if i in errors else None for i in range(len(raw.ids))]),
+        error_array([error_record("read", errors[i]) if i in errors else None for i in range(len(ids))]),
         *raw.extra,
     ]
     return pa.table(columns, schema=output_schema(manifest))
 
 
+def _changed(manifest: Manifest, part: Slice, row: int) -> ManifestError:
+    return ManifestError(
+        f"{source_of(manifest, part.file, row)} has changed since the run began; start the run again"
+    )
+
+
 def _checked_text(text: Any) -> str:
+    if isinstance(text, RowError):
+        raise text
     if text is None:
         raise RowError("MissingText", "text is null")
     if not isinstance(text, str):
-        raise RowError("InvalidText", f"text must be a string, not {text!r:.80}")
+        raise RowError("InvalidText", f"text must be a string, not {shown(text)}")
+    if len(text) > MAX_TEXT_CHARS:
+        raise RowError("TextTooLong", f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -164,13 +201,11 @@ def _checked_text(text: Any) -> str:
 
 
 def _checked_payload(payload: Payload, value: Any, folder: str) -> Any:
+    if isinstance(value, RowError):
+        raise value
     converted = payload.convert(value, folder)
     try:
         pa.array([converted], payload.field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise RowError("InvalidValue", f"column {payload.column!r}: {error}") from error
     return converted
-
-
-def _single_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

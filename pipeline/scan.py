@@ -6,20 +6,19 @@ Texts and audio are never kept. The index costs about 45 bytes a row and the ids
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline import manifest_text
-from pipeline.errors import ManifestError, RowError
-from pipeline.manifest import Manifest, ManifestFile, check_columns, open_file, own_columns
+from pipeline import arrow_values, manifest_text
+from pipeline.errors import ManifestError, RowError, shown
+from pipeline.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
+from pipeline.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB
+from pipeline.parquet_rows import RowGroup, open_parquet
 from pipeline.row_types import ColumnTypes
 
-CHUNK_ROWS = 8192
-MAX_ID_CHARS = 1024
+CHUNK_ROWS, CHUNK_BYTES = 8192, 8 * MIB
 MAX_PROBLEMS = 1_000_000  # rows without a usable id; more of them make it a bad manifest
 
 LOCATION = np.dtype(
@@ -65,7 +64,7 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
                 ids.append(chunk_ids)
                 locations.append(chunk_locations)
                 position += len(values)
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
     if not position:
         raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
@@ -83,32 +82,47 @@ def _scan_file(index: int, file: ManifestFile, manifest: Manifest, types: Column
 
 
 def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
-    with open_file(file.uri) as stream:
-        parquet = pq.ParquetFile(stream)
-        first = 1
-        for group in range(parquet.num_row_groups):
-            info = parquet.metadata.row_group(group)
-            begin = 0
-            for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=["id"]):
-                begins = np.arange(begin, begin + len(batch))
-                average = info.total_byte_size // max(info.num_rows, 1)
-                locations = _locations(len(batch), index, group, begins, begins + 1, first + begins, average)
-                yield locations, batch.column(0).to_pylist()
-                begin += len(batch)
-            first += info.num_rows
+    with open_parquet(file.uri) as parquet:
+        metadata = parquet.metadata
+    first = 1
+    for group in range(metadata.num_row_groups):
+        reader = RowGroup(file.uri, group, ("id",), metadata, CHUNK_ROWS)
+        count = reader.num_rows
+        begin = 0
+        for batch in reader.batches(0, count):
+            begins = np.arange(begin, begin + len(batch))
+            values = _parquet_ids(batch.column(batch.schema.get_field_index("id")))
+            yield (
+                _locations(len(batch), index, group, begins, begins + 1, first + begins, reader.row_bytes),
+                values,
+            )
+            begin += len(batch)
+        reader.close()
+        first += count
+
+
+def _parquet_ids(column: pa.Array) -> list[Any]:
+    if arrow_values.is_text_type(column.type):
+        return arrow_values.texts(column, "id", MAX_ID_CHARS, "InvalidId")
+    return column.to_pylist()
 
 
 def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
     with open_file(file.uri) as stream:
-        records = iter(text_records(file, stream))
-        seen: dict[str, None] = dict.fromkeys(file.header or ())
+        seen: dict[str, None] = dict.fromkeys(file.columns or ())
+        own = set(own_columns(manifest.payload))
         first = 1
-        while chunk := list(islice(records, CHUNK_ROWS)):
-            rows = [record.value for record in chunk if isinstance(record.value, dict)]
-            for row in rows if file.header is None else ():
-                seen |= dict.fromkeys(row)
-            if file.header is None:
-                for name in [name for name in seen if name not in own_columns(manifest.payload)]:
+        for chunk in _chunks(text_records(file, stream)):
+            if file.columns is None:
+                rows = [record.value for record in chunk if isinstance(record.value, dict)]
+                for row in rows:
+                    seen |= dict.fromkeys(row)
+                    if len(seen) > MAX_COLUMNS:
+                        raise ManifestError(
+                            f"manifest file {file.uri}: over {MAX_COLUMNS:,} different columns; is every "
+                            "line a row?"
+                        )
+                for name in [name for name in seen if name not in own]:
                     types.observe(name, [row.get(name) for row in rows], file.uri)
             begins = np.array([record.begin for record in chunk])
             ends = np.array([record.end for record in chunk])
@@ -118,6 +132,22 @@ def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: Column
             first += len(chunk)
         if seen:
             check_columns(file.uri, list(seen), manifest.payload)
+        elif first > 1:
+            raise ManifestError(f"manifest file {file.uri}: no line holds a JSON object; is it JSON Lines?")
+
+
+def _chunks(records: Iterable[manifest_text.Record]) -> Iterator[list[manifest_text.Record]]:
+    """Records in lists of bounded length and size."""
+    chunk: list[manifest_text.Record] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += record.end - record.begin
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def text_records(
@@ -125,11 +155,11 @@ def text_records(
 ) -> Iterable[manifest_text.Record]:
     """Records of a JSONL or CSV file in the bytes [begin, end)."""
     buffered = manifest_text.open_buffered(stream, begin)
-    if file.header is None:
+    if file.columns is None:
         return manifest_text.jsonl_records(buffered, begin, end)
     if begin == 0:
         begin = manifest_text.csv_header(buffered, file.uri)[1]
-    return manifest_text.csv_records(buffered, file.uri, list(file.header), begin, end)
+    return manifest_text.csv_records(buffered, file.uri, list(file.columns), begin, end)
 
 
 def _locations(count: int, *columns: Any) -> np.ndarray:
@@ -157,12 +187,12 @@ def checked_id(value: Any) -> str:
     if value is None or value == "":
         raise RowError("MissingId", "id is null or empty")
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError("InvalidId", f"id must be a string or a whole number, not {value!r:.60}")
-    text = str(value)
+        raise RowError("InvalidId", f"id must be a string or a whole number, not {shown(value)}")
+    text = str(value)  # JSON and Parquet have no whole number of so many digits that this fails
     if len(text) > MAX_ID_CHARS:
         raise RowError("InvalidId", f"id has {len(text):,} characters; at most {MAX_ID_CHARS:,}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RowError("InvalidId", f"id holds a lone surrogate: {text!r:.60}") from None
+        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}") from None
     return text

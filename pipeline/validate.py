@@ -16,13 +16,11 @@ from pipeline.columns import (
     replace_columns,
     require_columns,
 )
-from pipeline.errors import ERROR, RowError, error_array, error_record
+from pipeline.errors import ERROR, RowError, error_array, error_record, shown
 from pipeline.settings import Normalizer
 
 INPUT = pa.schema([ID, TEXT, SOURCE, ERROR])  # and the job's own column, audio or speech_ids
 ADDED = INPUT_IDS
-
-MAX_TEXT_CHARS = 5_000  # far more than any text of 401 tokens; longer ones are not even normalized
 
 Encode = Callable[[str], list[int]]
 
@@ -49,13 +47,12 @@ class TextToTokens:
         )
 
     def _tokens(self, text: str) -> list[int]:
-        if len(text) > MAX_TEXT_CHARS:
-            raise RowError(
-                "TextTooLong", f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,}"
-            )
-        tokens = self.encode(text) if text.strip() else []
+        # Blanks, controls and what is unassigned: a tokenizer may well have a token for them.
+        if not any(character.isprintable() and character != " " for character in text):
+            raise RowError("EmptyText", f"the text has no character that can be spoken: {shown(text)}")
+        tokens = self.encode(text)
         if not tokens:
-            raise RowError("EmptyText", f"nothing to speak is left of the text {text!r:.80}")
+            raise RowError("EmptyText", f"nothing to speak is left of the text {shown(text)}")
         if len(tokens) > self.max_tokens:
             raise RowError(
                 "TextTooLong",

@@ -123,6 +123,21 @@ def test_json_types_are_those_of_all_lines(tmp_path: Path) -> None:
     assert "'n' is double" in read["error"][3].as_py()["message"]
 
 
+def test_objects_without_fields_are_nothing(tmp_path: Path) -> None:
+    """Parquet has no such type; numbers beyond 64 bits and lone surrogates are errors of their rows."""
+    values = [{}, {}, 10**30, "\ud800", None]
+    rows = [ROWS[0] | {"id": str(i), "d": value} for i, value in enumerate(values)]
+    table = read_rows(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert table["extra.d"].to_pylist() == [None] * 5
+    assert [error and error["type"] for error in table["error"].to_pylist()] == [
+        *(None, None, "WrongColumnType", "WrongColumnType", None)
+    ]
+    mixed = [rows[0], rows[1] | {"d": {"a": 1}}]
+    table = read_rows(write_jsonl(tmp_path / "m.jsonl", mixed))
+    assert table["extra.d"].to_pylist() == [{"a": None}, {"a": 1}]
+    assert table["error"].null_count == 2
+
+
 def bad_manifests() -> dict[str, tuple[dict[str, bytes], str]]:
     """name -> (files, what the message says)"""
     good = json.dumps(ROWS[0])
@@ -161,7 +176,30 @@ def bad_manifests() -> dict[str, tuple[dict[str, bytes], str]]:
             {"a.csv": b"id,text,audio,n\n2,a,b,3\n", "b.jsonl": good[:-1].encode() + b', "n": 1}\n'},
             "'n' holds int64",
         ),
-        "no Parquet type": ({"m.jsonl": good[:-1].encode() + b', "d": {}}\n'}, "'d' cannot be written"),
+        "quote that is open at the end": ({"m.csv": b'id,text,audio\n1,a,b\n2,"a,b\n3,a,b\n'}, "never closed"),
+        "quote open in the header": ({"m.csv": b'id,"text,audio\n1,a,b\n'}, "header is never closed"),
+        "csv in UTF-16": ({"m.csv": "id,text,audio\n1,ä,b\n".encode("utf-16")}, "not UTF-8"),
+        "jsonl in UTF-16": ({"m.jsonl": (good + "\n").encode("utf-16")}, "is it JSON Lines?"),
+        "a JSON document": ({"m.json": json.dumps(ROWS, indent=1).encode()}, "is it JSON Lines?"),
+        "columns without end": ({"m.csv": b"id,text,audio," + b",".join(b"c%d" % i for i in range(2000))}, "2,003"),
+        "columns without end in Parquet": (
+            {"m.parquet": parquet(id=["1"], text=["a"], audio=["b"], **{f"c{i}": [i] for i in range(2000)})},
+            "2,003 columns",
+        ),
+        "columns without end in JSON": (
+            {"m.jsonl": b"".join(b'{"id": "1", "c%d": 1}\n' % i for i in range(2000))},
+            "over 1,000 different columns",
+        ),
+        "objects without end": (
+            {"m.jsonl": b"".join(b'{"id": "1", "d": {"c%d": 1}}\n' % i for i in range(2000))},
+            "over 1,000 different fields",
+        ),
+        "audio as numbers": (
+            {"m.parquet": parquet(id=["1"], text=["a"], audio=[{"array": [0.1], "path": 3}])},
+            "'audio' must be a path",
+        ),
+        "null ids": ({"m.parquet": parquet(id=[None], text=["a"], audio=["b"])}, "it holds null"),
+        "escape codes": ({"m.csv": b"id,text,\x1b[31maudio\n"}, r"'\x1b[31maudio'"),
         "endless quote": ({"m.csv": b'id,text,audio\n1,"' + b"a\n" * 60_000}, "is a quote never closed"),
     }  # fmt: skip
 
@@ -177,7 +215,8 @@ def test_bad_manifest_is_one_clear_line(tmp_path: Path, name: str, monkeypatch: 
     message = str(caught.value)
     assert expected in message
     assert str(tmp_path) in message
-    assert "\n" not in message
+    assert message.isprintable()
+    assert len(message) <= 2000
 
 
 def test_unreadable_rows_do_not_spoil_a_manifest(tmp_path: Path) -> None:

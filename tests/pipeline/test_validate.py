@@ -3,7 +3,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from clvp import ClvpTokenizer
-from pipeline.validate import MAX_TEXT_CHARS, TextToTokens, load_encoder
+from pipeline.memory import MAX_TEXT_CHARS
+from pipeline.validate import TextToTokens, load_encoder
 from tests.pipeline.clips import read_rows, write_jsonl
 
 
@@ -40,13 +41,14 @@ def test_bad_texts_are_row_errors(tmp_path: Path, checkpoint: Path) -> None:
     ]
     out = validated(tmp_path, texts, load_encoder(str(checkpoint), "english"))
     kinds = [error and (error["stage"], error["type"]) for error in out["error"].to_pylist()]
-    assert kinds[:6] == [
+    assert kinds[:7] == [
         None,
         ("validate", "EmptyText"),
         ("validate", "EmptyText"),
         ("validate", "TextTooLong"),
-        ("validate", "TextTooLong"),
+        ("read", "TextTooLong"),
         ("read", "MissingText"),
+        ("validate", "EmptyText"),
     ]
     assert [ids is None for ids in out["input_ids"].to_pylist()] == [kind is not None for kind in kinds]
     messages = [error["message"] for error in out["error"].to_pylist() if error]

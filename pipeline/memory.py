@@ -1,0 +1,28 @@
+"""How much input is taken at once, and the memory that follows from it.
+
+Nothing that a manifest or an audio file may hold is ever read as a whole: records, values, batches and clips
+have the limits below, and what is longer becomes its row's error without being converted. The tasks that read
+and decode reserve `reading_memory` of their node.
+"""
+
+MIB = 1 << 20
+
+# Limits of one row; what is over them is the row's error.
+MAX_TEXT_CHARS = 5_000  # far more than any text of 401 tokens
+MAX_ID_CHARS = 1_024
+MAX_PATH_CHARS = 8_192
+MAX_RECORD_BYTES = 16 * MIB  # of a JSONL line or a CSV record
+MAX_COLUMNS = 1_000  # of a manifest
+MAX_FIELDS = 1_000  # of a column of objects, over all levels and rows
+MAX_JSON_DEPTH = 64
+MAX_JSON_CONTAINERS = 20_000  # lists and objects in one line; 4,096 candidates are 8,193
+MAX_EMBEDDED_BYTES = 64 * MIB  # of audio that lies in the manifest itself
+MAX_TOKEN_BYTES = 32 * MIB  # of speech tokens, as Parquet holds them
+MAX_EXTRA_BYTES = 16 * MIB  # of the pass-through columns of a row
+MAX_CLIPS = 64  # of one voice
+MAX_CANDIDATES = 4_096  # of one row that comes with its speech tokens
+
+# Limits of what is held at a time.
+PIECE_ROWS, PIECE_BYTES = 64, 16 * MIB  # of rows on their way from a file to a block
+MAX_BLOCK_BYTES = 64 * MIB  # of manifest data in a block, where rows are of equal size
+CLIP_SECONDS_AT_ONCE = 192.0  # in one transform to log-mels
