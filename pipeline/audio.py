@@ -1,11 +1,13 @@
 """Stage 3, `audio`: reference clips to log-mels.
 
 A voice is the list of clips of a row. Its log-mels travel once per block, as one dictionary value, however
-many rows use it; a clip that several rows of the block name is decoded once. Waveforms stay in this stage.
+many rows use it; a clip that several rows of the block name is decoded once. Waveforms stay in this stage,
+and only a few of them exist at a time.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,8 @@ from pipeline.columns import (
 )
 from pipeline.decode import SAMPLE_RATE, decode_clip
 from pipeline.errors import ERROR, RowError, error_array, error_record
+from pipeline.memory import NUM_MELS, clips_at_once, mel_frames
 from pipeline.payloads import AUDIO
-
-NUM_MELS, HOP = 80, 256
-CLIPS_AT_ONCE = 32  # in one transform; 6 s of audio are 0.5 MB
 
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
@@ -35,6 +35,7 @@ VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
 INPUT = pa.schema([ID, TEXT, INPUT_IDS, AUDIO, SOURCE, ERROR])
 OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])
 
+Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
 LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
 
 
@@ -50,73 +51,105 @@ class AudioToMels:
         require_columns(table, INPUT)
         errors = table["error"].to_pylist()
         audio = table["audio"]
-        clips: dict[tuple[Any, ...], torch.Tensor | RowError] = {}
-        rows: dict[int, list[tuple[Any, ...]]] = {}
-        for i in good_rows(table):
-            rows[i] = [_identity(clip) for clip in audio[i].as_py()]
-            for identity in rows[i]:
-                if identity not in clips:
-                    clips[identity] = self._decode(*identity)
+        clips = _Clips(self._decode, self.log_mel, clips_at_once(self.seconds))
+        rows = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
+        clips.flush()
+        voices: dict[int, tuple[Identity, ...]] = {}
         for i, names in rows.items():
-            failed = next((clips[name] for name in names if isinstance(clips[name], RowError)), None)
-            if isinstance(failed, RowError):
+            failed = next((clips.failures[name] for name in names if name in clips.failures), None)
+            if failed is not None:
                 errors[i] = error_record("audio", failed)
-        voices = {i: tuple(names) for i, names in rows.items() if errors[i] is None}
-        keys, column = self._voice_columns(len(table), voices, clips)
+            else:
+                voices[i] = names
+        keys, column = _voice_columns(len(table), voices, clips.mels)
         return replace_columns(
             table,
             OUTPUT,
             {"voice_key": pa.array(keys, VOICE_KEY.type), "voice": column, "error": error_array(errors)},
         )
 
-    def _decode(self, data: bytes | None, path: str | None) -> torch.Tensor | RowError:
+    def _decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
         """A waveform [seconds * 22050], or the reason why there is none."""
         try:
-            waveform = decode_clip(data, path, self.seconds, self.audio_root)
+            waveform = decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root)
         except RowError as error:
             return error
         except Exception as error:  # whatever a codec may do must stay with the rows that name the clip
-            return RowError(type(error).__name__, f"{path or 'embedded audio'}: {error}")
+            return RowError(type(error).__name__, f"{clip['path'] or 'embedded audio'}: {error}")
         length = round(self.seconds * SAMPLE_RATE)
         return torch.nn.functional.pad(waveform, (0, length - len(waveform)))
 
-    def _voice_columns(
-        self, count: int, voices: dict[int, tuple[Any, ...]], clips: dict[tuple[Any, ...], Any]
-    ) -> tuple[list[str | None], pa.DictionaryArray]:
-        used = list(dict.fromkeys(name for names in voices.values() for name in names))
-        mels = dict(zip(used, self._mels([clips[name] for name in used]), strict=True))
-        entries: dict[tuple[Any, ...], int] = {}
-        values: list[bytes] = []
-        indices: list[int | None] = [None] * count
-        keys: list[str | None] = [None] * count
-        for i, names in voices.items():
-            if names not in entries:
-                entries[names] = len(values)
-                values.append(b"".join(mels[name] for name in names))
-            indices[i] = entries[names]
-        digests = [hashlib.blake2b(value, digest_size=16).hexdigest() for value in values]
-        for i, index in enumerate(indices):
-            keys[i] = None if index is None else digests[index]
-        column = pa.DictionaryArray.from_arrays(
-            pa.array(indices, pa.int32()), pa.array(values, pa.large_binary())
-        )
-        return keys, column
 
-    def _mels(self, waveforms: Sequence[torch.Tensor]) -> list[bytes]:
-        mels: list[bytes] = []
-        for start in range(0, len(waveforms), CLIPS_AT_ONCE):
-            mel_BMT = self.log_mel(torch.stack(list(waveforms[start : start + CLIPS_AT_ONCE])))
-            mels += [mel_MT.contiguous().numpy().tobytes() for mel_MT in mel_BMT]
-        return mels
+class _Clips:
+    """The different clips of a block: log-mels as bytes [80, frames] float32, or why there are none."""
+
+    def __init__(
+        self, decode: Callable[[dict[str, Any]], torch.Tensor | RowError], log_mel: LogMel, at_once: int
+    ) -> None:
+        self.decode = decode
+        self.log_mel = log_mel
+        self.at_once = at_once
+        self.mels: dict[Identity, np.ndarray] = {}
+        self.failures: dict[Identity, RowError] = {}
+        self.waiting: dict[Identity, torch.Tensor] = {}
+
+    def add(self, clip: dict[str, Any]) -> Identity:
+        name = _identity(clip)
+        if not any(name in known for known in (self.mels, self.failures, self.waiting)):
+            decoded = self.decode(clip)
+            if isinstance(decoded, RowError):
+                self.failures[name] = decoded
+            else:
+                self.waiting[name] = decoded
+            if len(self.waiting) >= self.at_once:
+                self.flush()
+        return name
+
+    def flush(self) -> None:
+        if self.waiting:
+            mel_BMT = self.log_mel(torch.stack(list(self.waiting.values())))
+            # Copies: a view would keep the whole batch for as long as one of its clips.
+            mels = [mel_MT.numpy().astype(np.float32).reshape(-1).view(np.uint8) for mel_MT in mel_BMT]
+            self.mels |= zip(self.waiting, mels, strict=True)
+            self.waiting = {}
 
 
-def _identity(clip: dict[str, Any]) -> tuple[Any, ...]:
+def _identity(clip: dict[str, Any]) -> Identity:
     """What makes two clips of a block the same: their bytes, or else their path."""
-    return (clip["bytes"], None if clip["bytes"] is not None else clip["path"])
+    if clip["bytes"] is None:
+        return None, clip["path"]
+    return hashlib.blake2b(clip["bytes"], digest_size=16).digest(), None
+
+
+def _voice_columns(
+    count: int, voices: dict[int, tuple[Identity, ...]], mels: dict[Identity, np.ndarray]
+) -> tuple[list[str | None], pa.DictionaryArray]:
+    """Keys [count] and the column [count] of the rows' voices, whose bytes are written once."""
+    entries = {names: number for number, names in enumerate(dict.fromkeys(voices.values()))}
+    sizes = [sum(mels[name].nbytes for name in names) for names in entries]
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    data = np.empty(offsets[-1], np.uint8)
+    for names, begin in zip(entries, offsets, strict=False):
+        _fill(data[begin:], (mels[name] for name in names))
+    digests = [
+        hashlib.blake2b(data[begin:end], digest_size=16).hexdigest() for begin, end in pairwise(offsets)
+    ]
+    numbers = [entries[voices[i]] if i in voices else None for i in range(count)]
+    values = pa.Array.from_buffers(
+        pa.large_binary(), len(entries), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+    column = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), values)
+    return [None if number is None else digests[number] for number in numbers], column
+
+
+def _fill(target: np.ndarray, pieces: Iterable[np.ndarray]) -> None:
+    position = 0
+    for piece in pieces:
+        target[position : position + len(piece)] = piece
+        position += len(piece)
 
 
 def voice_mels(data: bytes, seconds: float) -> list[torch.Tensor]:
     """The log-mels [80, frames] of each clip, from a value of the `voice` column."""
-    frames = round(seconds * SAMPLE_RATE) // HOP + 1
-    mels_CMT = np.frombuffer(data, np.float32).reshape(-1, NUM_MELS, frames)
+    mels_CMT = np.frombuffer(data, np.float32).reshape(-1, NUM_MELS, mel_frames(seconds))
     return [torch.from_numpy(mel_MT.copy()) for mel_MT in mels_CMT]

@@ -19,11 +19,12 @@ import torchaudio
 
 from pipeline import filesystem
 from pipeline.errors import RowError
+from pipeline.memory import SAMPLE_RATE
 
-SAMPLE_RATE = 22_050
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_SAMPLES_AT_ONCE = 1 << 22  # over all channels
-MAX_KERNEL_ELEMENTS = 1 << 24  # of a resampling filter bank
+MAX_KERNEL_ELEMENTS = 1 << 22  # of a resampling filter bank, which torchaudio computes in float64
+MAX_TAPS_AT_ONCE = 1 << 20  # of samples times filter taps where each sample has a filter of its own
 
 # torchaudio's defaults, which the fallback for unusual rates follows: a sinc with a Hann window.
 _LOWPASS_WIDTH = 6
@@ -109,11 +110,12 @@ def _resample_directly(waveform_N: torch.Tensor, source: int, target: int) -> to
     width = math.ceil(_LOWPASS_WIDTH / cutoff)
     length = math.ceil(len(waveform_N) * target / source)
     padded = torch.nn.functional.pad(waveform_N.double(), (width, width + 2))
+    taps_K = torch.arange(-width, width + 2)
+    step = max(MAX_TAPS_AT_ONCE // len(taps_K), 1)
     pieces = []
-    for start in range(0, length, 16_384):
-        n_M = torch.arange(start, min(start + 16_384, length), dtype=torch.int64)
+    for start in range(0, length, step):
+        n_M = torch.arange(start, min(start + step, length), dtype=torch.int64)
         left_M = n_M * source // target
-        taps_K = torch.arange(-width, width + 2)
         offset_MK = (left_M[:, None] + taps_K).double() - (n_M.double() * source / target)[:, None]
         t_MK = (offset_MK * cutoff).clamp(-_LOWPASS_WIDTH, _LOWPASS_WIDTH)
         window_MK = torch.cos(t_MK * math.pi / _LOWPASS_WIDTH / 2) ** 2
@@ -130,9 +132,9 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None) -> Any:
         return io.BytesIO(data)
     if path is None:
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
-    if root is not None:
-        check_contained(path, root)
     try:
+        if root is not None:
+            path = contained(path, root)
         return _open_local(path) if filesystem.is_local(path) else _open_remote(path)
     except FileNotFoundError as error:
         raise RowError("AudioNotFound", f"no such file: {path}") from error
@@ -146,29 +148,40 @@ def _raise_if_transfer_failed(stream: Any, path: str | None) -> None:
         raise RowError("UnreadableAudio", f"{path}: {failure}") from failure
 
 
-def check_contained(path: str, root: str) -> None:
-    """Raise RowError unless `path` lies below the folder or URI `root`."""
-    if filesystem.is_local(root) != filesystem.is_local(path):
-        inside = False
-    elif filesystem.is_local(root):
+def contained(path: str, root: str) -> str:
+    """`path`, symbolic links resolved. Raises RowError unless it lies below the folder or URI `root`."""
+    if filesystem.is_local(root) and filesystem.is_local(path):
         real_root = os.path.realpath(filesystem.absolute(root))
-        inside = os.path.realpath(filesystem.absolute(path)).startswith(real_root.rstrip("/") + "/")
+        real_path = os.path.realpath(filesystem.absolute(path))
+        inside = real_path.startswith(real_root.rstrip("/") + "/")
     else:
-        below = path.removeprefix(root.rstrip("/") + "/")
-        inside = below != path and ".." not in below.split("/")
+        # The query names the endpoint that the bucket is looked for at.
+        (head, query), (root_head, root_query) = filesystem.split_query(path), filesystem.split_query(root)
+        below = head.removeprefix(root_head.rstrip("/") + "/")
+        inside = below != head and query == root_query and not {"", ".", ".."} & set(below.split("/"))
+        real_path = path
     if not inside:
         raise RowError("AudioOutsideRoot", f"{path} is not below the audio root {root}")
+    return real_path
 
 
 def _open_local(path: str) -> BinaryIO:
-    # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    descriptor = os.open(filesystem.absolute(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    name = filesystem.absolute(path)
+    _check_is_file(os.stat(name).st_mode)  # before it is opened: opening a device may do something
+    # O_NONBLOCK: opening a FIFO, should there be one by now, must not wait for a writer.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_is_file(os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb", buffering=1 << 18)
+    except OSError:
         os.close(descriptor)
+        raise
+
+
+def _check_is_file(mode: int) -> None:
+    if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
         raise OSError(f"it is {kind}, not a file")
-    return os.fdopen(descriptor, "rb", buffering=1 << 18)
 
 
 def _open_remote(path: str) -> "_RemoteClip":

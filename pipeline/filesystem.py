@@ -42,7 +42,7 @@ def join(folder: str, path: str) -> str:
         return path
     if is_local(folder):
         return os.path.join(folder, path)
-    head, query = _split_query(folder)
+    head, query = split_query(folder)
     return f"{head.rstrip('/')}/{path}{query}"
 
 
@@ -50,12 +50,12 @@ def parent(uri: str) -> str:
     """The folder that holds `uri`, in the same notation."""
     if is_local(uri):
         return os.path.dirname(uri)
-    head, query = _split_query(uri)
+    head, query = split_query(uri)
     return posixpath.dirname(head) + query
 
 
 def name_of(uri: str) -> str:
-    return posixpath.basename(_split_query(uri)[0] if scheme_of(uri) else uri)
+    return posixpath.basename(split_query(uri)[0] if scheme_of(uri) else uri)
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -81,9 +81,9 @@ def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
     Raises FileNotFoundError when nothing matches.
     """
     pattern = absolute(pattern)
-    if _WILDCARD.search(_split_query(pattern)[0].removeprefix(f"{scheme_of(pattern)}://")):
-        matches = _glob_regex(_split_query(pattern)[0]).fullmatch
-        found = [uri for uri in _list_below(_fixed_folder(pattern)) if matches(_split_query(uri)[0])]
+    if _WILDCARD.search(split_query(pattern)[0].removeprefix(f"{scheme_of(pattern)}://")):
+        matches = _glob_regex(split_query(pattern)[0]).fullmatch
+        found = [uri for uri in _list_below(_fixed_folder(pattern)) if matches(split_query(uri)[0])]
     else:
         filesystem, path = resolve(pattern)
         info = filesystem.get_file_info(path)
@@ -161,7 +161,7 @@ def _upload(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> 
 
 def _list_below(folder: str) -> list[str]:
     filesystem, base = resolve(folder)
-    head, query = _split_query(folder)
+    head, query = split_query(folder)
     uris = []
     for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True)):
         relative = posixpath.relpath(info.path, base)
@@ -173,7 +173,7 @@ def _list_below(folder: str) -> list[str]:
 
 def _fixed_folder(pattern: str) -> str:
     """The folder above the first wildcard."""
-    head, query = _split_query(pattern)
+    head, query = split_query(pattern)
     first = _WILDCARD.search(head)
     return posixpath.dirname(head[: first.start()] if first else head) + query
 
@@ -187,7 +187,7 @@ def _glob_regex(pattern: str) -> re.Pattern[str]:
     )
 
 
-def _split_query(uri: str) -> tuple[str, str]:
+def split_query(uri: str) -> tuple[str, str]:
     """`?key=value` is a query only on object-store URIs, where it carries connection options."""
     if scheme_of(uri) in _ARROW_SCHEMES and "?" in uri and "=" in uri.rpartition("?")[2]:
         head, _, query = uri.rpartition("?")
@@ -196,7 +196,7 @@ def _split_query(uri: str) -> tuple[str, str]:
 
 
 def _arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    head, query = _split_query(uri)
+    head, query = split_query(uri)
     scheme, _, rest = head.partition("://")
     if scheme.lower() == "file":
         return _local(), pafs.FileSystem.from_uri(uri)[1]

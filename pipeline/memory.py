@@ -26,3 +26,15 @@ MAX_CANDIDATES = 4_096  # of one row that comes with its speech tokens
 PIECE_ROWS, PIECE_BYTES = 64, 16 * MIB  # of rows on their way from a file to a block
 MAX_BLOCK_BYTES = 64 * MIB  # of manifest data in a block, where rows are of equal size
 CLIP_SECONDS_AT_ONCE = 192.0  # in one transform to log-mels
+
+SAMPLE_RATE = 22_050
+NUM_MELS, HOP = 80, 256  # of a log-mel: channels, and samples between frames
+
+
+def mel_frames(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE) // HOP + 1
+
+
+def clips_at_once(seconds: float) -> int:
+    """Clips of this length that are held as waveforms."""
+    return max(1, int(CLIP_SECONDS_AT_ONCE / seconds))

@@ -217,12 +217,22 @@ def test_audio_root_holds_paths_and_links_inside(tmp_path: Path) -> None:
         ("s3://bucket/voices/x/a.wav", True),
         ("s3://bucket/voices-2/a.wav", False),
         ("s3://bucket/voices/../secret/a.wav", False),
+        ("s3://bucket/voices/./a.wav", False),
+        ("s3://bucket/voices//a.wav", False),
+        ("s3://bucket/voices", False),
+        ("s3://bucket/voices/a.wav?endpoint_override=example.org&scheme=http", False),
+        ("gs://bucket/voices/a.wav", False),
+        ("file:///voices/a.wav", False),
         ("/voices/a.wav", False),
     ],
 )
 def test_audio_root_on_an_object_store(path: str, inside: bool) -> None:
-    if inside:
-        decode.check_contained(path, "s3://bucket/voices/")
-    else:
-        with pytest.raises(RowError):
-            decode.check_contained(path, "s3://bucket/voices/")
+    for query in ("", "?region=eu-west-1"):
+        root = "s3://bucket/voices" + (query or "/")
+        path += query if "?" not in path else ""
+        if inside:
+            assert decode.contained(path, root) == path
+        else:
+            with pytest.raises(RowError) as caught:
+                decode.contained(path, root)
+            assert caught.value.kind == "AudioOutsideRoot"
