@@ -9,10 +9,13 @@ read by the tasks that need them.
 """
 
 import math
+import warnings
+from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import Dataset
+from ray.util.annotations import RayDeprecationWarning
 
 from clvp.sampling.sampler import DEFAULT_LANES
 from pipeline.cluster import TASK_RETRIES, Cluster
@@ -44,6 +47,13 @@ def stream(work: Work, plan: Plan, preparation: Preparation) -> Dataset:
     """The stream of the envelopes of block reports; nothing runs until it is consumed."""
     reference = ray.put((preparation, plan))
 
+    # What Ray Data calls deprecated is passed by names that it does not have yet.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return _connected(work, plan, reference)
+
+
+def _connected(work: Work, plan: Plan, reference: Any) -> Dataset:
     def prepare(envelope: Envelope) -> pa.Table:
         recipe, blocks = shared(reference)
         return recipe(blocks.block(envelope.block))

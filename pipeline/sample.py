@@ -50,6 +50,8 @@ class Sampler:
     Rows that have a value in a column `stored` (of the type of SPEECH_IDS) keep those candidates, and only
     the indices from `sampled_before` on are sampled for them.
 
+    `candidates` are indices, instead of all up to the settings' number.
+
     Raises RunError when the engine's facts are not `expected_facts`: its tokens may be others than those that
     the output holds already.
     """
@@ -63,9 +65,11 @@ class Sampler:
         torch_threads: int | None = None,
         sampled_before: int = 0,
         expected_facts: Mapping[str, Any] | None = None,
+        candidates: Sequence[int] | None = None,
     ) -> None:
         self.settings = settings
         self.sampled_before = sampled_before
+        self.candidates = range(settings.num_candidates) if candidates is None else candidates
         device = pick_device(torch_threads)
         dtype = settings.model.dtype
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
@@ -112,7 +116,8 @@ class Sampler:
         input_ids_N = torch.tensor(table["input_ids"][i].as_py())
         prefix_PD = self.encoder.build_prefix(latent_D, input_ids_N)
         first = self.sampled_before if _has_stored(table, i) else 0
-        return PromptRow(table["id"][i].as_py(), prefix_PD, range(first, self.settings.num_candidates))
+        wanted = [index for index in self.candidates if index >= first]
+        return PromptRow(table["id"][i].as_py(), prefix_PD, wanted)
 
     def _sample(
         self, prompts: dict[int, PromptRow], errors: list[dict[str, str] | None]

@@ -1,0 +1,78 @@
+"""Sample one row of a finished output again and compare its tokens with those that are stored.
+
+    python -m jobs.replay --output outputs/run-1 --id utterance-17 --candidate 3
+
+Settings come from the output's run.json, text and clips from the manifest, the model from where the run had
+it. Ends with 0 when all tokens are identical, else with 1 after saying where they part and what differs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.arguments import EXIT_FAILED, HelpFormatter
+from pipeline.errors import ManifestError, RunError
+from pipeline.replay import Replay, ReplayedCandidate, Sources, replay
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m jobs.replay", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="a run's output, a path or URI")
+    parser.add_argument("--id", required=True, help="of the row")
+    parser.add_argument(
+        "--candidate", type=int, nargs="+", default=[], metavar="K", help="indices (default: all stored)"
+    )
+    parser.add_argument(
+        "--manifest",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="where it lies now (default: as in run.json)",
+    )
+    parser.add_argument("--model", metavar="CHECKPOINT", help="where it lies now (default: as in run.json)")
+    parser.add_argument(
+        "--torch-threads", type=int, metavar="N", help="without a GPU (default: half of the cores)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay, print the comparison and return the exit code."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        sources = Sources(tuple(options.manifest), options.model)
+        found = replay(options.output, options.id, options.candidate, sources, options.torch_threads)
+    except (ManifestError, RunError, ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_FAILED
+    print(describe(found))
+    return 0 if found.identical else EXIT_FAILED
+
+
+def describe(found: Replay) -> str:
+    """A line for every candidate, and the facts that differ."""
+    lines = [_line(candidate) for candidate in found.candidates]
+    if found.differing:
+        lines += ["not as it was when the row was sampled:", *(f"  {text}" for text in found.differing)]
+    elif not found.identical:
+        lines.append("every fact in run.json is as it was: the difference is a fault; please report it")
+    same = sum(candidate.parts_at is None for candidate in found.candidates)
+    return "\n".join([*lines, f"row {found.row_id}: {same} of {len(found.candidates)} candidates identical"])
+
+
+def _line(candidate: ReplayedCandidate) -> str:
+    name, place = f"candidate {candidate.candidate:>3}", candidate.parts_at
+    if place is None:
+        return f"{name}: {len(candidate.stored)} tokens, identical"
+    stored, sampled = (
+        str(tokens[place]) if place < len(tokens) else "the end"
+        for tokens in (candidate.stored, candidate.sampled)
+    )
+    return f"{name}: parts at token {place}: {stored} stored, {sampled} sampled"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
