@@ -158,9 +158,17 @@ def read_ranker_pool(options: argparse.Namespace) -> Pool:
 
 def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> int:
     """Run, print the summary or one clear message, and return the exit code."""
+    return print_result(parser, lambda: describe(action()), "; the same command continues where it ended")
+
+
+def print_result(parser: argparse.ArgumentParser, action: Callable[[], str], go_on: str = "") -> int:
+    """Print what `action` gives or one clear message, and return the exit code.
+
+    `go_on` is what a user who has stopped it should know.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        summary = action()
+        result = action()
     except ManifestError as error:
         print(f"{parser.prog}: bad manifest: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -170,9 +178,9 @@ def run_job(parser: argparse.ArgumentParser, action: Callable[[], Summary]) -> i
     except (KeyboardInterrupt, Terminated) as error:
         terminated = isinstance(error, Terminated)
         how = "terminated" if terminated else "interrupted"
-        print(f"{parser.prog}: {how}; the same command continues where it ended", file=sys.stderr)
+        print(f"{parser.prog}: {how}{go_on}", file=sys.stderr)
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
-    print(describe(summary))
+    print(result)
     return 0
 
 

@@ -40,9 +40,14 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="OUTPUT",
         help="take over the candidates of a finished run that had fewer, with the same manifest and settings",
     )
-    _add_sampling(parser)
+    add_sampling(parser)
     add_scoring(parser)
     add_model(parser)
+    add_synthesis_execution(parser)
+    return parser
+
+
+def add_synthesis_execution(parser: argparse.ArgumentParser) -> None:
     group = add_execution(parser)
     group.add_argument(
         "--samplers",
@@ -64,10 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
         "it for identical tokens",
     )
     group.add_argument("--audio-root", metavar="FOLDER", help="refuse rows whose audio lies anywhere else")
-    return parser
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling = DEFAULTS.sampling
     group = parser.add_argument_group("sampling (changes results; defaults are Tortoise's)")
     group.add_argument(

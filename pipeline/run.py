@@ -130,7 +130,7 @@ def _run(job: Job, recipe: Recipe, execution: ExecutionSettings) -> Summary:
     output = OutputFolder(filesystem.absolute(job.output))
     opened = open_manifest(job.manifest, recipe.payload)
     checkpoint = describe_checkpoint(job.model)
-    _check_model(checkpoint, recipe)
+    check_model(checkpoint, recipe)
     manifest, index = scan(opened)
     now = describe(recipe.settings, checkpoint, manifest.extra, job.manifest, job.extend)
     extended = check_extendable(job.extend, output, now) if job.extend else None
@@ -235,7 +235,8 @@ def _last_sample(metrics: MetricsLog, progress: Progress, cluster: Cluster) -> I
     metrics.add(progress.sample(cluster.gpus), last=True)
 
 
-def _check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise RunError when the model is unreadable, or has fewer positions than the longest candidate."""
     try:
         config = ClvpConfig.from_pretrained(fetch(checkpoint))
     except (OSError, ValueError) as error:

@@ -1,0 +1,214 @@
+"""A trial: some blocks of a run, through the real stages, to tell what the whole run will take.
+
+The blocks are drawn as `pipeline.trial_rows` says, and written and published like those of any run, into a
+folder that goes away.
+"""
+
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import filesystem, graph
+from pipeline.cluster import Cluster, connected
+from pipeline.envelope import Timing
+from pipeline.errors import ManifestError, RunError
+from pipeline.forecast import Fleet, Trial, TrialBlock
+from pipeline.manifest import open_manifest
+from pipeline.output import OutputFolder, encode_parquet
+from pipeline.passes import reports
+from pipeline.payloads import AUDIO_PAYLOAD
+from pipeline.plan import select_rows
+from pipeline.progress import Progress
+from pipeline.publish import publish
+from pipeline.run import Recipe, check_model
+from pipeline.scan import RowIndex, scan
+from pipeline.settings import ExecutionSettings, ResultSettings
+from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS, Work
+from pipeline.trial_rows import choose_rows
+from pipeline.weights import describe_checkpoint
+
+BLOCKS_PER_SAMPLER = 8
+MIN_BLOCKS = 8
+WARM_AFTER = 3  # a worker that had as many blocks of a stage was still warming up in the first
+
+
+@dataclass(frozen=True)
+class Trialled:
+    """A trial that was run: its figures, how much of the manifest it was, and what it ran on."""
+
+    trial: Trial
+    fleet: Fleet  # of the run that is planned
+    cluster: Cluster  # of the trial
+    rejected: int  # manifest rows without an id of their own
+    seconds: float
+
+
+def run_trial(
+    manifest: tuple[str, ...],
+    model: str,
+    settings: ResultSettings,
+    execution: ExecutionSettings,
+    gpus: int | None = None,
+    sample_rows: int | None = None,
+    scratch: str | None = None,
+) -> Trialled:
+    """Run some blocks on the hardware at hand, for a run on `gpus` GPUs (None: on this hardware).
+
+    `sample_rows` None takes eight blocks for every sampler. `scratch` is a folder or URI that all nodes
+    reach; None is one for temporary files of this machine.
+
+    Raises ManifestError and RunError as a run would.
+    """
+    checkpoint = describe_checkpoint(model)
+    recipe = Recipe(AUDIO_PAYLOAD, settings.model, settings.scoring, settings, settings.sampling.seed)
+    check_model(checkpoint, recipe)
+    opened, index = scan(open_manifest(manifest, AUDIO_PAYLOAD))
+    todo = select_rows(index, pa.chunked_array([], pa.large_string())).todo
+    if not len(todo):
+        raise ManifestError("the manifest has no row with an id of its own")
+    with connected(execution.worker_logs), _scratch_output(scratch) as output:
+        cluster = _trial_cluster(gpus)
+        fleet = planned_fleet(cluster, execution, gpus)
+        wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
+        size = graph.rows_per_block(execution, settings.num_candidates, wanted, len(todo))
+        work = Work(
+            opened,
+            checkpoint,
+            output,
+            execution,
+            cluster,
+            settings.model,
+            settings.scoring,
+            settings,
+            settings.sampling.seed,
+        )
+        samplers = cluster.pool(execution.samplers, SAMPLER_GPUS)["compute"].max_size
+        blocks = MIN_BLOCKS if sample_rows is None else math.ceil(sample_rows / size)
+        blocks = max(blocks, BLOCKS_PER_SAMPLER * samplers) if sample_rows is None else blocks
+        chosen = choose_rows(opened, index, todo, size, blocks)
+        started = time.perf_counter()
+        measured, startup = _run_blocks(work, index, chosen, size)
+        seconds = time.perf_counter() - started
+    trial = Trial(len(todo), measured, startup)
+    return Trialled(trial, fleet, cluster, len(index.ids) - len(todo), seconds)
+
+
+def _trial_cluster(gpus: int | None) -> Cluster:
+    """What there is. A cluster that grows may have no GPU yet: then the trial waits for one."""
+    cluster = Cluster.current()
+    if gpus is None or cluster.gpus:
+        return cluster
+    if not os.environ.get("RAY_ADDRESS"):
+        raise RunError("this machine has no GPU: a forecast for GPUs needs a trial on one of them")
+    return Cluster.current(1)
+
+
+def planned_fleet(cluster: Cluster, execution: ExecutionSettings, gpus: int | None) -> Fleet:
+    """Workers of a run on `gpus` GPUs with as many CPU cores as they need; None: on this cluster."""
+    wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
+    pools = {"sample": (execution.samplers, SAMPLER_GPUS), "rank": (execution.rankers, RANKER_GPUS)}
+    workers: dict[str, float] = {}
+    reserved = 0.0
+    for name, (pool, share) in pools.items():
+        arguments = wanted.pool(pool, share)
+        workers[name] = arguments["compute"].max_size
+        reserved += workers[name] * arguments["num_cpus"]
+    if gpus is None:
+        free = max(cluster.cpus - reserved, cluster.task_cpus)
+        workers |= {"prepare": free / cluster.task_cpus, "write": free / graph.WRITE_CPUS}
+    return Fleet(workers, wanted.gpus or cluster.cpus, bool(wanted.gpus))
+
+
+@contextmanager
+def _scratch_output(scratch: str | None) -> Iterator[OutputFolder]:
+    """A new folder, deleted afterwards."""
+    parent = filesystem.absolute(scratch or tempfile.gettempdir())
+    output = OutputFolder(filesystem.join(parent, f"clvp-trial-{uuid.uuid4().hex}"))
+    try:
+        yield output
+    finally:
+        source, path = filesystem.resolve(output.uri)
+        with suppress(FileNotFoundError):
+            source.delete_dir(path)
+
+
+def _run_blocks(
+    work: Work, index: RowIndex, rows: np.ndarray, size: int
+) -> tuple[tuple[TrialBlock, ...], float]:
+    """The blocks of the rows at these positions, and the seconds until the first, without its own."""
+    finished: list[tuple[tuple[Timing, ...], dict[str, Any]]] = []
+    startup = 0.0
+    progress = Progress(len(rows), work.execution.report_seconds)
+    progress.note(f"a trial of {len(rows):,} rows in blocks of up to {size}")
+    with progress:
+        for timings, report in reports(work, index, rows, size, progress.note):
+            if not finished:
+                startup = max(progress.elapsed - sum(timing.seconds for timing in timings), 0.0)
+            finished.append((timings, report))
+            progress.add(report, timings)
+    seconds = warm_seconds([timings for timings, _ in finished])
+    stored = [_stored(work.output, report["part"]) for _, report in finished]
+    publish(work.output, [report["part"] for _, report in finished])
+    per_token = _bytes_per_token(work.output)
+    blocks = [
+        TrialBlock(
+            rows=report["rows"] + report["failed"],
+            failed=report["failed"],
+            candidates=len(candidates),
+            best_s=_sum(candidates, "duration_s", pc.equal(pc.struct_field(candidates, "rank"), 1)),
+            all_s=_sum(candidates, "duration_s"),
+            num_bytes=per_token * _sum(candidates, "num_tokens"),
+            seconds=block_seconds,
+        )
+        for (_, report), candidates, block_seconds in zip(finished, stored, seconds, strict=True)
+    ]
+    return tuple(blocks), startup
+
+
+def warm_seconds(blocks: Sequence[Sequence[Timing]]) -> list[dict[str, float]]:
+    """Seconds by stage of each block, without the first one of each worker that had several."""
+    had = Counter((timing.stage, timing.worker) for timings in blocks for timing in timings)
+    seen: set[tuple[str, str]] = set()
+    result: list[dict[str, float]] = []
+    for timings in blocks:
+        seconds = {}
+        for timing in timings:
+            worker = (timing.stage, timing.worker)
+            if worker in seen or had[worker] < WARM_AFTER:
+                seconds[timing.stage] = timing.seconds
+            seen.add(worker)
+        result.append(seconds)
+    return result
+
+
+def _stored(output: OutputFolder, part: str) -> pa.Array:
+    """All candidates of a part."""
+    return pc.list_flatten(output.read_table("_parts", part, ["candidates"])["candidates"]).combine_chunks()
+
+
+def _sum(candidates: pa.Array, name: str, mask: pa.Array | None = None) -> float:
+    values = pc.struct_field(candidates, name)
+    return float(pc.sum(values if mask is None else values.filter(mask)).as_py() or 0)
+
+
+def _bytes_per_token(output: OutputFolder) -> float:
+    """Of the published files, as far as they grow with the rows: half of the rows against all of them."""
+    tables = [output.read_table("data", name) for name in output.parquet_files("data")]
+    if not tables:
+        return 0.0
+    table = pa.concat_tables(tables)
+    half = table.slice(0, len(table) // 2)
+    tokens, fewer = (_sum(pc.list_flatten(t["candidates"]), "num_tokens") for t in (table, half))
+    size, smaller = encode_parquet(table).size, encode_parquet(half).size
+    return (size - smaller) / max(tokens - fewer, 1.0) if len(half) else size / max(tokens, 1.0)
