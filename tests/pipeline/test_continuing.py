@@ -1,0 +1,225 @@
+"""What can be done with an output that is there: try failures again, extend, rank again, replay."""
+
+import dataclasses
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clvp.random_checkpoint import write_random_checkpoint
+from clvp.sampling import SamplingParams
+from pipeline.errors import RunError
+from pipeline.run import Job, rank_again, synthesize
+from pipeline.settings import ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from tests.pipeline.clips import write_clip, write_jsonl
+from tests.pipeline.ray_instance import ray_instance
+
+__all__ = ["ray_instance"]
+
+pytestmark = pytest.mark.slow
+
+ROWS = 24
+CANDIDATES = 4
+SETTINGS = ResultSettings(num_candidates=CANDIDATES, sampling=SamplingParams(max_new_tokens=16, seed=3))
+EXECUTION = ExecutionSettings(
+    rows_per_block=8, samplers=Pool(1, 1, num_gpus=0), rankers=Pool(1, 1, num_gpus=0), torch_threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 24 rows; the clip of rows 5, 10, 15, 20 is missing."""
+    folder = tmp_path_factory.mktemp("continuing")
+    write_clip(folder / "a.wav", 0.4, 16_000)
+    write_clip(folder / "b.flac", 0.5, 44_100, 2)
+    rows = [
+        {"id": f"r{i}", "text": f"This is text number {i}.", "audio": "a.wav" if i % 2 else "b.flac"}
+        | ({"audio": "late.wav"} if i % 5 == 0 and i else {})
+        for i in range(ROWS)
+    ]
+    write_jsonl(folder / "m.jsonl", rows)
+    return folder
+
+
+def run(folder: Path, output: Path, checkpoint: Path, settings: ResultSettings = SETTINGS, **job: Any) -> Any:
+    task = Job((str(folder / "m.jsonl"),), str(output), str(checkpoint), **job)
+    return synthesize(task, settings, EXECUTION)
+
+
+def rows_of(output: Path) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(output / "data").to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row for row in rows}
+
+
+def errors_of(output: Path) -> dict[str, dict[str, Any]]:
+    files = list((output / "errors").glob("*.parquet"))
+    return {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
+
+
+def with_scores(settings: ResultSettings, **scoring: Any) -> ResultSettings:
+    return dataclasses.replace(settings, scoring=dataclasses.replace(settings.scoring, **scoring))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    ray_instance: None, folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    summary = run(folder, output, checkpoint)
+    assert (summary.totals.rows, summary.totals.failed) == (20, 4)
+    return output
+
+
+def test_failed_rows_are_tried_again_only_when_told_to(
+    finished: Path, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = rows_of(output)
+    again = run(folder, output, checkpoint)
+    assert (again.totals.rows, again.totals.failed, again.failed_before) == (0, 0, 4)
+    retried = run(folder, output, checkpoint, retry_failed=True)
+    assert (retried.totals.rows, retried.totals.failed, retried.done_before) == (0, 4, 20)
+    assert {row_id: row["attempt"] for row_id, row in errors_of(output).items()} == {
+        f"r{i}": 2 for i in (5, 10, 15, 20)
+    }
+    write_clip(folder / "late.wav", 0.3, 48_000)
+    try:
+        mended = run(folder, output, checkpoint, retry_failed=True)
+    finally:
+        (folder / "late.wav").unlink()
+    assert (mended.totals.rows, mended.totals.failed) == (4, 0)
+    assert errors_of(output) == {}
+    after = rows_of(output)
+    assert len(after) == ROWS
+    assert {row_id: after[row_id] for row_id in before} == before, "what was done is as it was"
+
+
+def test_a_run_that_extends_another_gives_what_one_from_the_start_gives(
+    finished: Path, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    more = dataclasses.replace(SETTINGS, num_candidates=7)
+    extended = run(folder, tmp_path / "extended", checkpoint, more, extend=str(finished))
+    assert extended.totals.candidates == 20 * 7
+    run(folder, tmp_path / "whole", checkpoint, more)
+    found, expected = rows_of(tmp_path / "extended"), rows_of(tmp_path / "whole")
+    assert found == expected, "tokens, order and scores"
+    # It stands on the stored candidates: with other tokens there, other tokens are in the result.
+    changed = tmp_path / "changed"
+    shutil.copytree(finished, changed)
+    (file,) = (changed / "data").glob("*.parquet")
+    table = pq.read_table(file)
+    column = [[c | {"speech_ids": [7, 7]} for c in row] for row in table["candidates"].to_pylist()]
+    place = table.column_names.index("candidates")
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(column, field.type)), file)
+    run(folder, tmp_path / "from-changed", checkpoint, more, extend=str(changed))
+    for row in rows_of(tmp_path / "from-changed").values():
+        tokens = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
+        originals = {c["candidate"]: c["speech_ids"] for c in expected[row["id"]]["candidates"]}
+        assert all(tokens[i] == [7, 7] for i in range(CANDIDATES))
+        assert all(tokens[i] == originals[i] for i in range(CANDIDATES, 7))
+
+
+def test_the_best_of_the_kept_and_the_new_are_the_best_of_all(
+    ray_instance: None, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    few = with_scores(SETTINGS, keep=2)
+    run(folder, tmp_path / "few", checkpoint, few)
+    more = dataclasses.replace(few, num_candidates=7)
+    run(folder, tmp_path / "extended", checkpoint, more, extend=str(tmp_path / "few"))
+    run(folder, tmp_path / "whole", checkpoint, more)
+    found, expected = rows_of(tmp_path / "extended"), rows_of(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for row_id, row in found.items():
+        best = [(c["candidate"], c["speech_ids"]) for c in expected[row_id]["candidates"]]
+        assert [(c["candidate"], c["speech_ids"]) for c in row["candidates"]] == best
+        scores = [c["score"] for c in expected[row_id]["candidates"]]
+        assert [c["score"] for c in row["candidates"]] == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dataclasses.replace(SETTINGS, num_candidates=2), "has 4 candidates a row, more than 2"),
+        (
+            dataclasses.replace(SETTINGS, num_candidates=9, audio_seconds=3.0),
+            r"settings\.ResultSettings\.audio_seconds: 6\.0 there, 3\.0 here",
+        ),
+    ],
+)
+def test_what_cannot_be_extended(
+    finished: Path, folder: Path, checkpoint: Path, tmp_path: Path, settings: ResultSettings, expected: str
+) -> None:
+    with pytest.raises(RunError, match=expected):
+        run(folder, tmp_path / "out", checkpoint, settings, extend=str(finished))
+    with pytest.raises(RunError, match="an output of its own"):
+        run(folder, finished, checkpoint, extend=str(finished))
+    with pytest.raises(RunError, match=r"no run\.json"):
+        run(folder, tmp_path / "out", checkpoint, extend=str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_output_is_ranked_again_with_another_model(
+    finished: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = write_random_checkpoint(tmp_path / "other", seed=1)
+    loading, scoring = ModelSettings(), ScoringSettings()
+    before = rows_of(finished)
+    for model, name in ((checkpoint, "same"), (other, "different")):
+        job = Job((), str(tmp_path / name), str(model))
+        summary = rank_again(job, str(finished), loading, scoring, EXECUTION)
+        assert (summary.totals.rows, summary.totals.candidates) == (20, 80)
+    assert _ranking(rows_of(tmp_path / "same")) == _ranking(before)
+    different = rows_of(tmp_path / "different")
+    assert _ranking(different) != _ranking(before)
+    for row_id, row in different.items():
+        tokens = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
+        assert tokens == {c["candidate"]: c["speech_ids"] for c in before[row_id]["candidates"]}
+        assert row["seed"] == 3
+
+
+def _ranking(rows: dict[str, dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    return {i: [(c["candidate"], c["score"]) for c in row["candidates"]] for i, row in rows.items()}
+
+
+def replayed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, without Ray."""
+    command = [sys.executable, "-m", "jobs.replay", "--torch-threads", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_replaying_five_random_rows_finds_the_same_tokens(finished: Path) -> None:
+    rows = rows_of(finished)
+    for row_id in random.Random(0).sample(sorted(rows), 5):
+        done = replayed("--output", str(finished), "--id", row_id)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("identical") == CANDIDATES + 1
+        assert done.stdout.endswith(f"row {row_id}: 4 of 4 candidates identical\n")
+
+
+def test_a_replay_says_where_the_tokens_part_and_which_fact_differs(
+    finished: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = write_random_checkpoint(tmp_path / "other", seed=1)
+    rows = [{"id": "r1", "text": "This is text number 1.", "audio": "x.wav"}]
+    write_clip(tmp_path / "x.wav", 0.7)
+    write_jsonl(tmp_path / "moved.jsonl", rows)
+    moved = ("--model", str(other), "--manifest", str(tmp_path / "moved.jsonl"))
+    done = replayed("--output", str(finished), "--id", "r1", "--candidate", "2", *moved)
+    assert done.returncode == 1
+    assert "candidate   2: parts at token 0: " in done.stdout
+    assert "  model_files.model.safetensors: " in done.stdout
+    assert "  voice_key: " in done.stdout
+    failed = replayed("--output", str(finished), "--id", "r5")
+    assert failed.returncode == 1
+    assert "row 'r5' has failed in stage audio: AudioNotFound" in failed.stderr
+    unknown = replayed("--output", str(finished), "--id", "r1", "--candidate", "9")
+    assert "row 'r1' has no candidate 9; stored are [0, 1, 2, 3]" in unknown.stderr

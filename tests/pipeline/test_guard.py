@@ -1,0 +1,93 @@
+"""Envelopes and guards: what travels with a block, and what an exception in a stage becomes."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+from clvp.checkpoint import CheckpointError
+from pipeline import guard
+from pipeline.envelope import ENVELOPE, Envelope, Stopped, Timing
+from pipeline.errors import ManifestError, RunError
+from pipeline.guard import guarded, on_table, raise_stopped
+
+TABLE = pa.table(
+    {
+        "id": ["a", "b"],
+        "voice": pa.array(["x", "x"]).dictionary_encode(),
+        "candidates": pa.array([[1, 2], None], pa.list_(pa.uint16())),
+    }
+)
+
+
+def test_an_envelope_brings_its_table_back() -> None:
+    sent = Envelope(7).with_result(TABLE, Timing("sample", 1.5, "host:1"))
+    row = sent.seal()
+    assert row.schema == ENVELOPE
+    assert len(row) == 1
+    found = Envelope.open(row)
+    assert found.table.equals(TABLE)
+    assert found.table.schema == TABLE.schema
+    assert (found.block, found.timings, found.stopped) == (7, sent.timings, None)
+    stopped = Envelope.open(sent.stop(Stopped("rank", "RunError", "no")).seal())
+    assert (stopped.table, stopped.stopped) == (None, Stopped("rank", "RunError", "no"))
+    assert Envelope.open(pa.table({"id": [3]})) == Envelope(3)
+
+
+def test_an_envelope_in_a_slice_of_rows() -> None:
+    rows = pa.concat_tables([Envelope(i, TABLE.slice(i, 1)).seal() for i in range(2)]).combine_chunks()
+    assert [Envelope.open(rows.slice(i, 1)).table["id"].to_pylist() for i in range(2)] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ManifestError("m.csv has\nchanged"), ManifestError, "m.csv has changed"),
+        (RunError("no space"), RunError, "no space"),
+        (CheckpointError("missing: a"), RunError, "missing: a"),
+        (KeyError("x"), RunError, "stage rank failed: KeyError: 'x'"),
+    ],
+)
+def test_an_exception_reaches_the_driver_past_the_later_stages(
+    error: Exception, kind: type, message: str
+) -> None:
+    def fail(_: pa.Table) -> pa.Table:
+        raise error
+
+    def never(_: pa.Table) -> pa.Table:
+        raise AssertionError("the block has stopped before")
+
+    row = guarded("write", on_table(never))(guarded("rank", on_table(fail))(Envelope(1, TABLE).seal()))
+    stopped = Envelope.open(row).stopped
+    assert stopped is not None
+    assert stopped.stage == "rank"
+    with pytest.raises(kind) as caught:
+        raise_stopped(stopped)
+    assert str(caught.value) == message
+
+
+def test_stages_are_timed_and_named() -> None:
+    stage = guarded("sample", on_table(lambda table: table.slice(1)))
+    assert stage.__name__ == "sample"
+    found = Envelope.open(guarded("rank", on_table(lambda table: table))(stage(Envelope(0, TABLE).seal())))
+    assert found.table["id"].to_pylist() == ["b"]
+    assert [timing.stage for timing in found.timings] == ["sample", "rank"]
+    assert all(timing.worker.endswith(f":{os.getpid()}") and timing.seconds >= 0 for timing in found.timings)
+
+
+def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray starts a new one, and the block is tried there; an error of a row must not do that."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        assert code == guard.EXIT_DEVICE_LOST
+        raise Ended
+
+    def fail(_: pa.Table) -> pa.Table:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended):
+        guarded("sample", on_table(fail))(Envelope(1, TABLE).seal())

@@ -1,0 +1,99 @@
+"""One run at a time on an output: locks of real processes, leases on a real S3 server."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import lock
+from pipeline.errors import RunError
+from pipeline.lock import NAME, exclusive
+from pipeline.output import OutputFolder
+from tests.s3_server import S3Server
+
+HOLD = """
+import sys, time
+from pipeline.lock import exclusive
+from pipeline.output import OutputFolder
+with exclusive(OutputFolder(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(output: OutputFolder) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, output.uri],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    output = OutputFolder(str(tmp_path / "out"))
+    process = holder(output)
+    try:
+        with (
+            pytest.raises(RunError, match=rf"another run is at work on .*process {process.pid} on"),
+            exclusive(output),
+        ):
+            raise AssertionError("two runs at a time")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with exclusive(output) as check:
+        check()
+    with exclusive(output):
+        pass
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("BEAT_SECONDS", 0.2), ("LEASE_SECONDS", 3.0), ("SETTLE_SECONDS", 0.1)):
+        monkeypatch.setattr(lock, name, seconds)
+
+
+@pytest.fixture
+def bucket(s3: S3Server, tmp_path: Path) -> OutputFolder:
+    return OutputFolder(s3.uri(tmp_path.name))
+
+
+def test_a_lease_keeps_others_out_and_is_given_back(quick: None, bucket: OutputFolder) -> None:
+    with exclusive(bucket), pytest.raises(RunError, match="another run is at work on"), exclusive(bucket):
+        raise AssertionError("two runs at a time")
+    notes: list[str] = []
+    with exclusive(bucket, notes.append) as check:
+        check()
+    assert notes == [], "nothing to wait for"
+
+
+def test_an_abandoned_lease_is_taken_over(quick: None, bucket: OutputFolder) -> None:
+    bucket.write("", NAME, json.dumps({"run": "killed", "beat": 7}).encode())
+    notes: list[str] = []
+    with exclusive(bucket, notes.append) as check:
+        check()
+    assert len(notes) == 1
+    assert "waiting up to 3 s" in notes[0]
+
+
+def check_for_long(check: lock.Check) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        check()
+        time.sleep(0.05)
+
+
+def test_a_run_that_has_lost_its_lease_stops_writing(quick: None, bucket: OutputFolder) -> None:
+    with exclusive(bucket) as check:
+        bucket.write("", NAME, json.dumps({"run": "another"}).encode())
+        with pytest.raises(RunError, match="has lost its lease"):
+            check_for_long(check)
+    assert bucket.parquet_files("data") == []
