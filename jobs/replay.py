@@ -1,4 +1,4 @@
-"""Sample one row of a finished output again and compare its tokens with those that are stored.
+"""Sample rows of a finished output again and compare their tokens with those that are stored.
 
     python -m jobs.replay --output outputs/run-1 --id utterance-17 --candidate 3
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jobs.arguments import EXIT_FAILED, HelpFormatter
 from pipeline.errors import ManifestError, RunError
-from pipeline.replay import Replay, ReplayedCandidate, Sources, replay
+from pipeline.replay import Replay, ReplayedCandidate, Replayer, Sources
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
         "python -m jobs.replay", description=__doc__, formatter_class=HelpFormatter
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a run's output, a path or URI")
-    parser.add_argument("--id", required=True, help="of the row")
+    parser.add_argument("--id", required=True, nargs="+", metavar="ID", help="of the rows")
     parser.add_argument(
         "--candidate", type=int, nargs="+", default=[], metavar="K", help="indices (default: all stored)"
     )
@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         sources = Sources(tuple(options.manifest), options.model)
-        found = replay(options.output, options.id, options.candidate, sources, options.torch_threads)
+        replayer = Replayer(options.output, sources, options.torch_threads)
+        found = [replayer.replay(row_id, options.candidate) for row_id in options.id]
     except (ManifestError, RunError, ValueError, OSError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_FAILED
-    print(describe(found))
-    return 0 if found.identical else EXIT_FAILED
+    print("\n".join(map(describe, found)))
+    return 0 if all(replay.identical for replay in found) else EXIT_FAILED
 
 
 def describe(found: Replay) -> str:

@@ -70,75 +70,81 @@ class Sources:
     model: str | None = None
 
 
-def replay(
-    output: str,
-    row_id: str,
-    wanted: Sequence[int] = (),
-    sources: Sources = Sources(),
-    torch_threads: int | None = None,
-) -> Replay:
-    """Sample the `wanted` candidates of a row again (none: all that are stored) and compare.
+class Replayer:
+    """Replays rows of one output; the model is loaded once.
 
-    Raises RunError when the output has no such row or candidate, or the row fails now.
+    Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """
-    folder = OutputFolder(filesystem.absolute(output))
-    before = read_description(folder)
-    if before is None or "ResultSettings" not in before.get("settings", {}):
-        raise RunError(f"{folder.uri} holds no run that sampled: there is no run.json with its settings")
-    row = _stored_row(folder, row_id)
-    stored = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
-    missing = [index for index in wanted if index not in stored]
-    if missing:
-        raise RunError(f"row {row_id!r} has no candidate {missing[0]}; stored are {sorted(stored)}")
-    indices = sorted(wanted or stored)
-    block, result, now = _sample_again(folder, before, row_id, indices, sources, torch_threads)
-    sampled = {c["candidate"]: c["speech_ids"] for c in result["speech_ids"][0].as_py()}
-    differing = differences(before, now)
-    for name in ("text", "voice_key"):
-        there, here = row[name], block[name][0].as_py()
-        if there != here:
-            differing.append(f"{name}: {there!r:.80} there, {here!r:.80} here")
-    return Replay(row_id, [ReplayedCandidate(i, stored[i], sampled[i]) for i in indices], differing)
 
+    def __init__(self, output: str, sources: Sources = Sources(), torch_threads: int | None = None) -> None:
+        self.output = OutputFolder(filesystem.absolute(output))
+        before = read_description(self.output)
+        if before is None or "ResultSettings" not in before.get("settings", {}):
+            raise RunError(f"{self.output.uri} holds no run that sampled: no run.json with its settings")
+        self.before = before
+        self.settings = from_json(ResultSettings, before["settings"]["ResultSettings"])
+        self.execution = ExecutionSettings(engine=_engine(before), torch_threads=torch_threads)
+        about = before.get("about", {})
+        self.checkpoint = describe_checkpoint(sources.model or about["model"])
+        opened = open_manifest(sources.manifest or tuple(about["manifest"]), AUDIO_PAYLOAD)
+        self.manifest, self.index = scan(opened)
+        self._sampler: Sampler | None = None
 
-def _sample_again(
-    output: OutputFolder,
-    description: Description,
-    row_id: str,
-    indices: Sequence[int],
-    sources: Sources,
-    torch_threads: int | None,
-) -> tuple[pa.Table, pa.Table, Description]:
-    """The row before and after the sampler, and what a run of now would be described by."""
-    settings = from_json(ResultSettings, description["settings"]["ResultSettings"])
-    about = description.get("about", {})
-    checkpoint = describe_checkpoint(sources.model or about["model"])
-    manifest, index = scan(open_manifest(sources.manifest or tuple(about["manifest"]), AUDIO_PAYLOAD))
-    places = np.flatnonzero(pc.equal(index.ids, row_id).fill_null(False).to_numpy())
-    if not len(places):
-        names = ", ".join(file.uri for file in manifest.files)
-        raise RunError(f"row {row_id!r} is not in the manifest any more: {names}")
-    execution = ExecutionSettings(engine=_engine(description), torch_threads=torch_threads)
-    work = Work(
-        manifest,
-        checkpoint,
-        output,
-        execution,
-        Cluster(0, 0),
-        settings.model,
-        settings.scoring,
-        settings,
-        settings.sampling.seed,
-    )
-    block = preparation(work)(make_plan(index, places[:1], 1).block(0))
-    _raise_if_failed(block)
-    sampler = Sampler(
-        fetch(checkpoint), settings, execution.engine, torch_threads=torch_threads, candidates=indices
-    )
-    result = sampler(block)
-    _raise_if_failed(result)
-    now = describe((settings,), checkpoint, manifest.extra, ())
-    return block, result, now | {ENGINE: json.loads(sampler.engine)}
+    def replay(self, row_id: str, wanted: Sequence[int] = ()) -> Replay:
+        """Sample the `wanted` candidates of a row again (none: all that are stored) and compare.
+
+        Raises RunError when the output has no such row or candidate, or the row fails now.
+        """
+        row = _stored_row(self.output, row_id)
+        stored = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
+        missing = [index for index in wanted if index not in stored]
+        if missing:
+            raise RunError(f"row {row_id!r} has no candidate {missing[0]}; stored are {sorted(stored)}")
+        indices = sorted(wanted or stored)
+        block = self._prepared(row_id)
+        sampler = self._loaded()
+        sampler.candidates = indices
+        result = sampler(block)
+        _raise_if_failed(result)
+        sampled = {c["candidate"]: c["speech_ids"] for c in result["speech_ids"][0].as_py()}
+        now = describe((self.settings,), self.checkpoint, self.manifest.extra, ())
+        differing = differences(self.before, now | {ENGINE: json.loads(sampler.engine)})
+        for name in ("text", "voice_key"):
+            there, here = row[name], block[name][0].as_py()
+            if there != here:
+                differing.append(f"{name}: {there!r:.80} there, {here!r:.80} here")
+        return Replay(row_id, [ReplayedCandidate(i, stored[i], sampled[i]) for i in indices], differing)
+
+    def _prepared(self, row_id: str) -> pa.Table:
+        """The row as the sampler takes it, read from the manifest and the clips."""
+        places = np.flatnonzero(pc.equal(self.index.ids, row_id).fill_null(False).to_numpy())
+        if not len(places):
+            names = ", ".join(file.uri for file in self.manifest.files)
+            raise RunError(f"row {row_id!r} is not in the manifest any more: {names}")
+        work = Work(
+            self.manifest,
+            self.checkpoint,
+            self.output,
+            self.execution,
+            Cluster(0, 0),
+            self.settings.model,
+            self.settings.scoring,
+            self.settings,
+            self.settings.sampling.seed,
+        )
+        block = preparation(work)(make_plan(self.index, places[:1], 1).block(0))
+        _raise_if_failed(block)
+        return block
+
+    def _loaded(self) -> Sampler:
+        if self._sampler is None:
+            self._sampler = Sampler(
+                fetch(self.checkpoint),
+                self.settings,
+                self.execution.engine,
+                torch_threads=self.execution.torch_threads,
+            )
+        return self._sampler
 
 
 def from_json(kind: Any, value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from clvp import ClvpConfig
 from pipeline import filesystem, graph
+from pipeline.autoscaler import launcher_gpus
 from pipeline.cluster import Cluster, connected
 from pipeline.description import (
     ENGINE,
@@ -196,7 +197,7 @@ class _Session:
         progress: Progress,
         publisher: Publisher,
     ) -> None:
-        cluster = Cluster.current(self.execution.gpus)
+        cluster = Cluster.current(self.execution.gpus or launcher_gpus())
         size = graph.rows_per_block(self.execution, self.recipe.num_candidates, cluster, len(todo))
         work = Work(
             manifest,
