@@ -23,7 +23,6 @@ from pipeline.scan import RowIndex
 from pipeline.stages import ModelStage, Preparation, Work, model_stages, stage_actor
 
 TRIES = 2
-MAX_DEATHS_IN_A_ROW = 100  # of neighbouring rows: then it is not the rows
 
 Call = Callable[[Any], Any]  # a row as an object reference to the next one
 
@@ -38,11 +37,12 @@ class _Died(Exception):
 
 
 def rows_alone(
-    work: Work, recipe: Preparation, index: RowIndex, todo: np.ndarray
+    work: Work, recipe: Preparation, index: RowIndex, todo: np.ndarray, most_deaths: int | None
 ) -> Iterator[tuple[tuple[Timing, ...], dict[str, Any]]]:
     """Timings and report of each row at the positions `todo`.
 
-    Raises what a stage raises for the run, and RunError when row after row ends its process.
+    Raises what a stage raises for the run, and RunError when more than `most_deaths` rows in a row end their
+    process.
     """
     stages = _Stages(work, recipe)
     deaths = 0
@@ -53,7 +53,7 @@ def rows_alone(
                 deaths = 0
             except _Died as error:
                 deaths += 1
-                if deaths > MAX_DEATHS_IN_A_ROW:
+                if most_deaths is not None and deaths > most_deaths:
                     raise RunError(
                         f"stage {error.stage} died with each of the last {deaths} rows ({_reason(error)}); "
                         "it is not the rows"

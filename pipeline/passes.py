@@ -23,6 +23,8 @@ from pipeline.stages import Work, preparation
 
 SHRINK = 4  # how much smaller the blocks of the next pass are
 ROWS_ALONE = 32  # so few rows are tried one by one at once
+MAX_ROWS_ALONE = 1000  # more of them have yet another pass first, in blocks of one row
+DEATHS_BEFORE_GIVING_UP = 20
 MIN_LOST_BLOCKS = 32  # a pass ends early when it has lost more than this many, and more than a tenth
 
 Report = dict[str, Any]
@@ -39,6 +41,7 @@ def reports(
     finished_any = False
     while len(todo):
         plan = make_plan(index, todo, rows_per_block)
+        size = min(rows_per_block, plan.rows_per_block)
         written: set[str] = set()
         limit = max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
         failure = None
@@ -54,11 +57,13 @@ def reports(
             return
         if failure is not None and not finished_any:
             raise RunError(f"every process that was given a block has died: {summary(failure)}")
-        if len(todo) <= ROWS_ALONE or rows_per_block == 1:
+        # Rows that die alone while others live are to blame themselves; where none lives, something else is.
+        single = size == 1 and (len(todo) <= MAX_ROWS_ALONE or not written)
+        if len(todo) <= ROWS_ALONE or single:
             note(f"{len(todo):,} rows were lost with their processes: they are tried one by one")
-            yield from rows_alone(work, recipe, index, todo)
+            yield from rows_alone(work, recipe, index, todo, None if written else DEATHS_BEFORE_GIVING_UP)
             return
-        rows_per_block = max(1, min(rows_per_block, plan.rows_per_block) // SHRINK)
+        rows_per_block = max(1, size // SHRINK)
         note(
             f"{len(todo):,} rows were lost with their processes or nodes: they are tried again, "
             f"in blocks of {rows_per_block}"

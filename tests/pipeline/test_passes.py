@@ -1,0 +1,129 @@
+"""How blocks that are lost with their processes are planned again; real processes are in test_faults."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from pipeline import passes
+from pipeline.envelope import Envelope
+from pipeline.errors import RunError
+from pipeline.output import part_name
+from pipeline.passes import DEATHS_BEFORE_GIVING_UP, MAX_ROWS_ALONE, MIN_LOST_BLOCKS, ROWS_ALONE, reports
+from pipeline.plan import Plan
+from pipeline.scan import LOCATION, RowIndex
+
+
+def index_of(count: int) -> RowIndex:
+    """Rows r0, r1, … of one text file."""
+    locations = np.zeros(count, LOCATION)
+    locations["group"] = -1
+    locations["begin"] = np.arange(count) * 10
+    locations["end"] = locations["begin"] + 10
+    locations["row"] = np.arange(1, count + 1)
+    locations["num_bytes"] = 10
+    ids = pa.chunked_array([[f"r{i}" for i in range(count)]], pa.large_string())
+    return RowIndex(ids, locations, {})
+
+
+class FakeRay:
+    """Brings every block to an end but those that hold a deadly row, as Ray Data does after its two tries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, deadly: set[int]) -> None:
+        self.deadly = deadly
+        self.sizes: list[int] = []  # of the blocks of each pass
+        self.alone: list[tuple[list[int], int | None]] = []
+        for name in ("stream", "block_reports", "preparation", "rows_alone"):
+            monkeypatch.setattr(passes, name, getattr(self, name))
+        self.notes: list[str] = []
+
+    def preparation(self, work: Any) -> None:
+        pass
+
+    def stream(self, work: Any, plan: Plan, recipe: Any) -> Plan:
+        return plan
+
+    def block_reports(self, plan: Plan, lost_blocks: int) -> Iterator[tuple[Envelope, dict[str, Any]]]:
+        self.sizes.append(plan.rows_per_block)
+        lost = 0
+        for number in range(plan.num_blocks):
+            rows = [
+                row - 1
+                for part in plan.block(number)
+                for row in part.rows or range(part.first_row, part.first_row + (part.end - part.begin) // 10)
+            ]
+            if self.deadly & set(rows):
+                lost += 1
+                if lost > lost_blocks:
+                    raise ray.exceptions.WorkerCrashedError
+            else:
+                yield Envelope(number), {"part": part_name([f"r{row}" for row in rows]), "rows": rows}
+
+    def rows_alone(
+        self, work: Any, recipe: Any, index: RowIndex, todo: np.ndarray, most_deaths: int | None
+    ) -> Iterator[tuple[tuple[()], dict[str, Any]]]:
+        self.alone.append((todo.tolist(), most_deaths))
+        for row in todo.tolist():
+            yield (), {"part": f"alone-{row}", "rows": [row]}
+
+    def run(self, count: int, size: int) -> list[int]:
+        """Rows in the order in which they came to an end."""
+        todo = np.arange(count)
+        work: Any = SimpleNamespace()
+        found = reports(work, index_of(count), todo, size, self.notes.append)
+        return [row for _, report in found for row in report["rows"]]
+
+
+def test_a_pass_that_loses_nothing_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch, set())
+    assert fake.run(100, 16) == list(range(100))
+    assert (fake.sizes, fake.alone, fake.notes) == ([16], [], [])
+
+
+def test_a_deadly_row_parts_company_with_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch, {300})
+    assert sorted(fake.run(1000, 256)) == list(range(1000))
+    assert fake.sizes == [256, 64, 16]
+    ((alone, most_deaths),) = fake.alone
+    assert alone == list(range(288, 304))
+    assert len(alone) <= ROWS_ALONE
+    assert most_deaths is None, "others live, so the row may be to blame"
+
+
+def test_many_deadly_rows_are_singled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadly = set(range(0, 4000, 80))
+    assert len(deadly) > MIN_LOST_BLOCKS, "the last pass of single rows ends early, too"
+    fake = FakeRay(monkeypatch, deadly)
+    assert sorted(fake.run(4000, 64)) == list(range(4000))
+    assert fake.sizes == [64, 16, 4, 1]
+    ((alone, _),) = fake.alone
+    assert deadly <= set(alone)
+    assert len(alone) <= MAX_ROWS_ALONE
+
+
+def test_a_run_in_which_every_process_dies_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch, set(range(1000)))
+    with pytest.raises(RunError, match="every process that was given a block has died"):
+        fake.run(1000, 8)
+    assert fake.sizes == [8]
+
+
+def test_a_pass_that_loses_a_tenth_ends_early_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster with one broken machine: no row is given up while others come to an end."""
+    deadly = set(range(0, 3000))
+    fake = FakeRay(monkeypatch, deadly)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "MIN_LOST_BLOCKS", 2)
+        order = np.r_[3000:6000, 0:3000]
+        work: Any = SimpleNamespace()
+        found = reports(work, index_of(6000), order, 16, fake.notes.append)
+        rows = [row for _, report in found for row in report["rows"]]
+    assert sorted(rows) == list(range(6000))
+    assert fake.sizes == [16, 4, 1]
+    assert len(deadly) > MAX_ROWS_ALONE
+    assert fake.alone == [(list(range(3000)), DEATHS_BEFORE_GIVING_UP)]
+    assert MIN_LOST_BLOCKS > 2
