@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline import filesystem
 from pipeline.errors import RunError
 from pipeline.output import OutputFolder
+from pipeline.publish import REJECTED_FILE, RETRIED
 from pipeline.weights import Checkpoint
 
 SCHEMA_VERSION = 2
@@ -73,19 +74,29 @@ def read_description(output: OutputFolder) -> Description | None:
 def settle(output: OutputFolder, now: Description) -> Description:
     """Write the description of a new output, or check that this run continues the one that is there.
 
+    A run that has ended before it stored a row, say since its model was broken, binds nobody.
+
     Raises RunError naming every field of the fingerprint that differs.
     """
     before = read_description(output)
-    if before is None:
+    differing = differences(before, now) if before is not None else []
+    if before is None or (differing and not _holds_rows(output)):
         write(output, now)
         return now
-    differing = differences(before, now)
     if differing:
         raise RunError(
             f"{output.uri} was made with other settings ({'; '.join(differing)}): "
             "use them again, or another output"
         )
     return before
+
+
+def _holds_rows(output: OutputFolder) -> bool:
+    """Rejected rows do not count: they follow from the manifest alone, and every run writes them anew."""
+    files = [
+        name for folder in ("data", "errors", "_parts", RETRIED) for name in output.parquet_files(folder)
+    ]
+    return any(name != REJECTED_FILE for name in files)
 
 
 def settle_engine(output: OutputFolder, description: Description, facts: Mapping[str, Any]) -> None:
