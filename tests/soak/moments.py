@@ -14,7 +14,11 @@ MAX_DELAY = {"startup": 9.0, "streaming": 1.5, "publishing": 0.1, "end": 0.4}  #
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL: `delay` seconds after its phase has begun and `share` of the rows are stored."""
+    """One SIGKILL, `delay` seconds after the beginning of its phase.
+
+    `startup` begins with the session (for an actor: with the first one), `streaming` when `share` of the rows
+    are stored, `publishing` with the next new file in `data` after that, `end` when all rows are stored.
+    """
 
     victim: Victim
     phase: Phase
@@ -22,7 +26,8 @@ class Kill:
     delay: float
 
     def __str__(self) -> str:
-        return f"{self.victim} {self.delay:.2f} s after {self.phase} from {self.share:.0%} of the rows"
+        share = f" at {self.share:.0%}" if self.phase in ("streaming", "publishing") else ""
+        return f"{self.victim}, {self.delay:.2f} s into {self.phase}{share}"
 
 
 def draw_kills(count: int, seed: int) -> list[Kill]:

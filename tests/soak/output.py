@@ -99,8 +99,10 @@ class Watch:
         columns = ["id", "stage"] if folder == "errors" else ["id"]
         try:
             table = self.output.read_table(folder, name, columns)
-        except FileNotFoundError:  # a part that has just been published
-            return
+        except OSError:
+            if folder == "_parts":  # it is being published, and its rows will be seen in `data`
+                return
+            raise
         ids = table["id"].to_pylist()
         if folder == "errors":
             ids = [i for i, stage in zip(ids, table["stage"].to_pylist(), strict=True) if stage != "manifest"]
