@@ -6,7 +6,8 @@ and only a few of them exist at a time.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -124,13 +125,22 @@ def _identity(clip: dict[str, Any]) -> Identity:
 def _voice_columns(
     count: int, voices: dict[int, tuple[Identity, ...]], mels: dict[Identity, np.ndarray]
 ) -> tuple[list[str | None], pa.DictionaryArray]:
-    """Keys [count] and the column [count] of the rows' voices, whose bytes are written once."""
+    """Keys [count] and the column [count] of the rows' voices. Empties `mels` as it goes: with 64 clips in
+    every row, the log-mels of a block are gigabytes.
+    """
     entries = {names: number for number, names in enumerate(dict.fromkeys(voices.values()))}
     sizes = [sum(mels[name].nbytes for name in names) for names in entries]
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     data = np.empty(offsets[-1], np.uint8)
+    uses = Counter(name for names in entries for name in names)
     for names, begin in zip(entries, offsets, strict=False):
-        _fill(data[begin:], (mels[name] for name in names))
+        position = begin
+        for name in names:
+            data[position : position + mels[name].nbytes] = mels[name]
+            position += mels[name].nbytes
+            uses[name] -= 1
+            if not uses[name]:
+                del mels[name]
     digests = [
         hashlib.blake2b(data[begin:end], digest_size=16).hexdigest() for begin, end in pairwise(offsets)
     ]
@@ -140,13 +150,6 @@ def _voice_columns(
     )
     column = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), values)
     return [None if number is None else digests[number] for number in numbers], column
-
-
-def _fill(target: np.ndarray, pieces: Iterable[np.ndarray]) -> None:
-    position = 0
-    for piece in pieces:
-        target[position : position + len(piece)] = piece
-        position += len(piece)
 
 
 def voice_mels(data: bytes, seconds: float) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ value is the text as it is written, so ids keep their leading zeros.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from pipeline.errors import ManifestError, RowError, shown
 from pipeline.memory import MAX_COLUMNS, MAX_JSON_CONTAINERS, MAX_JSON_DEPTH, MAX_RECORD_BYTES
 
 _BOM = b"\xef\xbb\xbf"
+_STRING_WITHOUT_ESCAPES = re.compile(rb'"[^"]*"')
 _CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 Value = dict[str, Any] | RowError
@@ -65,6 +67,10 @@ def _parse_json(line: bytes) -> Value:
     """The object of one line; an empty dict for a blank line."""
     if not line.strip():
         return {}
+    # Lists and objects take 30 times the space of their characters, and every level a frame of native code.
+    brackets = line.count(b"[") + line.count(b"{")
+    if brackets > MAX_JSON_CONTAINERS and _brackets_outside_strings(line) > MAX_JSON_CONTAINERS:
+        return RowError("MalformedRow", f"the line holds more than {MAX_JSON_CONTAINERS:,} lists and objects")
     try:
         value = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -75,28 +81,28 @@ def _parse_json(line: bytes) -> Value:
         return RowError("MalformedRow", f"the line has {len(value):,} columns; at most {MAX_COLUMNS:,}")
     if not all(name.isascii() or _is_utf8(name) for name in value):
         return RowError("MalformedRow", "the name of a column holds a lone surrogate")
-    # Brackets within strings count here too, so this only says which lines need a closer look.
-    if line.count(b"[") + line.count(b"{") > MAX_JSON_DEPTH and (problem := _nesting_problem(value)):
-        return RowError("MalformedRow", problem)
+    if brackets > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        return RowError("MalformedRow", f"the line is nested more than {MAX_JSON_DEPTH} levels deep")
     return value
 
 
-def _nesting_problem(value: Any) -> str | None:
-    """Lists and objects cost 20 times their two characters, and every level a frame of native code."""
-    containers, level, depth = 0, [value], 0
-    while level:
-        containers, depth = containers + len(level), depth + 1
-        if depth > MAX_JSON_DEPTH:
-            return f"the line is nested more than {MAX_JSON_DEPTH} levels deep"
-        if containers > MAX_JSON_CONTAINERS:
-            return f"the line holds more than {MAX_JSON_CONTAINERS:,} lists and objects"
+def _brackets_outside_strings(line: bytes) -> int:
+    bare = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    bare = _STRING_WITHOUT_ESCAPES.sub(b"", bare)
+    return bare.count(b"[") + bare.count(b"{")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    while level and depth:
+        depth -= 1
         level = [
             inner
             for item in level
             for inner in (item.values() if isinstance(item, dict) else item)
             if isinstance(inner, dict | list)
         ]
-    return None
+    return bool(level)
 
 
 def csv_header(file: BinaryIO, name: str) -> tuple[list[str], int]:

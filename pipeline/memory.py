@@ -3,6 +3,9 @@
 Nothing that a manifest or an audio file may hold is ever read as a whole: records, values, batches and clips
 have the limits below, and what is longer becomes its row's error without being converted. The tasks that read
 and decode reserve `reading_memory` of their node.
+
+Parquet sets one limit of its own: the smallest part of a file that can be decoded is a page. Writers end a
+page after about a megabyte, but look only every thousand rows.
 """
 
 MIB = 1 << 20
@@ -24,6 +27,7 @@ MAX_CANDIDATES = 4_096  # of one row that comes with its speech tokens
 
 # Limits of what is held at a time.
 PIECE_ROWS, PIECE_BYTES = 64, 16 * MIB  # of rows on their way from a file to a block
+PAGE_ROWS = 1_024  # after which writers of Parquet look whether a page is large enough
 MAX_BLOCK_BYTES = 64 * MIB  # of manifest data in a block, where rows are of equal size
 CLIP_SECONDS_AT_ONCE = 192.0  # in one transform to log-mels
 
@@ -38,3 +42,28 @@ def mel_frames(seconds: float) -> int:
 def clips_at_once(seconds: float) -> int:
     """Clips of this length that are held as waveforms."""
     return max(1, int(CLIP_SECONDS_AT_ONCE / seconds))
+
+
+# Measured with tests/pipeline/peak_memory.py, rounded up.
+_PROCESS = 768 * MIB  # Python with Arrow and torch
+_PIECE = 512 * MIB  # one piece or record as Python objects; 16 MiB of JSON can be 20 times as much
+_PAGE_COPIES = 5  # compressed, decompressed, its dictionary, the values of a batch
+_MAX_RATE = 768_000  # Hz of a clip
+
+
+def reading_memory(
+    rows_per_block: int, audio_seconds: float | None, page: int = 0, clips_per_row: int = MAX_CLIPS
+) -> int:
+    """Bytes that the process of a task which reads, validates and decodes a block takes at most.
+
+    `audio_seconds` of each clip are used; None: there is no audio. `page` is the
+    `page_bytes` of the manifest's `RowIndex`.
+    """
+    total = _PROCESS + _PIECE + 4 * MAX_BLOCK_BYTES + _PAGE_COPIES * page
+    if audio_seconds is None:
+        return total
+    mels = rows_per_block * clips_per_row * NUM_MELS * mel_frames(audio_seconds) * 4
+    waveforms = int(max(audio_seconds, CLIP_SECONDS_AT_ONCE)) * SAMPLE_RATE * 4
+    clip = int(audio_seconds * _MAX_RATE) * 4
+    # A transform holds frames, spectra and powers; a clip is read in pieces, joined and resampled.
+    return total + mels * 5 // 4 + 12 * waveforms + 4 * clip

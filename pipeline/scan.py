@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline import arrow_values, manifest_text
 from pipeline.errors import ManifestError, RowError, shown
 from pipeline.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
-from pipeline.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB
+from pipeline.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB, PAGE_ROWS
 from pipeline.parquet_rows import RowGroup, open_parquet
 from pipeline.row_types import ColumnTypes
 
@@ -40,6 +40,16 @@ class RowIndex:
     ids: pa.ChunkedArray  # [n] large_string, null exactly where `problems` has the row
     locations: np.ndarray  # [n] LOCATION
     problems: dict[int, RowError]  # by position
+
+    @property
+    def page_bytes(self) -> int:
+        """Of the largest page to be expected in the manifest's Parquet files, see `pipeline.memory`."""
+        rows = self.locations[self.locations["group"] >= 0]
+        starts = np.flatnonzero(
+            (np.diff(rows["file"], prepend=-1) != 0) | (np.diff(rows["group"], prepend=-1) != 0)
+        )
+        counts = np.diff(starts, append=len(rows))
+        return int((rows["num_bytes"][starts] * np.minimum(counts, PAGE_ROWS)).max(initial=0))
 
 
 def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
