@@ -13,7 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.envelope import Envelope
-from pipeline.errors import RunError
+from pipeline.errors import RunError, Terminated
 from pipeline.guard import raise_stopped
 from pipeline.settings import Pool
 
@@ -39,17 +39,26 @@ class Cluster:
 
     cpus: float
     gpus: float
+    node_memory: float = 0  # bytes that tasks can reserve on the largest node; 0: not known
 
     @classmethod
     def current(cls, gpus: int | None = None) -> "Cluster":
         """What there is now; `gpus` can come, where the cluster grows."""
         resources = ray.cluster_resources()
-        return cls(resources.get("CPU", 0), max(resources.get("GPU", 0), gpus or 0))
+        memory = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+        return cls(resources.get("CPU", 0), max(resources.get("GPU", 0), gpus or 0), max(memory, default=0))
 
     @property
     def task_cpus(self) -> float:
         """For a task that decodes audio: a whole core, unless the only one must be shared with the actors."""
         return 0.25 if 0 < self.cpus < 2 else 1
+
+    def task_memory(self, wanted: int) -> dict[str, Any]:
+        """`map_batches` arguments of tasks that take `wanted` bytes at most.
+
+        One that is larger than the largest node would wait for ever; it runs alone there instead.
+        """
+        return {"memory": min(wanted, self.node_memory)} if self.node_memory else {}
 
     def resources(self, pool: Pool, gpu_share: float) -> dict[str, float]:
         """What one actor of the pool reserves."""
@@ -75,13 +84,13 @@ def connected(worker_logs: bool) -> Iterator[None]:
     One that was started ends with the context.
     """
     started = not ray.is_initialized()
-    if started:
-        _start_or_join(worker_logs)
-    # The run prints its own progress and its own message for what goes wrong; Ray keeps its in its log files.
-    DataContext.get_current().enable_progress_bars = False
-    DataContext.get_current().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    logging.getLogger("ray.data").setLevel(logging.ERROR if worker_logs else logging.CRITICAL)
     try:
+        if started:
+            _start_or_join(worker_logs)
+        # The run prints its own progress and its own message for what goes wrong; Ray keeps its in log files.
+        DataContext.get_current().enable_progress_bars = False
+        DataContext.get_current().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+        logging.getLogger("ray.data").setLevel(logging.ERROR if worker_logs else logging.CRITICAL)
         yield
     finally:
         if started:
@@ -97,9 +106,13 @@ def _start_or_join(worker_logs: bool) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=worker_logs)
-    if in_main_thread and handler is not None:
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
+    try:
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=worker_logs)
+    except SystemExit as error:  # from the handler that Ray puts in the place of ours
+        raise Terminated from error
+    finally:
+        if in_main_thread and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def block_reports(dataset: Dataset, lost_blocks: int) -> Iterator[tuple[Envelope, dict[str, Any]]]:

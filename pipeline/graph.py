@@ -22,6 +22,7 @@ from pipeline.cluster import TASK_RETRIES, Cluster
 from pipeline.envelope import Envelope
 from pipeline.feed import block_numbers
 from pipeline.guard import guarded, on_table
+from pipeline.memory import reading_memory
 from pipeline.plan import Plan
 from pipeline.settings import ExecutionSettings
 from pipeline.stages import Preparation, Work, model_stages, shared, stage_actor
@@ -29,6 +30,7 @@ from pipeline.stages import Preparation, Work, model_stages, shared, stage_actor
 WRITE_CPUS = 0.25
 LANES_PER_BLOCK = {"cpu": 2, "cuda": 8}  # blocks hold this many times the candidates that run at once
 MAX_ROWS_PER_BLOCK = 256
+CLIPS_PER_ROW = 4  # different ones, for which memory is reserved
 ONE_BLOCK = {"batch_size": 1, "batch_format": "pyarrow"}  # a block is one row
 
 
@@ -63,6 +65,7 @@ def _connected(work: Work, plan: Plan, reference: Any) -> Dataset:
         **ONE_BLOCK,
         num_cpus=work.cluster.task_cpus,
         max_retries=TASK_RETRIES,
+        **work.cluster.task_memory(_memory(work, plan)),
     )
     for stage in model_stages(work):
         blocks = blocks.map_batches(
@@ -70,3 +73,9 @@ def _connected(work: Work, plan: Plan, reference: Any) -> Dataset:
         )
     writer = guarded("write", on_table(work.writer))
     return blocks.map_batches(writer, **ONE_BLOCK, num_cpus=WRITE_CPUS, max_retries=TASK_RETRIES)
+
+
+def _memory(work: Work, plan: Plan) -> int:
+    """What a task that prepares a block reserves: enough for any file, and for a few clips in every row."""
+    seconds = work.synthesis.audio_seconds if work.synthesis else None
+    return reading_memory(plan.rows_per_block, seconds, work.page_bytes, CLIPS_PER_ROW)
