@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shlex
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.runtime_env import RuntimeEnv
+
+from jobs import synthesize
 
 ROOT = Path(__file__).parents[2]
 RAYJOB_SCHEMA = json.loads((ROOT / "tests/data/rayjob.schema.json").read_text())
@@ -20,6 +26,11 @@ Break = Callable[[dict[str, Any]], object]
 @pytest.fixture
 def launcher() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.fixture
+def runtime_env() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "examples/runtime_env.yaml").read_text())
 
 
 @pytest.fixture
@@ -38,11 +49,9 @@ def validate_rayjob(manifest: Mapping[str, Any]) -> None:
     jsonschema.Draft202012Validator(RAYJOB_SCHEMA).validate(manifest)
 
 
-def constrained_ray_version() -> str:
-    pins = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    )
-    return pins["ray"]
+def constrained_versions() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().lower().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
 
 
 def test_the_launcher_manifest_passes_rays_own_validation(launcher: dict[str, Any]) -> None:
@@ -156,18 +165,74 @@ def test_the_kuberay_manifest_scales_cpu_and_gpu_workers_from_none(rayjob: dict[
         resources = container(group)["resources"]
         assert resources["requests"] == resources["limits"]
         assert ("nvidia.com/gpu" in resources["limits"]) == (group["groupName"] == "gpu-worker")
-    assert "env_vars" in yaml.safe_load(rayjob["spec"]["runtimeEnvYAML"])
+
+
+def test_the_kuberay_job_knows_how_many_gpus_can_come(rayjob: dict[str, Any]) -> None:
+    """The launcher's file, in which a job finds that by itself, is not there on Kubernetes."""
+    group = worker_group(rayjob, "gpu-worker")
+    gpus = group["maxReplicas"] * int(container(group)["resources"]["limits"]["nvidia.com/gpu"])
+    arguments = shlex.split(rayjob["spec"]["entrypoint"])
+    assert arguments[:3] == ["python", "-m", "jobs.synthesize"]
+    assert synthesize.make_parser().parse_args(arguments[3:]).gpus == gpus
+
+
+def test_every_node_has_the_settings_that_ray_reads_where_it_starts(
+    launcher: dict[str, Any], rayjob: dict[str, Any]
+) -> None:
+    words = [word for option in launcher["docker"]["run_options"] for word in option.split()]
+    given = dict(word.split("=", 1) for word in words if word.startswith("RAY_"))
+    assert given.pop("RAY_AUTH_MODE") == "token"  # on Kubernetes the operator's, by authOptions
+    assert rayjob["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert set(given) == {
+        "RAY_idle_worker_killing_time_threshold_ms",
+        "RAY_task_oom_retries",
+        "RAY_JOB_STOP_WAIT_TIME_S",
+    }
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        assert {item["name"]: item["value"] for item in container(group)["env"]} == given
+
+
+def test_the_runtime_environment_is_that_of_the_project(runtime_env: dict[str, Any]) -> None:
+    """pyproject.toml's dependencies but for Ray, as constraints.txt pins them; Ray's own checks pass."""
+    validated = RuntimeEnv(**runtime_env)
+    constraints, *packages = validated["pip"]["packages"]
+    assert constraints == "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {Requirement(text).name.lower() for text in project["dependencies"]} - {"ray"}
+    pinned = dict(package.split("==") for package in packages)
+    assert {name.lower() for name in pinned} == names | {"pandas"}
+    assert {
+        name.lower(): version for name, version in pinned.items()
+    }.items() <= constrained_versions().items()
+    assert all(isinstance(value, str) for value in runtime_env["env_vars"].values())
+
+
+RUNTIME_ENV_BREAKS: dict[str, Break] = {
+    "unknown field of pip": lambda r: r["pip"].update(constraint="constraints.txt"),
+    "packages as one text": lambda r: r["pip"].update(packages="torch"),
+    "number as a value": lambda r: r["env_vars"].update(RAY_JOB_STOP_WAIT_TIME_S=60),
+    "a second installer": lambda r: r.update(uv=["torch"]),
+}
+
+
+@pytest.mark.parametrize("break_it", RUNTIME_ENV_BREAKS.values(), ids=RUNTIME_ENV_BREAKS.keys())
+def test_a_broken_runtime_environment_is_rejected(runtime_env: dict[str, Any], break_it: Break) -> None:
+    break_it(runtime_env)
+    with pytest.raises((ValueError, TypeError)):
+        RuntimeEnv(**runtime_env)
 
 
 def test_every_place_names_the_ray_of_the_constraints(
     launcher: dict[str, Any], rayjob: dict[str, Any]
 ) -> None:
-    version = constrained_ray_version()
+    version = constrained_versions()["ray"]
     images = [
         launcher["docker"]["head_image"],
         launcher["docker"]["worker_image"],
         launcher["available_node_types"]["gpu_worker"]["docker"]["worker_image"],
         (ROOT / "examples/kuberay/Dockerfile").read_text().split("FROM ")[1].split()[0],
+        (ROOT / "examples/runtime_env.yaml").read_text().split("(rayproject/")[1].split(",")[0],
     ]
     assert {image.split(":")[1].split("-")[0] for image in images} == {version}
     assert rayjob["spec"]["rayClusterSpec"]["rayVersion"] == version
