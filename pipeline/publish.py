@@ -6,10 +6,14 @@ in `data` or `errors` counts, and `recover` drops it from the parts that are sti
 """
 
 import hashlib
+import mmap
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,28 +66,41 @@ def publish(
     `attempts` are the failed ones before this, by id. Errors go first: until the rows follow they are still
     in their parts, where the next run finds them.
     """
-    data, errors = _ParquetBuffer(), _ParquetBuffer()
+    scratch = output.folder("_scratch")
     skipped = pa.array(skip_ids, ID.type)
-    for table in _read_ahead(output, parts):
-        if len(skipped):
-            table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
-        errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
-        data.add(_data_rows(table.filter(pc.is_null(table["error"]))))
     name = hashlib.blake2b("\0".join(sorted(parts)).encode(), digest_size=16).hexdigest() + ".parquet"
-    for folder, buffer in (("errors", errors), ("data", data)):
-        encoded = buffer.finish()
-        if encoded is not None:
-            output.write(folder, name, encoded)
+    with _ParquetFile(scratch) as data, _ParquetFile(scratch) as errors:
+        for table in _read_ahead(output, parts):
+            if len(skipped):
+                table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
+            errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
+            data.add(_data_rows(table.filter(pc.is_null(table["error"]))))
+        for folder, file in (("errors", errors), ("data", data)):
+            encoded = file.finish()
+            if encoded is not None:
+                output.write(folder, name, encoded)
     _delete(output, "_parts", parts)
 
 
-class _ParquetBuffer:
-    """A Parquet file in memory, made of tables that come one by one, in row groups of bounded size."""
+class _ParquetFile:
+    """A Parquet file made of tables that come one by one, in row groups of bounded size. A context manager.
 
-    def __init__(self) -> None:
-        self.sink = pa.BufferOutputStream()
+    It grows on the disk, since a file of hundreds of megabytes takes several times its size when it grows in
+    memory: in the folder `scratch` if that is local, else where the system has its temporary files.
+    """
+
+    def __init__(self, scratch: str) -> None:
+        self.folder = filesystem.absolute(scratch) if filesystem.is_local(scratch) else None
+        self.file: IO[bytes] | None = None
         self.writer: pq.ParquetWriter | None = None
         self.waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "_ParquetFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()  # it has no name, so this removes it
 
     def add(self, table: pa.Table) -> None:
         if len(table):
@@ -92,19 +109,23 @@ class _ParquetBuffer:
                 self._write()
 
     def finish(self) -> pa.Buffer | None:
-        """The whole file; None when there were no rows."""
+        """The whole file, mapped and not read; None when there were no rows."""
         if self.waiting:
             self._write()
-        if self.writer is None:
+        if self.writer is None or self.file is None:
             return None
         self.writer.close()
-        return self.sink.getvalue()
+        self.file.flush()
+        return pa.py_buffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def _write(self) -> None:
         table = pa.concat_tables(self.waiting)
         self.waiting = []
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.sink, table.schema, compression="zstd")
+            if self.folder is not None:
+                os.makedirs(self.folder, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (closed in __exit__)
+            self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
         self.writer.write_table(table, row_group_size=rows_per_group(table, ROW_GROUP_BYTES))
 
 
