@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import filesystem
-from pipeline.errors import ManifestError
 from pipeline.memory import MIB, PIECE_BYTES, PIECE_ROWS
 
 OPEN_READERS = 2  # kept by a process
 MAX_KEPT_BYTES = 256 * MIB  # of a reader: one that holds larger pages is closed after each use
-FIRST_ROWS = 16
+FIRST_ROWS, SKIPPED_ROWS = 16, 256  # in the first batch; at most in one that is not wanted
 MIN_BUFFER, MAX_BUFFER, ALL_BUFFERS = 64 << 10, 8 * MIB, 64 * MIB  # of a column; of all columns
 
 Key = tuple[str, Any, int, tuple[str, ...]]  # URI, version of the file, row group, columns
@@ -37,7 +36,7 @@ def open_parquet(uri: str, columns: int = 1, metadata: pq.FileMetaData | None = 
 
 
 class RowGroup:
-    """A row group that is read once, front to back. Raises ManifestError, OSError and pa.ArrowException."""
+    """A row group that is read once, front to back. Raises OSError and pa.ArrowException."""
 
     def __init__(
         self,
@@ -45,26 +44,23 @@ class RowGroup:
         group: int,
         columns: tuple[str, ...],
         metadata: pq.FileMetaData | None = None,
-        max_rows: int = PIECE_ROWS,
     ) -> None:
-        self.uri, self.group, self.columns, self.max_rows = uri, group, columns, max_rows
+        self.group, self.columns = group, columns
         self.file = open_parquet(uri, len(columns), metadata)
         info = self.file.metadata.row_group(group)
         self.num_rows, self.row_bytes = info.num_rows, info.total_byte_size // max(info.num_rows, 1)
         if self.num_rows < 0:
-            raise ManifestError(f"manifest file {uri}: row group {group} claims {self.num_rows:,} rows")
+            raise OSError(f"row group {group} claims {self.num_rows:,} rows; the file is damaged")
         self.position = 0
-        self.rows_at_once = _fitting(FIRST_ROWS, self.row_bytes, max_rows)
+        self.rows_at_once = _fitting(FIRST_ROWS, self.row_bytes)
         self._batches: Any = None
 
-    def batches(self, begin: int, end: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, begin: int, end: int, max_rows: int = PIECE_ROWS) -> Iterator[pa.RecordBatch]:
         """Rows [begin, end) in batches that lie within; `begin` must not be before the position."""
+        while self.position < begin:
+            self._next(min(begin - self.position, SKIPPED_ROWS))
         while self.position < end:
-            limit = begin if self.position < begin else end
-            batch = self._next(limit - self.position)
-            self.position += len(batch)
-            if self.position > begin:
-                yield batch
+            yield self._next(min(end - self.position, max_rows))
 
     def _next(self, at_most: int) -> pa.RecordBatch:
         count = min(self.rows_at_once, at_most)
@@ -75,11 +71,12 @@ class RowGroup:
         self.file.reader.set_batch_size(count)  # takes effect with the next batch
         batch = next(self._batches, None)
         if batch is None or not 0 < len(batch) <= at_most:
-            raise ManifestError(
-                f"manifest file {self.uri}: row group {self.group} ends after {self.position:,} of its "
-                f"{self.num_rows:,} rows; the file is damaged"
+            raise OSError(
+                f"row group {self.group} ends after {self.position:,} of its {self.num_rows:,} rows; "
+                "the file is damaged"
             )
-        self.rows_at_once = _fitting(2 * self.rows_at_once, batch.nbytes // len(batch), self.max_rows)
+        self.position += len(batch)
+        self.rows_at_once = _fitting(2 * count, batch.nbytes // len(batch))
         return batch
 
     def close(self) -> None:
@@ -96,19 +93,19 @@ def _version(uri: str) -> Any:
     return info.size, info.mtime_ns
 
 
-def _fitting(rows: int, row_bytes: int, max_rows: int) -> int:
-    return max(1, min(rows, PIECE_BYTES // max(row_bytes, 1), max_rows))
+def _fitting(rows: int, row_bytes: int) -> int:
+    return max(1, min(rows, PIECE_BYTES // max(row_bytes, 1)))
 
 
 _kept: "OrderedDict[Key, RowGroup]" = OrderedDict()
 
 
 def row_batches(
-    uri: str, group: int, columns: Sequence[str], begin: int, end: int
+    uri: str, group: int, columns: Sequence[str], begin: int, end: int, max_rows: int = PIECE_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Rows [begin, end) of a row group, with these columns, in batches of at most PIECE_ROWS rows.
+    """Rows [begin, end) of a row group, with these columns, in batches of at most `max_rows` rows.
 
-    Raises ManifestError, OSError or pa.ArrowException for a file that cannot be read.
+    Raises OSError or pa.ArrowException for a file that cannot be read.
     """
     version = _version(uri)
     key = (uri, version, group, tuple(columns))
@@ -118,7 +115,7 @@ def row_batches(
         reader = RowGroup(uri, group, key[-1], footers[0] if footers else None)
     done = False
     try:
-        yield from reader.batches(begin, end)
+        yield from reader.batches(begin, end, max_rows)
         done = True
     finally:
         if done and pa.total_allocated_bytes() < MAX_KEPT_BYTES:

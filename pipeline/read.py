@@ -5,8 +5,9 @@ large becomes the row's error. `audio` paths come out absolute or as URIs. Rows 
 bounded size, so that Python objects exist of one piece at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,24 +60,60 @@ def read_block(manifest: Manifest, slices: Sequence[Slice]) -> pa.Table:
 
 
 def _parquet_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
+    """Rows of a row group. Those behind a damaged page cannot be read, which is their error."""
     file = manifest.files[part.file]
     present = [name for name in file.columns or () if manifest.extra.get_field_index(name) >= 0]
-    wanted = None if part.rows is None else {row - part.first_row + part.begin for row in part.rows}
+    columns = (*manifest.payload.required, *present)
     position = part.begin
-    for batch in row_batches(
-        file.uri, part.group, (*manifest.payload.required, *present), part.begin, part.end
-    ):
-        chosen = [i for i in range(len(batch)) if wanted is None or position + i in wanted]
-        numbers = [part.first_row - part.begin + position + i for i in chosen]
+    failure: Exception | None = None
+    for max_rows in (PIECE_ROWS, 1):  # the second time row by row, with a new reader
+        try:
+            for batch in row_batches(file.uri, part.group, columns, position, part.end, max_rows):
+                yield from _wanted(batch, part, position, partial(_raw_parquet_rows, manifest))
+                position += len(batch)
+            return
+        except UNREADABLE as error:
+            failure = error
+    for batch in row_batches(file.uri, part.group, ("id",), position, part.end):
+        yield from _wanted(batch, part, position, partial(_damaged_rows, manifest, failure))
         position += len(batch)
-        if chosen:
-            rows = batch if len(chosen) == len(batch) else batch.take(pa.array(chosen, pa.int64()))
-            yield _raw_parquet_rows(manifest, rows, numbers)
+
+
+def _wanted(
+    batch: pa.RecordBatch,
+    part: Slice,
+    position: int,
+    convert_rows: Callable[[pa.RecordBatch, list[int]], RawRows],
+) -> Iterator[RawRows]:
+    numbers = range(
+        part.first_row - part.begin + position, part.first_row - part.begin + position + len(batch)
+    )
+    if part.rows is not None:
+        wanted = set(part.rows)
+        chosen = [i for i, number in enumerate(numbers) if number in wanted]
+        batch, numbers = batch.take(pa.array(chosen, pa.int64())), [numbers[i] for i in chosen]
+    if len(batch):
+        yield convert_rows(batch, list(numbers))
+
+
+def _damaged_rows(
+    manifest: Manifest, failure: Exception | None, rows: pa.RecordBatch, numbers: list[int]
+) -> RawRows:
+    error = RowError("UnreadableRow", f"the Parquet file is damaged at this row or before it: {failure}")
+    extra = [pa.nulls(len(rows), field.type) for field in manifest.extra]
+    nothing = [error] * len(rows)
+    return RawRows(numbers, _ids(rows), nothing, nothing, extra, {})
+
+
+def _ids(rows: pa.RecordBatch) -> list[Any]:
+    ids = rows.column(rows.schema.get_field_index("id"))
+    if pa.types.is_integer(ids.type):
+        return ids.to_pylist()
+    return arrow_values.texts(ids, "id", MAX_ID_CHARS, "InvalidId")
 
 
 def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[int]) -> RawRows:
     columns = {name: rows.column(rows.schema.get_field_index(name)) for name in rows.schema.names}
-    ids = columns["id"]
     extra = [columns.get(field.name, pa.nulls(len(rows))) for field in manifest.extra]
     problems = {
         i: RowError("InvalidUtf8", f"column {shown(field.name)} is not valid UTF-8")
@@ -96,9 +133,7 @@ def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[in
         problems = misfits | problems
     return RawRows(
         numbers,
-        ids.to_pylist()
-        if pa.types.is_integer(ids.type)
-        else arrow_values.texts(ids, "id", MAX_ID_CHARS, "InvalidId"),
+        _ids(rows),
         arrow_values.texts(columns["text"], "the text", MAX_TEXT_CHARS, "TextTooLong"),
         manifest.payload.pick(columns[manifest.payload.column]),
         extra,

@@ -96,10 +96,10 @@ def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
         metadata = parquet.metadata
     first = 1
     for group in range(metadata.num_row_groups):
-        reader = RowGroup(file.uri, group, ("id",), metadata, CHUNK_ROWS)
+        reader = RowGroup(file.uri, group, ("id",), metadata)
         count = reader.num_rows
         begin = 0
-        for batch in reader.batches(0, count):
+        for batch in reader.batches(0, count, CHUNK_ROWS):
             begins = np.arange(begin, begin + len(batch))
             values = _parquet_ids(batch.column(batch.schema.get_field_index("id")))
             yield (
