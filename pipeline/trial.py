@@ -12,14 +12,16 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from pipeline import filesystem, graph
+from pipeline.autoscaler import launcher_gpus
 from pipeline.cluster import Cluster, connected
 from pipeline.envelope import Timing
 from pipeline.errors import ManifestError, RunError
@@ -33,13 +35,12 @@ from pipeline.progress import Progress
 from pipeline.publish import publish
 from pipeline.run import Recipe, check_model
 from pipeline.scan import RowIndex, scan
-from pipeline.settings import ExecutionSettings, ResultSettings
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings
 from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS, Work
 from pipeline.trial_rows import choose_rows
 from pipeline.weights import describe_checkpoint
 
 BLOCKS_PER_SAMPLER = 8
-MIN_BLOCKS = 8
 WARM_AFTER = 3  # a worker that had as many blocks of a stage was still warming up in the first
 
 
@@ -78,24 +79,26 @@ def run_trial(
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
     with connected(execution.worker_logs), _scratch_output(scratch) as output:
+        gpus = gpus or launcher_gpus()
         cluster = _trial_cluster(gpus)
+        if scratch is None and _has_other_nodes():
+            raise RunError(
+                "the trial needs a folder or URI that all nodes of this cluster reach: name it (scratch)"
+            )
         fleet = planned_fleet(cluster, execution, gpus)
         wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
         size = graph.rows_per_block(execution, settings.num_candidates, wanted, len(todo))
-        work = Work(
-            opened,
-            checkpoint,
-            output,
+        at_hand = replace(
             execution,
-            cluster,
-            settings.model,
-            settings.scoring,
-            settings,
-            settings.sampling.seed,
+            samplers=_pool_at_hand(execution.samplers, SAMPLER_GPUS, cluster),
+            rankers=_pool_at_hand(execution.rankers, RANKER_GPUS, cluster),
         )
-        samplers = cluster.pool(execution.samplers, SAMPLER_GPUS)["compute"].max_size
-        blocks = MIN_BLOCKS if sample_rows is None else math.ceil(sample_rows / size)
-        blocks = max(blocks, BLOCKS_PER_SAMPLER * samplers) if sample_rows is None else blocks
+        seed = settings.sampling.seed
+        work = Work(
+            opened, checkpoint, output, at_hand, cluster, settings.model, settings.scoring, settings, seed
+        )
+        samplers = cluster.pool(at_hand.samplers, SAMPLER_GPUS)["compute"].max_size
+        blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * samplers
         chosen = choose_rows(opened, index, todo, size, blocks)
         started = time.perf_counter()
         measured, startup = _run_blocks(work, index, chosen, size)
@@ -112,6 +115,21 @@ def _trial_cluster(gpus: int | None) -> Cluster:
     if not os.environ.get("RAY_ADDRESS"):
         raise RunError("this machine has no GPU: a forecast for GPUs needs a trial on one of them")
     return Cluster.current(1)
+
+
+def _pool_at_hand(pool: Pool, gpu_share: float, cluster: Cluster) -> Pool:
+    """As many of a pool's actors as the trial has GPUs for."""
+    share = cluster.resources(pool, gpu_share)["num_gpus"]
+    if not share:
+        return pool
+    limit = max(int(cluster.gpus if pool.num_gpus is None else cluster.gpus / share), 1)
+    return replace(pool, min_size=min(pool.min_size, limit), max_size=min(pool.max_size or limit, limit))
+
+
+def _has_other_nodes() -> bool:
+    """Whether blocks may be written elsewhere than on this machine."""
+    alive = sum(node["Alive"] for node in ray.nodes())
+    return alive > 1 or not ray.cluster_resources().get("CPU", 0)
 
 
 def planned_fleet(cluster: Cluster, execution: ExecutionSettings, gpus: int | None) -> Fleet:
