@@ -14,8 +14,7 @@ from clvp.tortoise import convert_tortoise
 from jobs.arguments import EXIT_FAILED, HelpFormatter
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Convert and return the exit code."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m jobs.convert", description=__doc__, formatter_class=HelpFormatter
     )
@@ -28,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--encoder-heads", type=int, metavar="N", help="attention heads (default: width / 64)"
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert and return the exit code."""
+    parser = make_parser()
     options = parser.parse_args(argv)
     try:
         folder = convert_tortoise(

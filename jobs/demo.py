@@ -35,11 +35,15 @@ the machinery. With real weights:
     make demo MODEL=FOLDER                a folder that jobs.convert made from Tortoise's own files"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo and return the main job's exit code."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m jobs.demo", description=__doc__)
     parser.add_argument("--model", metavar="CHECKPOINT", help="checkpoint folder or hub id")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo and return the main job's exit code."""
+    options = make_parser().parse_args(argv)
     with ExitStack() as cleanup:
         model = options.model
         if model is None:
