@@ -142,7 +142,7 @@ def _voice_columns(
             if not uses[name]:
                 del mels[name]
     digests = [
-        hashlib.blake2b(data[begin:end], digest_size=16).hexdigest() for begin, end in pairwise(offsets)
+        hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest() for begin, end in pairwise(offsets)
     ]
     numbers = [entries[voices[i]] if i in voices else None for i in range(count)]
     values = pa.Array.from_buffers(

@@ -8,7 +8,6 @@ import io
 import math
 import os
 import stat
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -79,9 +78,11 @@ def _read_mono(stream: Any, seconds: float) -> tuple[np.ndarray, int]:
             )
             if not len(piece):
                 break
-            pieces.append(
-                piece.mean(axis=1, dtype=np.float64).astype(np.float32) if channels > 1 else piece[:, 0]
-            )
+            with np.errstate(all="ignore"):  # NaN is looked for later
+                mono = (
+                    piece.mean(axis=1, dtype=np.float64).astype(np.float32) if channels > 1 else piece[:, 0]
+                )
+            pieces.append(mono)
             missing -= len(piece)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32), rate
 
@@ -124,28 +125,27 @@ def _resample_directly(waveform_N: torch.Tensor, source: int, target: int) -> to
     return torch.cat(pieces).float()
 
 
-def _open_clip(data: bytes | None, path: str | None, root: str | None) -> Any:
+def _open_clip(data: bytes | None, path: str | None, root: str | None) -> "_ClipStream":
     """A seekable binary stream, to be closed by the caller."""
     if data is not None:
         if not data:
             raise RowError("EmptyAudio", "the embedded audio has no bytes")
-        return io.BytesIO(data)
+        return _ClipStream(io.BytesIO(data))
     if path is None:
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
     try:
         if root is not None:
             path = contained(path, root)
-        return _open_local(path) if filesystem.is_local(path) else _open_remote(path)
+        return _ClipStream(_open_local(path) if filesystem.is_local(path) else _open_remote(path))
     except FileNotFoundError as error:
         raise RowError("AudioNotFound", f"no such file: {path}") from error
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
         raise RowError("UnreadableAudio", f"{path}: {error}") from error
 
 
-def _raise_if_transfer_failed(stream: Any, path: str | None) -> None:
-    failure = getattr(stream, "failure", None)
-    if failure is not None:
-        raise RowError("UnreadableAudio", f"{path}: {failure}") from failure
+def _raise_if_transfer_failed(stream: "_ClipStream", path: str | None) -> None:
+    if stream.failure is not None:
+        raise RowError("UnreadableAudio", f"{_label(path)}: {stream.failure}") from stream.failure
 
 
 def contained(path: str, root: str) -> str:
@@ -184,39 +184,43 @@ def _check_is_file(mode: int) -> None:
         raise OSError(f"it is {kind}, not a file")
 
 
-def _open_remote(path: str) -> "_RemoteClip":
+def _open_remote(path: str) -> BinaryIO:
     filesystem_, name = filesystem.resolve(path)
-    return _RemoteClip(filesystem_.open_input_file(name))
+    return io.BufferedReader(filesystem_.open_input_file(name), buffer_size=1 << 19)
 
 
-class _RemoteClip:
-    """A seekable remote file for soundfile, which cannot see exceptions: `failure` keeps the first."""
+class _ClipStream:
+    """A file for soundfile, which cannot see exceptions: `failure` keeps the first that broke off a read."""
 
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self.reader = io.BufferedReader(stream, buffer_size=1 << 19)
+    def __init__(self, reader: BinaryIO) -> None:
+        self.reader: Any = reader
         self.failure: Exception | None = None
 
-    def __enter__(self) -> "_RemoteClip":
+    def __enter__(self) -> "_ClipStream":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.reader.close()
 
     def readinto(self, buffer: Any) -> int:
-        return self._guarded(lambda: self.reader.readinto(buffer))
-
-    def read(self, count: int = -1) -> bytes:
-        return self.reader.read(count)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._guarded(lambda: self.reader.seek(offset, whence))
-
-    def tell(self) -> int:
-        return self.reader.tell()
-
-    def _guarded(self, action: Callable[[], int | None]) -> int:
         try:
-            return action() or 0
-        except (OSError, ValueError) as error:
+            return self.reader.readinto(buffer) or 0
+        except Exception as error:  # filesystems of fsspec raise their own kinds
             self.failure = self.failure or error
             return 0
+
+    def read(self, count: int = -1) -> bytes:
+        return bytes(self.reader.read(count))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        # A broken header may send it to before the beginning: it stays, and soundfile notices.
+        if whence != io.SEEK_SET or 0 <= offset < 1 << 62:
+            try:
+                return int(self.reader.seek(offset, whence))
+            except (OSError, ValueError, OverflowError) as error:
+                if self.failure is None and whence == io.SEEK_SET:
+                    self.failure = error
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(self.reader.tell())

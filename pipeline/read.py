@@ -85,7 +85,7 @@ def _wanted(
     position: int,
     convert_rows: Callable[[pa.RecordBatch, list[int]], RawRows],
 ) -> Iterator[RawRows]:
-    numbers = range(
+    numbers: Sequence[int] = range(
         part.first_row - part.begin + position, part.first_row - part.begin + position + len(batch)
     )
     if part.rows is not None:

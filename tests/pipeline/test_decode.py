@@ -120,12 +120,7 @@ def test_transfer_that_breaks_off_is_no_short_clip(tmp_path: Path, monkeypatch: 
                 raise OSError("connection reset")
             return super().readinto(memoryview(buffer)[:1000])  # type: ignore[arg-type]
 
-    class Clip(decode._RemoteClip):
-        def __init__(self) -> None:
-            self.reader = Broken(data)  # type: ignore[assignment]
-            self.failure = None
-
-    monkeypatch.setattr(decode, "_open_remote", lambda path: Clip())
+    monkeypatch.setattr(decode, "_open_remote", lambda path: Broken(data))
     with pytest.raises(RowError, match="connection reset") as caught:
         decode_clip(None, "s3://bucket/clip.wav", 6.0)
     assert caught.value.kind == "UnreadableAudio"

@@ -1,0 +1,137 @@
+"""Random and damaged audio files: each is decoded to finite samples of the right length, or is a RowError."""
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.decode import SAMPLE_RATE, decode_clip
+from pipeline.errors import RowError
+from tests.pipeline.clips import chirp
+from tests.pipeline.fuzzing import fuzzed, mutated, mutations
+from tests.pipeline.peak_memory import peak_bytes
+
+SECONDS = 1.0
+CONTAINERS = {  # format: subtype
+    "WAV": "PCM_16",
+    "WAVEX": "PCM_24",
+    "RF64": "FLOAT",
+    "W64": "PCM_16",
+    "AIFF": "PCM_16",
+    "AU": "ULAW",
+    "CAF": "ALAC_16",
+    "FLAC": "PCM_16",
+    "OGG": "VORBIS",
+    "MP3": "MPEG_LAYER_III",
+    "NIST": "PCM_16",
+    "VOC": "PCM_16",
+    "IRCAM": "PCM_16",
+    "SVX": "PCM_16",
+}
+REASONS = {
+    "EmptyAudio",
+    "UndecodableAudio",
+    "InvalidSamples",
+    "UnsupportedSampleRate",
+}
+
+
+@lru_cache
+def clip(container: str, seconds: float, rate: int, channels: int) -> bytes:
+    buffer = io.BytesIO()
+    if container in ("VOC", "SVX"):
+        channels = 1
+    samples = chirp(seconds, rate, channels)
+    soundfile.write(buffer, samples, rate, format=container, subtype=CONTAINERS[container])
+    return buffer.getvalue()
+
+
+def check(data: bytes) -> str:
+    """Decode a clip; how it ended."""
+    try:
+        waveform = decode_clip(data, None, SECONDS)
+    except RowError as error:
+        kind, message = error.kind, str(error)
+    else:
+        assert waveform.dtype == torch.float32
+        assert 0 < len(waveform) <= round(SECONDS * SAMPLE_RATE)
+        assert torch.isfinite(waveform).all()
+        return "decoded"
+    assert kind in REASONS
+    assert message
+    assert "object at 0x" not in message
+    return "refused"
+
+
+@pytest.mark.parametrize("container", list(CONTAINERS))
+def test_damaged_files(container: str) -> None:
+    ends: set[str] = set()
+
+    @fuzzed(60)
+    @given(
+        seconds=st.sampled_from([0.02, 0.3, 1.5]),
+        rate=st.sampled_from([8_000, 16_000, 44_100]),
+        channels=st.integers(1, 2),
+        seeds=st.lists(mutations(), min_size=1, max_size=3),
+    )
+    def run(seconds: float, rate: int, channels: int, seeds: list[int]) -> None:
+        for seed in seeds:
+            ends.add(check(mutated(clip(container, seconds, rate, channels), seed)))
+
+    run()
+    assert ends == {"decoded", "refused"}
+    assert peak_bytes() < 3 << 30, "no header has made the process allocate what it claims"
+
+
+MAGIC = [
+    b"RIFF\xff\xff\xff\xffWAVEfmt ",
+    b"fLaC",
+    b"OggS\0\2",
+    b"ID3\x04",
+    b"\xff\xfb\x90\x64",
+    b"FORM",
+    b".snd",
+    b"caff",
+]
+
+
+@fuzzed(200)
+@given(magic=st.sampled_from(MAGIC), data=st.binary(max_size=400), repeated=st.sampled_from([1, 1, 50]))
+def test_noise(magic: bytes, data: bytes, repeated: int) -> None:
+    check(magic + data * repeated)
+
+
+@fuzzed(60)
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=50),
+    rate=st.one_of(st.integers(1, 2_000_000), st.sampled_from([1_000, 44_101, 767_999, 768_000])),
+)
+def test_samples_of_any_value_at_any_rate(values: list[float], rate: int) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.array(values, np.float32), rate, format="WAV", subtype="FLOAT")
+    end = check(buffer.getvalue())
+    usable = 1_000 <= rate <= 768_000 and np.isfinite(values).all()
+    # Samples near the largest float32 may overflow in the filter.
+    assert end == ("decoded" if usable else "refused") or np.abs(values).max() > 1e37
+
+
+def test_ten_hours_are_not_read(tmp_path: Path) -> None:
+    """A sparse file of 10 hours, and a header that claims four gigabytes."""
+    path = tmp_path / "long.wav"
+    soundfile.write(path, chirp(7.0, 22_050), 22_050, subtype="PCM_16")
+    header = bytearray(path.read_bytes())
+    size = 10 * 3600 * 22_050 * 2
+    header[4:8], header[40:44] = (size + 36).to_bytes(4, "little"), size.to_bytes(4, "little")
+    path.write_bytes(header)
+    short = decode_clip(None, str(path), 6.0)
+    with path.open("r+b") as file:
+        file.truncate(size + 44)
+    before = peak_bytes()
+    assert torch.equal(decode_clip(None, str(path), 6.0), short)
+    assert peak_bytes() - before < 64 << 20
