@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
 from tests.cluster.ray_head import MARKER, ROOT, kill, processes
@@ -15,9 +16,10 @@ NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"  # the fake provider knows no other name
 MAX_WORKERS = 2
+MEMORY = 8 << 30  # the launcher looks it up for the type of instance, and the decoding tasks ask for it
 PROVIDER = {
     "type": "external",
-    "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+    "module": "tests.cluster.fake_nodes.FakeNodes",
     "use_node_id_as_ip": True,
     "disable_node_updaters": True,
     "disable_launch_config_check": True,
@@ -27,6 +29,7 @@ PROVIDER = {
 # What `ray up` sets on the head; and a killed node is noticed in seconds.
 ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
+    "PYTHONPATH": str(ROOT),  # to find the provider
     NODE_ID: HEAD_ID,
     "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
     "RAY_NODE_TYPE_NAME": HEAD_TYPE,
@@ -39,6 +42,16 @@ ENVIRONMENT = {
 }
 
 
+class FakeNodes(FakeMultiNodeProvider):
+    """Ray's own, for nodes with memory: it would take that for a resource of the user's."""
+
+    def create_node_with_resources_and_labels(
+        self, node_config: Any, tags: Any, count: int, resources: dict[str, Any], labels: Any
+    ) -> None:
+        others = {name: amount for name, amount in resources.items() if name != "memory"}
+        super().create_node_with_resources_and_labels(node_config, tags, count, others, labels)
+
+
 def launcher() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
@@ -48,8 +61,10 @@ def write_bootstrap_config(home: Path, gcs: str) -> Sequence[str]:
     config = prepare_config(launcher())
     types = {}
     for name, node in config["available_node_types"].items():
-        types[HEAD_TYPE if name == config["head_node_type"] else name] = {
-            "resources": {resource: min(count, 1) for resource, count in node["resources"].items()},
+        is_head = name == config["head_node_type"]
+        resources = {resource: min(count, 1) for resource, count in node["resources"].items()}
+        types[HEAD_TYPE if is_head else name] = {
+            "resources": resources if is_head else resources | {"memory": MEMORY},
             "min_workers": node["min_workers"],
             "max_workers": min(node["max_workers"], MAX_WORKERS),
             "node_config": {},

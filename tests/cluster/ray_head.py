@@ -124,7 +124,9 @@ def ray_head(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env = inherited | ENVIRONMENT | {"AUTOSCALER_METRIC_PORT": str(metrics)} | dict(environment or {})
     env |= {"HOME": str(home), "RAY_TMPDIR": str(folder), MARKER: str(folder)}
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    programs = Path(sys.executable).parent
+    env["PATH"] = f"{programs}:{env['PATH']}"  # `python` is what a job's command begins with
+    command = [str(programs / "ray"), "start", "--head", "--block"]
     command += [f"--port={port}", f"--ray-client-server-port={client}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--dashboard-agent-listen-port={listen}", "--min-worker-port=0", "--max-worker-port=0"]
