@@ -88,14 +88,18 @@ def run_trial(
         fleet = planned_fleet(cluster, execution, gpus)
         wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
         size = graph.rows_per_block(execution, settings.num_candidates, wanted, len(todo))
-        at_hand = replace(
-            execution,
-            samplers=_pool_at_hand(execution.samplers, SAMPLER_GPUS, cluster),
-            rankers=_pool_at_hand(execution.rankers, RANKER_GPUS, cluster),
-        )
-        seed = settings.sampling.seed
+        at_hand = _at_hand(execution, cluster)
         work = Work(
-            opened, checkpoint, output, at_hand, cluster, settings.model, settings.scoring, settings, seed
+            opened,
+            checkpoint,
+            output,
+            at_hand,
+            cluster,
+            settings.model,
+            settings.scoring,
+            settings,
+            settings.sampling.seed,
+            page_bytes=index.page_bytes,
         )
         samplers = cluster.pool(at_hand.samplers, SAMPLER_GPUS)["compute"].max_size
         blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * samplers
@@ -115,6 +119,15 @@ def _trial_cluster(gpus: int | None) -> Cluster:
     if not os.environ.get("RAY_ADDRESS"):
         raise RunError("this machine has no GPU: a forecast for GPUs needs a trial on one of them")
     return Cluster.current(1)
+
+
+def _at_hand(execution: ExecutionSettings, cluster: Cluster) -> ExecutionSettings:
+    """With pools that the hardware of the trial can fill."""
+    return replace(
+        execution,
+        samplers=_pool_at_hand(execution.samplers, SAMPLER_GPUS, cluster),
+        rankers=_pool_at_hand(execution.rankers, RANKER_GPUS, cluster),
+    )
 
 
 def _pool_at_hand(pool: Pool, gpu_share: float, cluster: Cluster) -> Pool:
