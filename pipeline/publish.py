@@ -73,8 +73,10 @@ def publish(
         for table in _read_ahead(output, parts):
             if len(skipped):
                 table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
-            errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
-            data.add(_data_rows(table.filter(pc.is_null(table["error"]))))
+            if table["error"].null_count < len(table):  # else the whole part, without a copy
+                errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
+                table = table.filter(pc.is_null(table["error"]))
+            data.add(_data_rows(table))
         for folder, file in (("errors", errors), ("data", data)):
             encoded = file.finish()
             if encoded is not None:
