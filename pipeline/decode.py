@@ -47,6 +47,8 @@ def decode_clip(
             _raise_if_transfer_failed(stream, path)
             reason = getattr(error, "error_string", error)
             raise RowError("UndecodableAudio", f"{_label(path)}: {reason}") from error
+        except RowError as error:
+            raise RowError(error.kind, f"{_label(path)}: {error}") from error
         _raise_if_transfer_failed(stream, path)
     if not len(samples):
         raise RowError("EmptyAudio", f"{_label(path)}: the clip has no samples")
@@ -140,7 +142,7 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None) -> "_Clip
     except FileNotFoundError as error:
         raise RowError("AudioNotFound", f"no such file: {path}") from error
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
-        raise RowError("UnreadableAudio", f"{path}: {error}") from error
+        raise RowError("UnreadableAudio", f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _raise_if_transfer_failed(stream: "_ClipStream", path: str | None) -> None:

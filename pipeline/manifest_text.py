@@ -114,7 +114,9 @@ def csv_header(file: BinaryIO, name: str) -> tuple[list[str], int]:
     try:
         header: list[str] = next(_csv_reader(lines, name), [])
     except csv.Error as error:
-        raise ManifestError(f"{name}: the CSV header cannot be read: {error}") from error
+        raise ManifestError(
+            f"{name}: the CSV header cannot be read: {error}; lines must end in a line feed"
+        ) from error
     if lines.ended_after > 0:
         raise ManifestError(f"{name}: a quote in the CSV header is never closed")
     if not header:
@@ -142,8 +144,9 @@ def csv_records(
             if fields is None:
                 return
             value = _csv_row(header, fields, lines.count)
-        except csv.Error as error:  # a carriage return without a line feed, say
-            fields, value = [""], RowError("MalformedRow", f"the record cannot be read: {error}")
+        except csv.Error:
+            problem = "the record cannot be read: a carriage return stands in a field without quotes"
+            fields, value = [""], RowError("MalformedRow", problem)
         if fields:
             yield Record(position, lines.position, value)
         position = lines.position

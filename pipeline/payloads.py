@@ -96,6 +96,8 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
         )
     if "\0" in path:
         raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
+    if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):
+        raise RowError("InvalidAudioValue", "the audio path holds a lone surrogate, which is no Unicode text")
     return {"bytes": None, "path": filesystem.join(folder, path)}
 
 

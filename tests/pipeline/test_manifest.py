@@ -293,7 +293,7 @@ def test_tab_separated(tmp_path: Path) -> None:
         ({"audio": [["a.wav"]]}, "InvalidAudioValue"),
         ({"audio": "a\0b"}, "InvalidAudioValue"),
         ({"audio": {"bytes": "UklGRg=="}}, "InvalidAudioValue"),
-        ({"audio": "\ud800"}, "InvalidValue"),
+        ({"audio": "\ud800"}, "InvalidAudioValue"),
         ({"audio": ["a.wav"] * 65}, "TooManyClips"),
     ],
 )
