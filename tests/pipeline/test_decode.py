@@ -174,7 +174,10 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "secret.wav").write_bytes(b"")
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
+    (tmp_path / "link.wav").symlink_to(tmp_path / "fifo.wav")
     expected = {
+        "/dev/zero": "UnreadableAudio",
+        "link.wav": "UnreadableAudio",
         "fifo.wav": "UnreadableAudio",
         "folder.wav": "UnreadableAudio",
         "missing.wav": "AudioNotFound",
@@ -203,6 +206,11 @@ def test_audio_root_holds_paths_and_links_inside(tmp_path: Path) -> None:
         with pytest.raises(RowError) as caught:
             decode_clip(None, str(path), 6.0, str(root))
         assert caught.value.kind == "AudioOutsideRoot"
+    assert len(decode_clip(outside.read_bytes(), str(outside), 6.0, str(root))), (
+        "embedded audio opens no path"
+    )
+    (tmp_path / "root-link").symlink_to(root)
+    assert len(decode_clip(None, f"file://{inside}", 6.0, str(tmp_path / "root-link")))
 
 
 @pytest.mark.parametrize(
