@@ -162,13 +162,35 @@ def _upload(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> 
 def _list_below(folder: str) -> list[str]:
     filesystem, base = resolve(folder)
     head, query = split_query(folder)
-    uris = []
-    for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True)):
-        relative = posixpath.relpath(info.path, base)
-        hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
-        if info.type == pafs.FileType.File and not hidden:
-            uris.append(f"{head.rstrip('/')}/{relative}{query}")
-    return uris
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        relative = _local_files(base)
+    else:
+        infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+        relative = [posixpath.relpath(i.path, base) for i in infos if i.type == pafs.FileType.File]
+    visible = [path for path in relative if not any(part.startswith((".", "_")) for part in path.split("/"))]
+    return [f"{head.rstrip('/')}/{path}{query}" for path in visible]
+
+
+def _local_files(base: str) -> list[str]:
+    """Regular files below a folder, relative to it. A folder that links lead to again is listed once: Arrow
+    would follow links in circles.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(base, followlinks=True, onerror=_unless_missing):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        paths = [os.path.join(folder, name) for name in names]
+        found += [os.path.relpath(path, base) for path in paths if os.path.isfile(path)]
+    return found
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _fixed_folder(pattern: str) -> str:

@@ -74,6 +74,8 @@ def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
     """
     uris: list[str] = []
     for pattern in patterns:
+        if not pattern:
+            raise ManifestError("a manifest's name is empty")
         try:
             uris += [uri for uri in filesystem.expand(pattern, SUFFIXES) if uri not in uris]
         except (OSError, ValueError) as error:

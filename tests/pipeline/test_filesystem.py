@@ -92,3 +92,22 @@ def test_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch
 def test_delete_and_list_of_what_does_not_exist(tmp_path: Path) -> None:
     filesystem.delete_files([str(tmp_path / "nothing")])
     assert filesystem.list_names(str(tmp_path / "nowhere"), "") == []
+
+
+def test_links_in_circles_and_what_is_no_file_are_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b", "_hidden", "b/.hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.csv").write_text("x")
+    for name in ("a/1", "a/2", "b/3"):
+        (tmp_path / name).symlink_to(tmp_path)  # twice in one folder: 2 ** 40 paths for who follows them
+    (tmp_path / "a" / "link.csv").symlink_to(tmp_path / "b" / "m.csv")
+    (tmp_path / "a" / "gone.csv").symlink_to("nowhere.csv")
+    (tmp_path / "a" / "self.csv").symlink_to("self.csv")
+    (tmp_path / "a" / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "a" / "fifo.csv")
+    expected = [str(tmp_path / name) for name in ("a/link.csv", "a/m.csv", "b/m.csv")]
+    assert filesystem.expand(str(tmp_path), [".csv"]) == expected
+    assert filesystem.expand(f"{tmp_path}/**/*.csv", [".csv"]) == expected
+    for name in ("a/fifo.csv", "a/folder.csv", "a/self.csv", "a/gone.csv"):
+        with pytest.raises(FileNotFoundError, match="no such file, or no"):
+            filesystem.expand(str(tmp_path / name), [".csv"])
