@@ -1,8 +1,7 @@
-"""Stands between a client and an S3 server: counts requests, and delays or breaks answers on request."""
+"""Stands between a client and an S3 server: counts requests, and breaks answers on request."""
 
 import http.client
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ class Relay:
     gets: Counter[str] = field(default_factory=Counter)
     cut: str | None = None  # an object of this name ends half-way
     stalled: str | None = None  # an object of this name never comes
-    delay: float = 0  # seconds before every answer
     reached: threading.Event = field(default_factory=threading.Event)  # a stalled object was asked for
 
     def uri(self, key: str) -> str:
@@ -37,7 +35,6 @@ def s3_relay(server: S3Server) -> Iterator[Relay]:
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
-            time.sleep(relay.delay)
             name = self.path.partition("?")[0].rpartition("/")[2]
             is_get = self.command == "GET" and "list-type" not in self.path
             if is_get:

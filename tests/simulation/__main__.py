@@ -11,7 +11,8 @@ from pathlib import Path
 from pipeline.output import OutputFolder
 from tests.benchmarks.report import command
 from tests.simulation.report import header, steps_table, stream_tables
-from tests.simulation.steps import Step, publishing, resume, scan_and_plan, slow_s3
+from tests.simulation.slow_s3 import slow_s3
+from tests.simulation.steps import Step, publishing, resume, scan_and_plan
 from tests.simulation.stream import Size, run_stream
 
 DELAY = 0.03  # seconds, of an object store's answer

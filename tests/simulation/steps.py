@@ -1,8 +1,6 @@
 """What the driver does besides the stream: scan and plan, resume, publish."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,6 @@ from pipeline.payloads import AUDIO_PAYLOAD
 from pipeline.plan import make_plan, select_rows
 from pipeline.publish import publish, recover
 from pipeline.scan import RowIndex, scan
-from tests.pipeline.s3_relay import s3_relay
-from tests.s3_server import CREDENTIALS, s3_server
 from tests.simulation.gauge import Gauge
 from tests.simulation.workload import finished_block, write_manifest
 
@@ -89,17 +85,3 @@ def publishing(output: OutputFolder, place: str, megabytes: int, rows_per_part: 
 
 def _taken(gauge: Gauge) -> tuple[float, float, int]:
     return gauge.seconds, gauge.looks[-1].cpu_seconds, gauge.peak
-
-
-@contextmanager
-def slow_s3(delay: float) -> Iterator[str]:
-    """A folder on an S3 server that answers every request `delay` seconds late; yields its URI."""
-    before = {name: os.environ.get(name) for name in CREDENTIALS}
-    os.environ.update(CREDENTIALS)
-    try:
-        with s3_server() as server, s3_relay(server) as relay:
-            relay.delay = delay
-            yield relay.uri("simulation")
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
