@@ -117,7 +117,7 @@ def rows_of(column: str) -> st.SearchStrategy[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("column", list(PAYLOADS))
 def test_jsonl(column: str, encode: Encode) -> None:
-    @fuzzed(120)
+    @fuzzed(80)
     @given(rows=rows_of(column), noise=st.lists(st.binary(max_size=20), max_size=2), seed=mutations())
     def run(rows: list[dict[str, Any]], noise: list[bytes], seed: int) -> None:
         lines = [json.dumps(row).encode() for row in rows]
