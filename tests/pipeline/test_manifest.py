@@ -176,12 +176,15 @@ def bad_manifests() -> dict[str, tuple[dict[str, bytes], str]]:
             {"a.csv": b"id,text,audio,n\n2,a,b,3\n", "b.jsonl": good[:-1].encode() + b', "n": 1}\n'},
             "'n' holds int64",
         ),
-        "quote that is open at the end": ({"m.csv": b'id,text,audio\n1,a,b\n2,"a,b\n3,a,b\n'}, "never closed"),
+        "quote open at the end": ({"m.csv": b'id,text,audio\n1,a,b\n2,"a,b\n3,a,b\n'}, "never closed"),
         "quote open in the header": ({"m.csv": b'id,"text,audio\n1,a,b\n'}, "header is never closed"),
         "csv in UTF-16": ({"m.csv": "id,text,audio\n1,ä,b\n".encode("utf-16")}, "not UTF-8"),
         "jsonl in UTF-16": ({"m.jsonl": (good + "\n").encode("utf-16")}, "is it JSON Lines?"),
         "a JSON document": ({"m.json": json.dumps(ROWS, indent=1).encode()}, "is it JSON Lines?"),
-        "columns without end": ({"m.csv": b"id,text,audio," + b",".join(b"c%d" % i for i in range(2000))}, "2,003"),
+        "columns without end": (
+            {"m.csv": b"id,text,audio," + b",".join(b"c%d" % i for i in range(2000))},
+            "2,003 columns",
+        ),
         "columns without end in Parquet": (
             {"m.parquet": parquet(id=["1"], text=["a"], audio=["b"], **{f"c{i}": [i] for i in range(2000)})},
             "2,003 columns",
