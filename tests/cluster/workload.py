@@ -16,10 +16,10 @@ from tests.cluster.ray_head import ENVIRONMENT, ROOT
 from tests.cluster.slow_store import slow_store
 from tests.pipeline.clips import write_clip, write_jsonl
 
-NUM_ROWS = 96
+NUM_ROWS = 112
 BAD_ROWS = {"row-007", "row-050"}  # their audio is not there
 NUM_VOICES = 4
-SECONDS_PER_CLIP = 0.12  # to fetch one: a block of four rows keeps an audio task for about a second
+SECONDS_PER_CLIP = 0.06  # to fetch one: audio and sampling take about as long, so that both want more nodes
 
 
 @dataclass(frozen=True)
