@@ -61,9 +61,12 @@ class Cluster:
         return {"memory": min(wanted, self.node_memory)} if self.node_memory else {}
 
     def resources(self, pool: Pool, gpu_share: float) -> dict[str, float]:
-        """What one actor of the pool reserves."""
+        """What one actor of the pool reserves.
+
+        One with a GPU reserves no CPU: audio tasks may hold all CPUs of its node, and it would wait for them.
+        """
         num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share if self.gpus else 0
-        return {"num_gpus": num_gpus, "num_cpus": pool.num_cpus}
+        return {"num_gpus": num_gpus, "num_cpus": 0 if num_gpus else pool.num_cpus}
 
     def pool(self, pool: Pool, gpu_share: float) -> dict[str, Any]:
         """`map_batches` arguments of an actor pool: its size, and that dead actors come back."""

@@ -79,9 +79,8 @@ class Pool:
     min_size: int = 1
     max_size: int | None = None
     num_gpus: float | None = None
-    num_cpus: float = (
-        0.25  # reserved, not used up: a reservation of 1 would starve the audio stage on 2 cores
-    )
+    # Reserved by an actor without a GPU, not used up: 1 would starve the audio stage on 2 cores.
+    num_cpus: float = 0.25
 
     def __post_init__(self) -> None:
         _check("min_size", self.min_size, self.min_size >= 1)

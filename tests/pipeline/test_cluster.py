@@ -19,6 +19,7 @@ def test_pools_follow_the_cluster() -> None:
     assert server.pool(Pool(), 0.75)["num_gpus"] == 0.75
     assert server.pool(Pool(), 0.75)["compute"].max_size == 4
     assert server.pool(Pool(), 0.75)["max_restarts"] == -1
+    assert server.pool(Pool(), 0.75)["num_cpus"] == 0, "audio tasks cannot keep it from its GPU"
     assert server.pool(Pool(1, 2, num_gpus=1), 0.75)["compute"].max_size == 2
     assert server.pool(Pool(num_gpus=0), 0.75)["compute"].max_size == 1
     assert Cluster(0, 0).pool(Pool(2, 8, num_gpus=1), 0.75)["compute"].max_size == 8, "GPUs may come later"
