@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 from pipeline.columns import first_occurrences
 from pipeline.errors import RowError
 from pipeline.manifest import Manifest, Slice
+from pipeline.memory import MAX_BLOCK_BYTES
 from pipeline.scan import RowIndex
-
-MAX_BLOCK_BYTES = 64 << 20  # of manifest data; rows with embedded audio make smaller blocks
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,9 @@ def source_of(manifest: Manifest, file: int, row: int) -> str:
 
 
 def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
-    """Cut the rows at positions `todo` [m] into blocks of `rows_per_block`, fewer where rows are large."""
+    """Cut the rows at positions `todo` [m] into blocks of `rows_per_block`, fewer where rows are large (with
+    embedded audio, say).
+    """
     chosen = index.locations[todo]
     # Every row weighs a whole number of units, so that equal rows make blocks of exactly rows_per_block.
     unit = max(MAX_BLOCK_BYTES // rows_per_block, 1)
