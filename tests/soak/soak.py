@@ -77,9 +77,10 @@ class _Soak:
                 if not self._wait_for(next_kill, run, before):
                     break
                 pending.pop(0)
-                self._kill(next_kill, run)
+                hit = self._kill(next_kill, run)
+                (self.result.killed if hit else self.result.too_late).append(next_kill)
                 self._read_back(next_kill, run)
-                if next_kill.victim != "actor":
+                if hit and next_kill.victim != "actor":
                     return False
                 before = self.watch.look()
             wait_until(lambda: run.has_ended, RUN_SECONDS, "the run to end")
@@ -121,23 +122,22 @@ class _Soak:
 
         return reached
 
-    def _kill(self, moment: Kill, run: Run) -> None:
-        what = ""
+    def _kill(self, moment: Kill, run: Run) -> bool:
+        """Whether there was something to kill."""
+        what: str = moment.victim
         if moment.victim == "actor":
             actors = sorted(_actors(run), key=lambda process: process.pid)
-            if actors:
-                chosen = self.generator.choice(actors)
-                kill([chosen])
-                what = f": {chosen.title}"
-        elif moment.victim == "driver":
-            run.process.kill()
-            run.process.wait()
+            chosen = self.generator.sample(actors, min(len(actors), 1))
+            kill(chosen)
+            hit = bool(chosen)
+            what = "".join(process.title for process in chosen)
         else:
-            kill_session(run.pid, spare=run.pid)  # what Ray consists of, then the driver that it belongs to
+            if moment.victim == "ray":
+                kill_session(run.pid, spare=run.pid)  # and then the driver that it belongs to
             run.process.kill()
-            run.process.wait()
-        self.result.killed.append(moment)
-        self._say(f"session {self.result.sessions}: killed {moment}{what}")
+            hit = run.process.wait() != 0
+        self._say(f"session {self.result.sessions}, {moment}: {'killed ' + what if hit else 'too late'}")
+        return hit
 
     def _read_back(self, moment: Kill, run: Run) -> None:
         if moment.victim != "actor":
