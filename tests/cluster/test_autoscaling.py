@@ -84,6 +84,8 @@ def test_the_cluster_grows_survives_a_lost_node_and_shrinks(
             done = run.rows_done()
             assert kill_node(head.folder, samplers[0]) > 1
             note(f"{done} rows are done; a GPU node with a sampler is killed")
+            # A killed raylet may be seen for a moment still; then there would be two GPU nodes at once.
+            wait_for("the node's end", lambda: samplers[0] not in running_nodes(head.folder), 60)
             wait_for("another GPU node", grown, 120)
             assert samplers[0] not in running_nodes(head.folder)
             note(f"it is replaced; {run.rows_done()} rows are done")
