@@ -16,7 +16,7 @@ from tests.cluster.ray_head import ENVIRONMENT, ROOT
 from tests.cluster.slow_store import slow_store
 from tests.pipeline.clips import write_clip, write_jsonl
 
-NUM_ROWS = 176
+NUM_ROWS = 256
 BAD_ROWS = {"row-007", "row-050"}  # their audio is not there
 NUM_VOICES = 4
 SECONDS_PER_CLIP = 0.06  # to fetch one: audio and sampling take about as long, so that both want more nodes
