@@ -3,6 +3,7 @@
 Names and calls are those of the CLVP family in `transformers`. This package knows nothing of Ray.
 """
 
+import clvp.arithmetic  # noqa: F401  (before anything computes)
 from clvp.conditioning import ClvpConditioningEncoder
 from clvp.configuration import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
 from clvp.decoder import ClvpDecoder, ClvpForCausalLM, ClvpModel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clvp.sampling.cohort_decoder import CohortDecoder
-from clvp.sampling.invariance import find_quantum
+from clvp.sampling.invariance import find_arithmetic
 from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.memory import default_budget
 from clvp.sampling.noise import candidate_keys
@@ -61,10 +61,10 @@ class CandidateSampler:
 
     def __init__(self, model: "ClvpForCausalLM", config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        self.weights = arrange_weights(model)
-        self.lanes = self.config.lanes or DEFAULT_LANES.get(self.weights.device.type, 64)
-        on_gpu = self.weights.device.type == "cuda"
-        self.quantum = self.lanes if on_gpu else find_quantum(self.weights, self.lanes)
+        self.lanes = self.config.lanes or DEFAULT_LANES.get(model.device.type, 64)
+        on_gpu = model.device.type == "cuda"
+        self.arithmetic = None if on_gpu else find_arithmetic(model, self.config.products)
+        self.weights = arrange_weights(model, self.arithmetic.products if self.arithmetic else None)
         self.stats = SamplingStats()
 
     def facts(self) -> dict[str, str | int]:
@@ -76,8 +76,7 @@ class CandidateSampler:
             "dtype": str(self.weights.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "machine": platform.machine(),
-            "products": "oneDNN, packed" if self.weights.packed else "torch",
-            "quantum": self.quantum,
+            **(self.arithmetic.facts() if self.arithmetic else {"products": "torch", "quantum": self.lanes}),
         }
 
     def sample(self, rows: Iterable[PromptRow], params: SamplingParams) -> list[list[Candidate]]:
@@ -109,7 +108,7 @@ class CandidateSampler:
             from clvp.sampling.triton_attention import attend  # Triton is there only beside CUDA
 
             return StaticDecoder(self.weights, params, self.lanes, budget, attend)
-        return CohortDecoder(self.weights, params, self.lanes, budget, self.quantum)
+        return CohortDecoder(self.weights, params, self.lanes, budget)
 
     def _check_length(self, params: SamplingParams) -> None:
         positions = self.weights.position_embedding_LD.shape[0] - (params.mel_positions == "skip_one")
