@@ -9,7 +9,6 @@ import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,10 +20,7 @@ from clvp.sampling.noise import candidate_keys
 from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.prefill import Prefix, prefill
 from clvp.sampling.static_decoder import StaticDecoder
-from clvp.sampling.weights import DecoderWeights, arrange_weights
-
-if TYPE_CHECKING:
-    from clvp.decoder import ClvpForCausalLM
+from clvp.sampling.weights import DecoderWeights, DecoderWithHead, arrange_weights
 
 DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
@@ -59,7 +55,7 @@ class CandidateSampler:
     The weights are copied; later changes of the model's parameters are not seen.
     """
 
-    def __init__(self, model: "ClvpForCausalLM", config: EngineConfig | None = None) -> None:
+    def __init__(self, model: DecoderWithHead, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
         self.weights = arrange_weights(model)
         self.lanes = self.config.lanes or DEFAULT_LANES.get(self.weights.device.type, 64)

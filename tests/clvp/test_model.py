@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clvp import ClvpModelForConditionalGeneration
-from clvp.prompts import row_names
+from clvp.generation import row_names
 from clvp.sampling import EngineConfig
 from clvp.scoring import pad_and_fix_codes, score_candidates
 
@@ -32,7 +32,7 @@ def test_candidates_of_a_text_are_its_columns(stopping_model, prompt, assert_clo
         own = slice(5 * text, 5 * text + 5)
         alone = stopping_model.generate(ids[[text]], mels[[text]], num_return_sequences=5, **SAMPLING)
         assert torch.equal(output.speech_ids[own], alone.speech_ids)
-        scores = score_candidates(stopping_model, ids[text], output.speech_ids[own])
+        scores = score_candidates(*stopping_model.encoders, ids[text], output.speech_ids[own])
         assert_close(output.logits_per_text[text, own], scores, 1e-5)
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clvp.mel import log_mel
+from clvp.audio.mel import log_mel
 from clvp.sampling import EngineConfig, SamplingParams
 from pipeline.audio import AudioToMels
 from pipeline.sample import OUTPUT, Sampler, _LatestUsed
