@@ -47,10 +47,11 @@ demo: $(INSTALLED)  ## run the main job on the embedded clips and print the rank
 test: $(INSTALLED_TEST)  ## run every test
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(INSTALLED_TEST)  ## the quick loop: style, types, fast tests
+check: $(INSTALLED_TEST)  ## the quick loop: style, types, imports, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(INSTALLED_TEST)  ## run the benchmarks and print their figures
@@ -61,5 +62,5 @@ format: $(INSTALLED_TEST)  ## format the code and sort the imports
 	$(BIN)/ruff format .
 
 clean:  ## remove caches and results, keep .venv
-	rm -rf build dist *.egg-info demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info demo-output bench-output .*_cache .hypothesis
 	find clvp pipeline jobs tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import filesystem
+from pipeline import storage
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import RunError
-from pipeline.output import OutputFolder
-from pipeline.publish import REJECTED_FILE, RETRIED
-from pipeline.weights import Checkpoint
+from pipeline.output.folder import OutputFolder
+from pipeline.output.publish import REJECTED_FILE, RETRIED
 
 SCHEMA_VERSION = 2
 NAME = "run.json"
@@ -46,7 +46,7 @@ def describe(
         "columns": {field.name: str(field.type) for field in columns},
         ENGINE: None,
         "about": {
-            "manifest": [public(filesystem.absolute(uri)) for uri in manifest],
+            "manifest": [public(storage.absolute(uri)) for uri in manifest],
             "model": public(checkpoint.location),
             "extended": extended,
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -60,10 +60,10 @@ def describe(
 def read_description(output: OutputFolder) -> Description | None:
     """What `run.json` holds, None where there is none. Raises RunError when it is damaged."""
     uri = output.file("", NAME)
-    if not filesystem.exists(uri):
+    if not storage.exists(uri):
         return None
     try:
-        value = json.loads(filesystem.read_bytes(uri))
+        value = json.loads(storage.read_bytes(uri))
     except ValueError as error:
         raise RunError(f"{uri} is damaged ({error}): restore it, or use another output") from error
     if not isinstance(value, dict):
@@ -124,7 +124,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def public(uri: str) -> str:
     """Without the query of an object store's URI, which may hold credentials."""
-    return uri if filesystem.is_local(uri) else uri.partition("?")[0]
+    return uri if storage.is_local(uri) else uri.partition("?")[0]
 
 
 def write(output: OutputFolder, description: Description) -> None:

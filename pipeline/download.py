@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from pipeline import filesystem, node_cache
+from pipeline import node_cache, storage
 
 PIECE_BYTES = 64 << 20  # Arrow makes a request of every read
 
@@ -27,7 +27,7 @@ class RemoteFolder:
     @classmethod
     def open(cls, uri: str) -> "RemoteFolder":
         """List a folder. Raises OSError or ArrowException where there is none."""
-        source, path = filesystem.resolve(uri)
+        source, path = storage.resolve(uri)
         infos = source.get_file_info(pafs.FileSelector(path, recursive=True))
         files = {info.path[len(path) :].lstrip("/"): info for info in infos if info.is_file}
         states = sorted((name, info.size, info.mtime_ns or 0) for name, info in files.items())

@@ -10,11 +10,11 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import filesystem
+from pipeline import storage
 from pipeline.description import ENGINE, Description, differences, read_description, write
 from pipeline.errors import RunError
-from pipeline.output import OutputFolder
-from pipeline.stored_candidates import StoredCandidates, open_stored
+from pipeline.output.folder import OutputFolder
+from pipeline.output.stored_candidates import StoredCandidates, open_stored
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Extended:
 
 def check_extendable(source: str, output: OutputFolder, now: Description) -> Extended:
     """The run in `source`, if a run described by `now` can extend it; else RunError says why not."""
-    folder = OutputFolder(filesystem.absolute(source))
+    folder = OutputFolder(storage.absolute(source))
     before = read_description(folder)
     if before is None:
         raise RunError(f"{folder.uri} holds no run to extend: there is no run.json in it")

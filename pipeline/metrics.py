@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline import filesystem
+from pipeline import storage
 
 FOLDER = "metrics"
 SUFFIX = ".jsonl"
@@ -57,8 +57,8 @@ class MetricsLog:
 
     def __init__(self, output: str, seconds: float = 10.0) -> None:
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(4).hex()}{SUFFIX}"
-        self.uri = filesystem.join(filesystem.join(output, FOLDER), name)
-        self._scratch = filesystem.join(output, "_scratch")
+        self.uri = storage.join(storage.join(output, FOLDER), name)
+        self._scratch = storage.join(output, "_scratch")
         self._seconds = seconds
         self._lines: list[str] = []
         self._written = 0.0  # the last sample's elapsed_s
@@ -75,7 +75,7 @@ class MetricsLog:
             self._seconds *= 2
         self._lines.append(json.dumps(asdict(sample)) + "\n")
         self._written = sample.elapsed_s
-        filesystem.write_atomically(self.uri, "".join(self._lines).encode(), self._scratch)
+        storage.write_atomically(self.uri, "".join(self._lines).encode(), self._scratch)
 
 
 def read_sessions(output: str) -> list[Session]:
@@ -83,10 +83,10 @@ def read_sessions(output: str) -> list[Session]:
 
     Lines that are no sample are counted and left out.
     """
-    folder = filesystem.join(output, FOLDER)
+    folder = storage.join(output, FOLDER)
     sessions = []
-    for name in filesystem.list_names(folder, SUFFIX):
-        lines = filesystem.read_bytes(filesystem.join(folder, name)).splitlines()
+    for name in storage.list_names(folder, SUFFIX):
+        lines = storage.read_bytes(storage.join(folder, name)).splitlines()
         samples = [parse_line(line) for line in lines if line.strip()]
         good = sorted((item for item in samples if item is not None), key=lambda item: item.elapsed_s)
         sessions.append(Session(good, len(samples) - len(good)))

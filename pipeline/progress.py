@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from pipeline.columns import TOKENS_PER_SECOND
-from pipeline.envelope import Timing
 from pipeline.metrics import Sample
+from pipeline.rows.columns import TOKENS_PER_SECOND
+from pipeline.stream.envelope import Timing
 
 
 @dataclass

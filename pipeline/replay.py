@@ -16,19 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clvp.sampling import EngineConfig
-from pipeline import filesystem
-from pipeline.cluster import Cluster
+from pipeline import storage
+from pipeline.checkpoint import describe_checkpoint, fetch
 from pipeline.description import ENGINE, Description, describe, differences, read_description
 from pipeline.errors import RunError
-from pipeline.manifest import open_manifest
-from pipeline.output import OutputFolder
-from pipeline.payloads import AUDIO_PAYLOAD
-from pipeline.plan import make_plan
-from pipeline.sample import Sampler
-from pipeline.scan import scan
+from pipeline.output.folder import OutputFolder
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import make_plan
+from pipeline.rows.scan import scan
 from pipeline.settings import ExecutionSettings, ResultSettings
 from pipeline.stages import Work, preparation
-from pipeline.weights import describe_checkpoint, fetch
+from pipeline.stages.sample import Sampler
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Replayer:
     """
 
     def __init__(self, output: str, sources: Sources = Sources(), torch_threads: int | None = None) -> None:
-        self.output = OutputFolder(filesystem.absolute(output))
+        self.output = OutputFolder(storage.absolute(output))
         before = read_description(self.output)
         if before is None or "ResultSettings" not in before.get("settings", {}):
             raise RunError(f"{self.output.uri} holds no run that sampled: no run.json with its settings")
@@ -126,7 +125,6 @@ class Replayer:
             self.checkpoint,
             self.output,
             self.execution,
-            Cluster(0, 0),
             self.settings.model,
             self.settings.scoring,
             self.settings,
@@ -180,7 +178,7 @@ def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:
 def _matching(output: OutputFolder, folder: str, row_id: str) -> Iterator[pa.Table]:
     """The row in each row group that has it."""
     for name in output.parquet_files(folder):
-        source, path = filesystem.resolve(output.file(folder, name))
+        source, path = storage.resolve(output.file(folder, name))
         with source.open_input_file(path) as stream:
             parquet = pq.ParquetFile(stream)
             for group in range(parquet.num_row_groups):

@@ -10,33 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from clvp import ClvpConfig
-from pipeline import filesystem, graph
-from pipeline.autoscaler import launcher_gpus
-from pipeline.cluster import Cluster, connected
-from pipeline.description import (
-    ENGINE,
-    Description,
-    describe,
-    read_description,
-    settle,
-    settle_engine,
-)
+from pipeline import storage
+from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
+from pipeline.description import ENGINE, Description, describe, read_description, settle, settle_engine
 from pipeline.errors import RunError
 from pipeline.extend import Extended, check_extendable
-from pipeline.lock import Check, exclusive
-from pipeline.manifest import Manifest, open_manifest
 from pipeline.metrics import MetricsLog
-from pipeline.output import OutputFolder
-from pipeline.passes import reports
-from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
-from pipeline.plan import rejected_rows, select_rows
+from pipeline.output.folder import OutputFolder
+from pipeline.output.lock import Check, exclusive
+from pipeline.output.publish import drop_parts, forget_failures, past_attempts, publish_rejected, recover
+from pipeline.output.publisher import Publisher
 from pipeline.progress import Progress, Totals
-from pipeline.publish import drop_parts, forget_failures, past_attempts, publish_rejected, recover
-from pipeline.publisher import Publisher
-from pipeline.scan import RowIndex, scan
+from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
+from pipeline.rows.plan import rejected_rows, select_rows
+from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, ScoringSettings
 from pipeline.stages import Work
-from pipeline.weights import Checkpoint, describe_checkpoint, fetch
+from pipeline.stream.autoscaler import launcher_gpus
+from pipeline.stream.cluster import Cluster, connected
+from pipeline.stream.retry import reports
+from pipeline.stream.stream import rows_per_block
 
 RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of blocks goes
 
@@ -117,7 +111,7 @@ def rank_again(
 
     Raises RunError when `source` holds no run.
     """
-    folder = OutputFolder(filesystem.absolute(source))
+    folder = OutputFolder(storage.absolute(source))
     description = read_description(folder)
     if description is None:
         raise RunError(f"{folder.uri} holds no run: there is no run.json in it")
@@ -128,7 +122,7 @@ def rank_again(
 
 
 def _run(job: Job, recipe: Recipe, execution: ExecutionSettings) -> Summary:
-    output = OutputFolder(filesystem.absolute(job.output))
+    output = OutputFolder(storage.absolute(job.output))
     opened = open_manifest(job.manifest, recipe.payload)
     checkpoint = describe_checkpoint(job.model)
     check_model(checkpoint, recipe)
@@ -198,13 +192,12 @@ class _Session:
         publisher: Publisher,
     ) -> None:
         cluster = Cluster.current(self.execution.gpus or launcher_gpus())
-        size = graph.rows_per_block(self.execution, self.recipe.num_candidates, cluster, len(todo))
+        size = rows_per_block(self.execution, self.recipe.num_candidates, cluster, len(todo))
         work = Work(
             manifest,
             self.checkpoint,
             self.output,
             self.execution,
-            cluster,
             self.recipe.loading,
             self.recipe.scoring,
             self.recipe.synthesis,
@@ -216,7 +209,7 @@ class _Session:
         metrics = MetricsLog(self.output.uri, self.execution.report_seconds)
         progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")
         with progress, _last_sample(metrics, progress, cluster):
-            for timings, report in reports(work, index, todo, size, progress.note):
+            for timings, report in reports(work, cluster, index, todo, size, progress.note):
                 self.check()
                 if report["engine"] is not None:
                     settle_engine(self.output, self.description, json.loads(report["engine"]))

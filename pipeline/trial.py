@@ -20,25 +20,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from pipeline import filesystem, graph
-from pipeline.autoscaler import launcher_gpus
-from pipeline.cluster import Cluster, connected
-from pipeline.envelope import Timing
+from pipeline import storage
+from pipeline.checkpoint import describe_checkpoint
 from pipeline.errors import ManifestError, RunError
 from pipeline.forecast import Fleet, Trial, TrialBlock
-from pipeline.manifest import open_manifest
-from pipeline.output import OutputFolder, encode_parquet
-from pipeline.passes import reports
-from pipeline.payloads import AUDIO_PAYLOAD
-from pipeline.plan import select_rows
+from pipeline.output.folder import OutputFolder, encode_parquet
+from pipeline.output.publish import publish
 from pipeline.progress import Progress
-from pipeline.publish import publish
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import select_rows
+from pipeline.rows.scan import RowIndex, scan
 from pipeline.run import Recipe, check_model
-from pipeline.scan import RowIndex, scan
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings
 from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS, Work
+from pipeline.stream.autoscaler import launcher_gpus
+from pipeline.stream.cluster import Cluster, connected
+from pipeline.stream.envelope import Timing
+from pipeline.stream.retry import reports
+from pipeline.stream.stream import WRITE_CPUS, rows_per_block
 from pipeline.trial_rows import choose_rows
-from pipeline.weights import describe_checkpoint
 
 BLOCKS_PER_SAMPLER = 8
 WARM_AFTER = 3  # a worker that had as many blocks of a stage was still warming up in the first
@@ -87,14 +88,13 @@ def run_trial(
             )
         fleet = planned_fleet(cluster, execution, gpus)
         wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
-        size = graph.rows_per_block(execution, settings.num_candidates, wanted, len(todo))
+        size = rows_per_block(execution, settings.num_candidates, wanted, len(todo))
         at_hand = _at_hand(execution, cluster)
         work = Work(
             opened,
             checkpoint,
             output,
             at_hand,
-            cluster,
             settings.model,
             settings.scoring,
             settings,
@@ -105,7 +105,7 @@ def run_trial(
         blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * samplers
         chosen = choose_rows(opened, index, todo, size, blocks)
         started = time.perf_counter()
-        measured, startup = _run_blocks(work, index, chosen, size)
+        measured, startup = _run_blocks(work, cluster, index, chosen, size)
         seconds = time.perf_counter() - started
     trial = Trial(len(todo), measured, startup)
     return Trialled(trial, fleet, cluster, len(index.ids) - len(todo), seconds)
@@ -157,25 +157,25 @@ def planned_fleet(cluster: Cluster, execution: ExecutionSettings, gpus: int | No
         reserved += workers[name] * arguments["num_cpus"]
     if gpus is None:
         free = max(cluster.cpus - reserved, cluster.task_cpus)
-        workers |= {"prepare": free / cluster.task_cpus, "write": free / graph.WRITE_CPUS}
+        workers |= {"prepare": free / cluster.task_cpus, "write": free / WRITE_CPUS}
     return Fleet(workers, wanted.gpus or cluster.cpus, bool(wanted.gpus))
 
 
 @contextmanager
 def _scratch_output(scratch: str | None) -> Iterator[OutputFolder]:
     """A new folder, deleted afterwards."""
-    parent = filesystem.absolute(scratch or tempfile.gettempdir())
-    output = OutputFolder(filesystem.join(parent, f"clvp-trial-{uuid.uuid4().hex}"))
+    parent = storage.absolute(scratch or tempfile.gettempdir())
+    output = OutputFolder(storage.join(parent, f"clvp-trial-{uuid.uuid4().hex}"))
     try:
         yield output
     finally:
-        source, path = filesystem.resolve(output.uri)
+        source, path = storage.resolve(output.uri)
         with suppress(FileNotFoundError):
             source.delete_dir(path)
 
 
 def _run_blocks(
-    work: Work, index: RowIndex, rows: np.ndarray, size: int
+    work: Work, cluster: Cluster, index: RowIndex, rows: np.ndarray, size: int
 ) -> tuple[tuple[TrialBlock, ...], float]:
     """The blocks of the rows at these positions, and the seconds until the first, without its own."""
     finished: list[tuple[tuple[Timing, ...], dict[str, Any]]] = []
@@ -183,7 +183,7 @@ def _run_blocks(
     progress = Progress(len(rows), work.execution.report_seconds)
     progress.note(f"a trial of {len(rows):,} rows in blocks of up to {size}")
     with progress:
-        for timings, report in reports(work, index, rows, size, progress.note):
+        for timings, report in reports(work, cluster, index, rows, size, progress.note):
             if not finished:
                 startup = max(progress.elapsed - sum(timing.seconds for timing in timings), 0.0)
             finished.append((timings, report))

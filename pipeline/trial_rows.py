@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.manifest import Manifest, open_file
-from pipeline.plan import make_plan
-from pipeline.scan import RowIndex
+from pipeline.rows.manifest import Manifest, open_file
+from pipeline.rows.plan import make_plan
+from pipeline.rows.scan import RowIndex
 
 MAX_TEXTS = 5_000_000  # of Parquet manifests, that are read for their lengths
 

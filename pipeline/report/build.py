@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline import filesystem
+from pipeline import storage
 from pipeline.metrics import read_sessions
 from pipeline.report.best_of_n import BestOfN
 from pipeline.report.flags import write_flags
@@ -50,14 +50,14 @@ def write_report(
     figures = build_figures(stored, totals, failures, model, datetime.now(UTC))
     folder = stored.uri
     written = Written(
-        filesystem.absolute(html) if html else filesystem.join(folder, "report.html"),
-        filesystem.absolute(json_file) if json_file else filesystem.join(folder, "report.json"),
+        storage.absolute(html) if html else storage.join(folder, "report.html"),
+        storage.absolute(json_file) if json_file else storage.join(folder, "report.json"),
         write_flags(stored, model) if flags else None,
         figures,
     )
     text = json.dumps(figures, indent=1, allow_nan=False, ensure_ascii=False)
     for uri, content in ((written.html, render_page(figures)), (written.json, text)):
-        filesystem.write_atomically(uri, content.encode("utf-8", "replace"), filesystem.parent(uri))
+        storage.write_atomically(uri, content.encode("utf-8", "replace"), storage.parent(uri))
     return written
 
 
@@ -111,7 +111,7 @@ def build_figures(
 
 def shown_uri(uri: str) -> str:
     """A path or URI without the connection options and credentials that it may carry."""
-    if filesystem.scheme_of(uri) is None:
+    if storage.scheme_of(uri) is None:
         return uri
     return re.sub("(?<=://)[^/@]*@", "", uri.partition("?")[0])
 

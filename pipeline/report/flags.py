@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import filesystem, quality
+from pipeline import storage
+from pipeline.report import unusual
 from pipeline.report.pace import PaceModel
 from pipeline.report.stored import Rows, StoredOutput
+from pipeline.rows import token_measures
 
 FOLDER = "flags"
 
@@ -36,28 +38,28 @@ def write_flags(stored: StoredOutput, model: PaceModel) -> str:
 
     `model` is what is usual in this run. Raises RunError when a data file cannot be read.
     """
-    folder = filesystem.join(stored.uri, FOLDER)
-    scratch = filesystem.join(stored.uri, "_scratch")
+    folder = storage.join(stored.uri, FOLDER)
+    scratch = storage.join(stored.uri, "_scratch")
     names = []
     for file in stored.data_files():
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, FLAGS, compression="zstd") as writer:
             for rows in stored.rows_of(file):
                 writer.write_table(flag_table(rows, model))
-        names.append(filesystem.name_of(file))
-        filesystem.write_atomically(filesystem.join(folder, names[-1]), sink.getvalue(), scratch)
-    stale = set(filesystem.list_names(folder, ".parquet")) - set(names)
-    filesystem.delete_files([filesystem.join(folder, name) for name in stale])
+        names.append(storage.name_of(file))
+        storage.write_atomically(storage.join(folder, names[-1]), sink.getvalue(), scratch)
+    stale = set(storage.list_names(folder, ".parquet")) - set(names)
+    storage.delete_files([storage.join(folder, name) for name in stale])
     return folder
 
 
 def flag_table(rows: Rows, model: PaceModel) -> pa.Table:
     """FLAGS for the candidates of a batch of rows."""
     owners = rows.owners
-    characters = np.array([quality.count_characters(text) for text in rows.texts], np.int64)[owners]
+    characters = np.array([token_measures.count_characters(text) for text in rows.texts], np.int64)[owners]
     z = model.z(rows, characters)
-    flags = quality.token_flags(rows.finished, rows.num_tokens, rows.longest_run, rows.repeated_ngrams)
-    flags["unusual_duration"] = np.abs(np.nan_to_num(z)) > quality.OUTLIER_Z
+    flags = unusual.token_flags(rows.finished, rows.num_tokens, rows.longest_run, rows.repeated_ngrams)
+    flags["unusual_duration"] = np.abs(np.nan_to_num(z)) > unusual.OUTLIER_Z
     columns = {
         "id": pa.array(rows.ids, pa.string()).take(pa.array(owners)),
         "candidate": pa.array(rows.candidate, pa.int16()),

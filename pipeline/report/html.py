@@ -7,16 +7,11 @@ keeps the page from loading or running anything even so.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.quality import LONG_RUN, NGRAM, OUTLIER_Z, REPEATED_SHARE
-from pipeline.report.plots import (
-    best_of_n_plot,
-    duration_plots,
-    score_plot,
-    throughput_plot,
-    token_plots,
-)
+from pipeline.report.plots import best_of_n_plot, duration_plots, score_plot, throughput_plot, token_plots
 from pipeline.report.style import STYLE
 from pipeline.report.text import escape, hours, integer, number, percent, plain, seconds
+from pipeline.report.unusual import LONG_RUN, OUTLIER_Z, REPEATED_SHARE
+from pipeline.rows.token_measures import NGRAM
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 FAILURES_SHOWN = 30

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.quality import BANDS_PER_OCTAVE, OUTLIER_Z, length_bands, robust_deviation, z_scores
 from pipeline.report.histogram import Histogram
 from pipeline.report.stored import Rows
 from pipeline.report.totals import CELLS_PER_OCTAVE, RunTotals, pace, share
+from pipeline.report.unusual import BANDS_PER_OCTAVE, OUTLIER_Z, length_bands, robust_deviation, z_scores
 
 MIN_BAND = 50  # candidates; a band with fewer borrows from those beside it
 

@@ -5,16 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.bars import Series, histogram_chart
-from pipeline.report.charts import (
-    Line,
-    cell,
-    chart,
-    empty_card,
-    line_chart,
-    linear_axis,
-    log2_axis,
-    segments,
-)
+from pipeline.report.charts import Line, cell, chart, empty_card, line_chart, linear_axis, log2_axis, segments
 from pipeline.report.text import integer, number, percent, seconds
 
 TIME_UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (86_400.0, "days"))

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import filesystem, quality
-from pipeline.columns import ID, TEXT
+from pipeline import storage
 from pipeline.errors import RunError
+from pipeline.rows.columns import ID, TEXT
+from pipeline.rows.token_measures import longest_runs, repeated_ngram_shares
 
 DESCRIPTION = "run.json"
 MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
@@ -69,19 +70,19 @@ class StoredOutput:
     """
 
     def __init__(self, output: str) -> None:
-        self.uri = filesystem.absolute(output)
+        self.uri = storage.absolute(output)
         folders = ("data", "errors", "_parts")
-        written = any(filesystem.list_names(self._folder(name), ".parquet") for name in folders)
-        if not written and not filesystem.exists(filesystem.join(self.uri, DESCRIPTION)):
+        written = any(storage.list_names(self._folder(name), ".parquet") for name in folders)
+        if not written and not storage.exists(storage.join(self.uri, DESCRIPTION)):
             raise RunError(f"{self.uri} holds no run: no {DESCRIPTION}, data or errors are in it")
 
     def description(self) -> Any:
         """What `run.json` holds; None where there is none or it is no JSON."""
-        uri = filesystem.join(self.uri, DESCRIPTION)
-        if not filesystem.exists(uri):
+        uri = storage.join(self.uri, DESCRIPTION)
+        if not storage.exists(uri):
             return None
         try:
-            return json.loads(filesystem.read_bytes(uri))
+            return json.loads(storage.read_bytes(uri))
         except (ValueError, RecursionError):
             return None
 
@@ -116,11 +117,11 @@ class StoredOutput:
             yield _rows(batch, file, unpublished=False)
 
     def _folder(self, name: str) -> str:
-        return filesystem.join(self.uri, name)
+        return storage.join(self.uri, name)
 
     def _files(self, folder: str) -> list[str]:
-        names = filesystem.list_names(self._folder(folder), ".parquet")
-        return [filesystem.join(self._folder(folder), name) for name in names]
+        names = storage.list_names(self._folder(folder), ".parquet")
+        return [storage.join(self._folder(folder), name) for name in names]
 
     def _ids(self, file: str) -> Iterator[str]:
         for batch in self._batches(file, required=False, names=["id"]):
@@ -130,7 +131,7 @@ class StoredOutput:
         self, file: str, required: bool, names: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Record batches of a file; none when it is gone and not `required`: its rows were published."""
-        source, path = filesystem.resolve(file)
+        source, path = storage.resolve(file)
         try:
             with source.open_input_file(path) as stream:
                 parquet = pq.ParquetFile(stream)
@@ -228,5 +229,5 @@ def _measures(speech_ids: pa.Array) -> list[np.ndarray]:
     flat = speech_ids.flatten().to_numpy(zero_copy_only=False)
     lengths = _numbers(speech_ids.value_lengths()).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    shares = quality.repeated_ngram_shares(flat, offsets).astype(np.float32)  # as precise as stored ones
-    return [quality.longest_runs(flat, offsets), shares]
+    shares = repeated_ngram_shares(flat, offsets).astype(np.float32)  # as precise as stored ones
+    return [longest_runs(flat, offsets), shares]

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import quality
+from pipeline.report import unusual
 from pipeline.report.best_of_n import BestOfN
 from pipeline.report.histogram import Histogram
 from pipeline.report.stored import Failures, Rows
+from pipeline.rows import token_measures
 
 MAX_BARS = 64
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
@@ -43,11 +44,11 @@ class CandidateTotals:
         self.duration_s.add(rows.duration_s[chosen])
         self.longest_run.add(rows.longest_run[chosen])
         self.repeated_ngrams.add(rows.repeated_ngrams[chosen])
-        flags = quality.token_flags(
+        flags = unusual.token_flags(
             rows.finished[chosen], tokens, rows.longest_run[chosen], rows.repeated_ngrams[chosen]
         )
         self.flags.update({name: int(mask.sum()) for name, mask in flags.items()})
-        paces, bands = pace(rows, characters), quality.length_bands(characters)
+        paces, bands = pace(rows, characters), unusual.length_bands(characters)
         for band in np.unique(bands[chosen]).tolist():
             self.pace.setdefault(band, Histogram()).add(paces[chosen & (bands == band)])
 
@@ -119,7 +120,7 @@ def _record(rows: Rows, row: int, at: int) -> dict[str, Any]:
     return {
         "id": rows.ids[row],
         "text": text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…",
-        "characters": quality.count_characters(text),
+        "characters": token_measures.count_characters(text),
         "candidate": int(rows.candidate[at]),
         "score": float(rows.score[at]),
         "tokens": int(rows.num_tokens[at]),
@@ -152,7 +153,7 @@ class RunTotals:
         """Add a batch of finished rows."""
         self.rows += len(rows.ids)
         self.unpublished += len(rows.ids) if rows.unpublished else 0
-        per_row = np.array([quality.count_characters(text) for text in rows.texts], np.int64)
+        per_row = np.array([token_measures.count_characters(text) for text in rows.texts], np.int64)
         self.text_characters.add(per_row)
         owners = rows.owners
         characters = per_row[owners]
@@ -183,11 +184,11 @@ class RunTotals:
 
     def _add_lists(self, rows: Rows, owners: np.ndarray, characters: np.ndarray, best: np.ndarray) -> None:
         self.low_scores.add(rows, best, owners, -rows.score[best].astype(np.float64))
-        repeats = best[rows.repeated_ngrams[best] >= quality.REPEATED_SHARE]
+        repeats = best[rows.repeated_ngrams[best] >= unusual.REPEATED_SHARE]
         self.repeated.add(rows, repeats, owners, rows.repeated_ngrams[repeats].astype(np.float64))
-        runs = best[rows.longest_run[best] >= quality.LONG_RUN]
+        runs = best[rows.longest_run[best] >= unusual.LONG_RUN]
         self.long_runs.add(rows, runs, owners, rows.longest_run[runs].astype(np.float64))
-        paces, bands = pace(rows, characters), quality.length_bands(characters)
+        paces, bands = pace(rows, characters), unusual.length_bands(characters)
         known = best[np.isfinite(paces[best])]
         for band in np.unique(bands[known]).tolist():
             index = known[bands[known] == band]

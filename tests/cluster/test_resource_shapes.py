@@ -9,11 +9,11 @@ from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-from pipeline.cluster import Cluster
-from pipeline.graph import CLIPS_PER_ROW, MAX_ROWS_PER_BLOCK, WRITE_CPUS
-from pipeline.memory import reading_memory
+from pipeline.rows.memory import reading_memory
 from pipeline.settings import Pool
 from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS
+from pipeline.stream.cluster import Cluster
+from pipeline.stream.stream import CLIPS_PER_ROW, MAX_ROWS_PER_BLOCK, WRITE_CPUS
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30

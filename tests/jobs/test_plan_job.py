@@ -11,8 +11,8 @@ import pytest
 
 from clvp.random_checkpoint import write_random_checkpoint
 from jobs.plan import describe, main
-from pipeline.cluster import Cluster
 from pipeline.forecast import Fleet, Trial, TrialBlock, forecast
+from pipeline.stream.cluster import Cluster
 from pipeline.trial import Trialled
 from tests.pipeline.clips import write_clip, write_jsonl
 

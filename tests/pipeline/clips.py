@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from pipeline.manifest import Manifest, open_manifest
-from pipeline.payloads import AUDIO_PAYLOAD, Payload
-from pipeline.plan import make_plan, select_rows
-from pipeline.read import read_block
-from pipeline.scan import scan
+from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD, Payload
+from pipeline.rows.plan import make_plan, select_rows
+from pipeline.rows.read import read_block
+from pipeline.rows.scan import scan
 
 NO_IDS = pa.chunked_array([], pa.large_string())
 

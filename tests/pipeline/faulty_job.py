@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from jobs import synthesize
 from pipeline import stages
-from pipeline.audio import AudioToMels
-from pipeline.rank import Ranker
-from pipeline.sample import Sampler
+from pipeline.stages.rank import Ranker
+from pipeline.stages.sample import Sampler
+from pipeline.stages.voices import AudioToMels
 
 FAULTS: dict[str, Any] = json.loads(os.environ["FAULTS"])
 

@@ -12,14 +12,14 @@ import pyarrow as pa
 import torch
 
 from clvp.audio.mel import log_mel
-from pipeline.audio import AudioToMels
-from pipeline.manifest import open_manifest
-from pipeline.memory import reading_memory
-from pipeline.payloads import AUDIO_PAYLOAD
-from pipeline.plan import make_plan, rejected_rows, select_rows
-from pipeline.read import read_block
-from pipeline.scan import scan
-from pipeline.validate import TextToTokens
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.memory import reading_memory
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import make_plan, rejected_rows, select_rows
+from pipeline.rows.read import read_block
+from pipeline.rows.scan import scan
+from pipeline.stages.tokens import TextToTokens
+from pipeline.stages.voices import AudioToMels
 
 AUDIO_SECONDS = 6.0
 

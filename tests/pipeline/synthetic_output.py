@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ERROR_TYPE
 from pipeline.metrics import MetricsLog, Sample
-from pipeline.publish import DATA, ERRORS
-from pipeline.quality import QUALITY_FIELDS, SECONDS_PER_TOKEN, quality_columns
-from pipeline.rank import CANDIDATE_TYPE
+from pipeline.output.publish import DATA, ERRORS
+from pipeline.rows.columns import QUALITY_FIELDS
+from pipeline.rows.token_measures import SECONDS_PER_TOKEN, quality_columns
+from pipeline.stages.rank import CANDIDATE_TYPE
 
 MEASURES = [field.name for field in QUALITY_FIELDS]
 PLAIN_FIELDS = [field for field in CANDIDATE_TYPE if field.name not in MEASURES]

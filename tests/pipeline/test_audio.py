@@ -9,8 +9,8 @@ import torchaudio
 
 from clvp import ClvpFeatureExtractor
 from clvp.audio.mel import TORTOISE_MEL_NORMS, log_mel
-from pipeline import audio as audio_stage
-from pipeline.audio import INPUT, OUTPUT, AudioToMels, voice_mels
+from pipeline.stages import voices as audio_stage
+from pipeline.stages.voices import INPUT, OUTPUT, AudioToMels, voice_mels
 from tests.pipeline.clips import read_rows, write_clip, write_jsonl
 
 

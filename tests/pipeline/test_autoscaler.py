@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
-from pipeline.autoscaler import launcher_gpus, most_gpus
+from pipeline.stream.autoscaler import launcher_gpus, most_gpus
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,9 +1,9 @@
 import pytest
 
 from clvp.sampling import EngineConfig
-from pipeline.cluster import Cluster, summary
-from pipeline.graph import rows_per_block
 from pipeline.settings import ExecutionSettings, Pool
+from pipeline.stream.cluster import Cluster, summary
+from pipeline.stream.stream import rows_per_block
 
 
 def test_the_summary_of_an_error_leaves_tracebacks_out() -> None:

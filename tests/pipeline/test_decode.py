@@ -9,9 +9,9 @@ import soundfile
 import torch
 import torchaudio
 
-from pipeline import decode
-from pipeline.decode import SAMPLE_RATE, decode_clip, resample
 from pipeline.errors import RowError
+from pipeline.stages import decode
+from pipeline.stages.decode import SAMPLE_RATE, decode_clip, resample
 from tests.pipeline.clips import chirp, write_clip
 
 FORMATS = {

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 
 from clvp.sampling import SamplingParams
+from pipeline.checkpoint import Checkpoint
 from pipeline.description import describe, differences, read_description, settle, settle_engine
 from pipeline.errors import RunError
-from pipeline.output import OutputFolder
+from pipeline.output.folder import OutputFolder
 from pipeline.replay import from_json
 from pipeline.settings import ExecutionSettings, ResultSettings, ScoringSettings
-from pipeline.weights import Checkpoint
 
 SETTINGS = ResultSettings()
 CHECKPOINT = Checkpoint("/models/a", {"config.json": "aa", "model.safetensors": "bb"})

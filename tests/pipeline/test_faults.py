@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.output import OutputFolder
+from pipeline.output.folder import OutputFolder
 from tests.soak.output import Stored, Watch, check_finished, check_stored, differences, read_stored
 from tests.soak.processes import kill, processes_of, wait_until
 from tests.soak.workload import Run, Workload

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.feed import block_numbers
+from pipeline.stream.stream import block_numbers
 from tests.pipeline.ray_instance import ray_instance
 
 __all__ = ["ray_instance"]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import filesystem
+from pipeline import storage
 
 
 def touch(path: Path) -> None:
@@ -16,7 +16,7 @@ def test_expand_file_folder_and_glob(tmp_path: Path) -> None:
         touch(tmp_path / name)
 
     def names(pattern: str) -> list[str]:
-        found = filesystem.expand(str(tmp_path / pattern), (".csv", ".jsonl"))
+        found = storage.expand(str(tmp_path / pattern), (".csv", ".jsonl"))
         return [os.path.relpath(path, tmp_path) for path in found]
 
     assert names("") == ["a.jsonl", "b.csv", "deep/c.csv", "deep/er/d.csv"]
@@ -33,7 +33,7 @@ def test_expand_file_folder_and_glob(tmp_path: Path) -> None:
 
 def test_expand_takes_a_name_with_brackets_in_a_parent_literally(tmp_path: Path) -> None:
     touch(tmp_path / "a b#c" / "m%20.csv")
-    assert filesystem.expand(str(tmp_path / "a b#c"), (".csv",)) == [str(tmp_path / "a b#c" / "m%20.csv")]
+    assert storage.expand(str(tmp_path / "a b#c"), (".csv",)) == [str(tmp_path / "a b#c" / "m%20.csv")]
 
 
 @pytest.mark.parametrize(
@@ -48,29 +48,29 @@ def test_expand_takes_a_name_with_brackets_in_a_parent_literally(tmp_path: Path)
     ],
 )  # fmt: skip
 def test_join(folder: str, path: str, expected: str) -> None:
-    assert filesystem.join(folder, path) == expected
+    assert storage.join(folder, path) == expected
 
 
 def test_parent_and_name_keep_the_notation() -> None:
-    assert filesystem.parent("/data/m.csv") == "/data"
-    assert filesystem.parent("s3://b/x/m.csv") == "s3://b/x"
-    assert filesystem.parent("s3://b/x/m.csv?scheme=http") == "s3://b/x?scheme=http"
-    assert filesystem.name_of("s3://b/x/m.csv?scheme=http") == "m.csv"
-    assert filesystem.name_of("/data/what?.csv") == "what?.csv"
-    assert filesystem.absolute("file:///data/m.csv") == "/data/m.csv"
+    assert storage.parent("/data/m.csv") == "/data"
+    assert storage.parent("s3://b/x/m.csv") == "s3://b/x"
+    assert storage.parent("s3://b/x/m.csv?scheme=http") == "s3://b/x?scheme=http"
+    assert storage.name_of("s3://b/x/m.csv?scheme=http") == "m.csv"
+    assert storage.name_of("/data/what?.csv") == "what?.csv"
+    assert storage.absolute("file:///data/m.csv") == "/data/m.csv"
 
 
 def test_other_schemes_go_through_fsspec() -> None:
     uri = "memory://folder/a.bin"
-    filesystem.write_atomically(uri, b"abc", "memory://folder/_scratch")
-    assert filesystem.read_bytes(uri) == b"abc"
-    assert filesystem.list_names("memory://folder", ".bin") == ["a.bin"]
+    storage.write_atomically(uri, b"abc", "memory://folder/_scratch")
+    assert storage.read_bytes(uri) == b"abc"
+    assert storage.list_names("memory://folder", ".bin") == ["a.bin"]
 
 
 def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
     target, scratch = tmp_path / "new" / "file", tmp_path / "_scratch"
     for content in (b"first", b"second"):
-        filesystem.write_atomically(str(target), content, str(scratch))
+        storage.write_atomically(str(target), content, str(scratch))
         assert target.read_bytes() == content
     assert os.listdir(target.parent) == ["file"]
     assert os.listdir(scratch) == []
@@ -85,13 +85,13 @@ def test_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        filesystem.write_atomically(str(target), b"new", str(tmp_path / "_scratch"))
+        storage.write_atomically(str(target), b"new", str(tmp_path / "_scratch"))
     assert target.read_bytes() == b"old"
 
 
 def test_delete_and_list_of_what_does_not_exist(tmp_path: Path) -> None:
-    filesystem.delete_files([str(tmp_path / "nothing")])
-    assert filesystem.list_names(str(tmp_path / "nowhere"), "") == []
+    storage.delete_files([str(tmp_path / "nothing")])
+    assert storage.list_names(str(tmp_path / "nowhere"), "") == []
 
 
 def test_links_in_circles_and_what_is_no_file_are_left_out(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_links_in_circles_and_what_is_no_file_are_left_out(tmp_path: Path) -> No
     (tmp_path / "a" / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "a" / "fifo.csv")
     expected = [str(tmp_path / name) for name in ("a/link.csv", "a/m.csv", "b/m.csv")]
-    assert filesystem.expand(str(tmp_path), [".csv"]) == expected
-    assert filesystem.expand(f"{tmp_path}/**/*.csv", [".csv"]) == expected
+    assert storage.expand(str(tmp_path), [".csv"]) == expected
+    assert storage.expand(f"{tmp_path}/**/*.csv", [".csv"]) == expected
     for name in ("a/fifo.csv", "a/folder.csv", "a/self.csv", "a/gone.csv"):
         with pytest.raises(FileNotFoundError, match="no such file, or no"):
-            filesystem.expand(str(tmp_path / name), [".csv"])
+            storage.expand(str(tmp_path / name), [".csv"])

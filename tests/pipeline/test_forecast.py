@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.envelope import Timing
 from pipeline.forecast import Fleet, Forecast, Range, Trial, TrialBlock, forecast, ratio, student_95
+from pipeline.stream.envelope import Timing
 from pipeline.trial import warm_seconds
 
 

@@ -6,10 +6,9 @@ import pyarrow as pa
 import pytest
 
 from clvp.checkpoint import CheckpointError
-from pipeline import guard
-from pipeline.envelope import ENVELOPE, Envelope, Stopped, Timing
 from pipeline.errors import ManifestError, RunError
-from pipeline.guard import guarded, on_table, raise_stopped
+from pipeline.stream.envelope import ENVELOPE, Envelope, Stopped, Timing
+from pipeline.stream.workers import EXIT_DEVICE_LOST, guarded, on_table, raise_stopped
 
 TABLE = pa.table(
     {
@@ -82,7 +81,7 @@ def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
     def end(code: int) -> None:
-        assert code == guard.EXIT_DEVICE_LOST
+        assert code == EXIT_DEVICE_LOST
         raise Ended
 
     def fail(_: pa.Table) -> pa.Table:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decode import SAMPLE_RATE, decode_clip
 from pipeline.errors import RowError
+from pipeline.stages.decode import SAMPLE_RATE, decode_clip
 from tests.pipeline.clips import chirp
 from tests.pipeline.fuzzing import fuzzed, mutated, mutations
 from tests.pipeline.peak_memory import peak_bytes

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ManifestError
-from pipeline.manifest import open_manifest
-from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
-from pipeline.plan import make_plan, rejected_rows, select_rows
-from pipeline.read import read_block
-from pipeline.scan import scan
-from pipeline.validate import Encode, TextToTokens, load_encoder
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
+from pipeline.rows.plan import make_plan, rejected_rows, select_rows
+from pipeline.rows.read import read_block
+from pipeline.rows.scan import scan
+from pipeline.stages.tokens import Encode, TextToTokens, load_encoder
 from tests.pipeline.fuzzing import fuzzed, mutated, mutations
 
 NO_IDS = pa.chunked_array([], pa.large_string())

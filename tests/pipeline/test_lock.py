@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lock
 from pipeline.errors import RunError
-from pipeline.lock import NAME, exclusive
-from pipeline.output import OutputFolder
+from pipeline.output import lock
+from pipeline.output.folder import OutputFolder
+from pipeline.output.lock import NAME, exclusive
 from tests.s3_server import S3Server
 
 HOLD = """
 import sys, time
-from pipeline.lock import exclusive
-from pipeline.output import OutputFolder
+from pipeline.output.lock import exclusive
+from pipeline.output.folder import OutputFolder
 with exclusive(OutputFolder(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

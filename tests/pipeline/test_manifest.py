@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest_text
 from pipeline.errors import ManifestError
-from pipeline.manifest import open_manifest
-from pipeline.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD
-from pipeline.scan import scan
+from pipeline.rows import manifest_text
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD
+from pipeline.rows.scan import scan
 from tests.pipeline.clips import read_rows, write_jsonl
 
 ROWS = [{"id": f"00{i}", "text": f"Text, “{i}”\nover two lines", "audio": f"clips/{i}.wav"} for i in range(7)]

@@ -13,12 +13,10 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import filesystem
-from pipeline.columns import CANDIDATE_TYPE
+from pipeline import storage
 from pipeline.errors import RowError
-from pipeline.output import INPUT, REPORT, BlockWriter, OutputFolder
-from pipeline.plan import Rejected
-from pipeline.publish import (
+from pipeline.output.folder import OutputFolder
+from pipeline.output.publish import (
     Recovered,
     forget_failures,
     past_attempts,
@@ -26,6 +24,9 @@ from pipeline.publish import (
     publish_rejected,
     recover,
 )
+from pipeline.rows.columns import CANDIDATE_TYPE
+from pipeline.rows.plan import Rejected
+from pipeline.stages.write import INPUT, REPORT, BlockWriter
 from tests.s3_server import S3Server
 
 ENGINE = '{"device": "cpu"}'
@@ -208,8 +209,8 @@ def test_killed_while_publishing(local: OutputFolder, moment: int, monkeypatch: 
             counted(os.remove)(uri)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem, "write_atomically", counted(filesystem.write_atomically))
-        patch.setattr(filesystem, "delete_files", delete_one_by_one)
+        patch.setattr(storage, "write_atomically", counted(storage.write_atomically))
+        patch.setattr(storage, "delete_files", delete_one_by_one)
         killed = False
         try:
             publish(local, parts)

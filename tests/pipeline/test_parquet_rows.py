@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import parquet_rows
-from pipeline.memory import PIECE_ROWS
-from pipeline.parquet_rows import OPEN_READERS, row_batches
+from pipeline.rows import parquet_rows
+from pipeline.rows.memory import PIECE_ROWS
+from pipeline.rows.parquet_rows import OPEN_READERS, row_batches
 
 GROUP = 700  # rows
 TABLE = pa.table(

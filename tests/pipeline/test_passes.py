@@ -9,13 +9,20 @@ import pyarrow as pa
 import pytest
 import ray
 
-from pipeline import passes
-from pipeline.envelope import Envelope
 from pipeline.errors import RunError
-from pipeline.output import part_name
-from pipeline.passes import DEATHS_BEFORE_GIVING_UP, MAX_ROWS_ALONE, MIN_LOST_BLOCKS, ROWS_ALONE, reports
-from pipeline.plan import Plan
-from pipeline.scan import LOCATION, RowIndex
+from pipeline.rows.plan import Plan
+from pipeline.rows.scan import LOCATION, RowIndex
+from pipeline.stages.write import part_name
+from pipeline.stream import retry
+from pipeline.stream.cluster import Cluster
+from pipeline.stream.envelope import Envelope
+from pipeline.stream.retry import (
+    DEATHS_BEFORE_GIVING_UP,
+    MAX_ROWS_ALONE,
+    MIN_LOST_BLOCKS,
+    ROWS_ALONE,
+    reports,
+)
 
 
 def index_of(count: int) -> RowIndex:
@@ -38,13 +45,13 @@ class FakeRay:
         self.sizes: list[int] = []  # of the blocks of each pass
         self.alone: list[tuple[list[int], int | None]] = []
         for name in ("stream", "block_reports", "preparation", "rows_alone"):
-            monkeypatch.setattr(passes, name, getattr(self, name))
+            monkeypatch.setattr(retry, name, getattr(self, name))
         self.notes: list[str] = []
 
     def preparation(self, work: Any) -> None:
         pass
 
-    def stream(self, work: Any, plan: Plan, recipe: Any) -> Plan:
+    def stream(self, work: Any, cluster: Any, plan: Plan, recipe: Any) -> Plan:
         return plan
 
     def block_reports(self, plan: Plan, lost_blocks: int) -> Iterator[tuple[Envelope, dict[str, Any]]]:
@@ -64,7 +71,7 @@ class FakeRay:
                 yield Envelope(number), {"part": part_name([f"r{row}" for row in rows]), "rows": rows}
 
     def rows_alone(
-        self, work: Any, recipe: Any, index: RowIndex, todo: np.ndarray, most_deaths: int | None
+        self, work: Any, _: Any, recipe: Any, index: RowIndex, todo: np.ndarray, most_deaths: int | None
     ) -> Iterator[tuple[tuple[()], dict[str, Any]]]:
         self.alone.append((todo.tolist(), most_deaths))
         for row in todo.tolist():
@@ -74,7 +81,7 @@ class FakeRay:
         """Rows in the order in which they came to an end."""
         todo = np.arange(count)
         work: Any = SimpleNamespace()
-        found = reports(work, index_of(count), todo, size, self.notes.append)
+        found = reports(work, Cluster(0, 0), index_of(count), todo, size, self.notes.append)
         return [row for _, report in found for row in report["rows"]]
 
 
@@ -117,10 +124,10 @@ def test_a_pass_that_loses_a_tenth_ends_early_and_the_next_goes_on(monkeypatch: 
     deadly = set(range(0, 3000))
     fake = FakeRay(monkeypatch, deadly)
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "MIN_LOST_BLOCKS", 2)
+        patch.setattr(retry, "MIN_LOST_BLOCKS", 2)
         order = np.r_[3000:6000, 0:3000]
         work: Any = SimpleNamespace()
-        found = reports(work, index_of(6000), order, 16, fake.notes.append)
+        found = reports(work, Cluster(0, 0), index_of(6000), order, 16, fake.notes.append)
         rows = [row for _, report in found for row in report["rows"]]
     assert sorted(rows) == list(range(6000))
     assert fake.sizes == [16, 4, 1]

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import plan as planning
 from pipeline.errors import RowError
-from pipeline.manifest import Manifest, open_manifest
-from pipeline.payloads import AUDIO_PAYLOAD
-from pipeline.plan import make_plan, rejected_rows, select_rows
-from pipeline.read import read_block
-from pipeline.scan import LOCATION, RowIndex, scan
+from pipeline.rows import plan as planning
+from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import make_plan, rejected_rows, select_rows
+from pipeline.rows.read import read_block
+from pipeline.rows.scan import LOCATION, RowIndex, scan
 from tests.pipeline.clips import NO_IDS, write_jsonl
 
 

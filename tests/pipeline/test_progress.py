@@ -1,8 +1,8 @@
 import io
 import time
 
-from pipeline.envelope import Timing
 from pipeline.progress import Progress, Totals, format_seconds
+from pipeline.stream.envelope import Timing
 
 REPORT = {
     **{"part": "x", "num_bytes": 10, "rows": 3, "failed": 1, "candidates": 48},

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import quality
-from pipeline.columns import TOKENS_PER_SECOND
+from pipeline.report import unusual
+from pipeline.rows import token_measures
+from pipeline.rows.columns import QUALITY_FIELDS, TOKENS_PER_SECOND
 
 # Few different tokens, so that runs and repetitions occur; the largest one needs all 16 bits.
 SEQUENCES = st.lists(st.lists(st.sampled_from([0, 1, 83, 65_535]), max_size=30), max_size=8)
@@ -33,32 +34,34 @@ def repeated_share(tokens: Sequence[int]) -> float:
 
 @given(SEQUENCES)
 def test_longest_runs(sequences: list[list[int]]) -> None:
-    assert quality.longest_runs(*flattened(sequences)).tolist() == [longest_run(row) for row in sequences]
+    assert token_measures.longest_runs(*flattened(sequences)).tolist() == [
+        longest_run(row) for row in sequences
+    ]
 
 
 @given(SEQUENCES | SMALL_SEQUENCES)
 def test_repeated_ngrams(sequences: list[list[int]]) -> None:
     expected = [repeated_share(row) for row in sequences]
-    assert quality.repeated_ngram_shares(*flattened(sequences)) == pytest.approx(expected, abs=1e-12)
+    assert token_measures.repeated_ngram_shares(*flattened(sequences)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_repeated_ngrams_of_more_sequences_than_fit_one_sort() -> None:
     random = np.random.default_rng(0)
     sequences = [random.choice([5, 8193], size=random.integers(0, 60)).tolist() for _ in range(700)]
     expected = [repeated_share(row) for row in sequences]
-    assert quality.repeated_ngram_shares(*flattened(sequences)) == pytest.approx(expected, abs=1e-12)
+    assert token_measures.repeated_ngram_shares(*flattened(sequences)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_measures_of_a_part_of_a_longer_array() -> None:
     flat, offsets = flattened([[7] * 9, [1, 2, 3, 4] * 3, [5], [6] * 8])
-    assert quality.longest_runs(flat, offsets[1:4]).tolist() == [1, 1]
-    assert quality.repeated_ngram_shares(flat, offsets[1:4]) == pytest.approx([1 - 4 / 9, 0])
+    assert token_measures.longest_runs(flat, offsets[1:4]).tolist() == [1, 1]
+    assert token_measures.repeated_ngram_shares(flat, offsets[1:4]) == pytest.approx([1 - 4 / 9, 0])
 
 
 def test_columns_of_a_block_with_a_row_that_failed() -> None:
     tokens: list[list[np.ndarray]] = [[np.array([1, 1, 1, 2]), np.array([])], [], [np.arange(215)]]
-    columns = quality.quality_columns(["ab\u00a0 c\nd", None, ""], tokens)
-    table = pa.table(columns, schema=pa.schema(list(quality.QUALITY_FIELDS)))
+    columns = token_measures.quality_columns(["ab\u00a0 c\nd", None, ""], tokens)
+    table = pa.table(columns, schema=pa.schema(list(QUALITY_FIELDS)))
     assert table.to_pylist() == [
         {"longest_run": 3, "repeated_ngrams": 0.0, "seconds_per_character": pytest.approx(1024 / 22_050)},
         {"longest_run": 0, "repeated_ngrams": 0.0, "seconds_per_character": 0.0},
@@ -71,18 +74,18 @@ def test_columns_of_a_block_with_a_row_that_failed() -> None:
 
 
 def test_columns_of_nothing() -> None:
-    assert [len(column) for column in quality.quality_columns([], [])] == [0, 0, 0]
-    columns = quality.quality_columns([None, "x"], [[], []])
-    assert [column.type for column in columns] == [field.type for field in quality.QUALITY_FIELDS]
+    assert [len(column) for column in token_measures.quality_columns([], [])] == [0, 0, 0]
+    columns = token_measures.quality_columns([None, "x"], [[], []])
+    assert [column.type for column in columns] == [field.type for field in QUALITY_FIELDS]
 
 
 def test_a_candidate_is_measured_the_same_whatever_is_beside_it() -> None:
     random = np.random.default_rng(1)
     texts = ["one", "two words", "and three words"]
     tokens = [[random.integers(0, 3, random.integers(0, 50)) for _ in range(4)] for _ in texts]
-    together = quality.quality_columns(texts, tokens)
+    together = token_measures.quality_columns(texts, tokens)
     alone = [
-        quality.quality_columns([text], [[item]])
+        token_measures.quality_columns([text], [[item]])
         for text, row in zip(texts, tokens, strict=True)
         for item in row
     ]
@@ -91,7 +94,7 @@ def test_a_candidate_is_measured_the_same_whatever_is_beside_it() -> None:
 
 
 def test_the_rate_of_tokens_is_that_of_the_pipeline() -> None:
-    assert pytest.approx(1, rel=1e-15) == quality.SECONDS_PER_TOKEN * TOKENS_PER_SECOND
+    assert pytest.approx(1, rel=1e-15) == token_measures.SECONDS_PER_TOKEN * TOKENS_PER_SECOND
 
 
 @pytest.mark.parametrize(
@@ -99,11 +102,11 @@ def test_the_rate_of_tokens_is_that_of_the_pipeline() -> None:
     [("", 1), ("  \n", 1), ("a b", 2), ("你好 世界", 4), ("a\u2003b\u00a0c", 3), ("…?!", 3)],
 )
 def test_characters(text: str, count: int) -> None:
-    assert quality.count_characters(text) == count
+    assert token_measures.count_characters(text) == count
 
 
 def test_flags_at_their_limits() -> None:
-    flags = quality.token_flags(
+    flags = unusual.token_flags(
         finished=np.array([True, False, True]),
         num_tokens=np.array([0, 500, 9]),
         longest_run=np.array([0, 8, 9]),
@@ -119,20 +122,20 @@ def test_flags_at_their_limits() -> None:
 
 def test_length_bands_begin_at_powers_of_the_root_of_two() -> None:
     characters = np.array([1, 2, 3, 4, 5, 6, 7, 8, 1 << 20])
-    assert quality.length_bands(characters).tolist() == [0, 2, 3, 4, 4, 5, 5, 6, 40]
+    assert unusual.length_bands(characters).tolist() == [0, 2, 3, 4, 4, 5, 5, 6, 40]
 
 
 def test_robust_z_is_that_of_iglewicz_and_hoaglin() -> None:
     values = np.random.default_rng(2).normal(3, 2, 501)
     median = np.median(values)
     expected = 0.6745 * (values - median) / np.median(np.abs(values - median))
-    assert quality.robust_z(values) == pytest.approx(expected, rel=1e-4)
+    assert unusual.robust_z(values) == pytest.approx(expected, rel=1e-4)
 
 
 def test_robust_z_where_most_values_are_equal() -> None:
     values = np.array([5.0] * 9 + [15.0])
     expected = 10 / (1.253_314 * 1.0)  # the mean distance from the median is 1
-    assert quality.robust_z(values) == pytest.approx([0] * 9 + [expected])
-    assert quality.robust_z(np.array([4.0, 4.0])).tolist() == [0, 0]
-    assert quality.robust_z(np.array([4.0])).tolist() == [0]
-    assert quality.robust_z(np.array([])).tolist() == []
+    assert unusual.robust_z(values) == pytest.approx([0] * 9 + [expected])
+    assert unusual.robust_z(np.array([4.0, 4.0])).tolist() == [0, 0]
+    assert unusual.robust_z(np.array([4.0])).tolist() == [0]
+    assert unusual.robust_z(np.array([])).tolist() == []

@@ -7,10 +7,10 @@ import torch
 
 from clvp import ClvpModelForConditionalGeneration
 from clvp.scoring import pad_and_fix_codes, score_candidates
-from pipeline.payloads import SPEECH_PAYLOAD
-from pipeline.rank import OUTPUT, Ranker, Scored, order_candidates
+from pipeline.rows.payloads import SPEECH_PAYLOAD
 from pipeline.settings import ModelSettings, ScoringSettings
-from pipeline.validate import TextToTokens, load_encoder
+from pipeline.stages.rank import OUTPUT, Ranker, Scored, order_candidates
+from pipeline.stages.tokens import TextToTokens, load_encoder
 from tests.pipeline.clips import read_rows, write_jsonl
 
 GENERATOR = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.memory import MIB
+from pipeline.rows.memory import MIB
 from tests.pipeline.clips import write_clip
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.output import OutputFolder
+from pipeline.output.folder import OutputFolder
 from tests.pipeline.synthetic_output import data_table, make_rows
 
 Row = dict[str, Any]

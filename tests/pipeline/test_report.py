@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import quality
 from pipeline.errors import RunError
+from pipeline.report import unusual
 from pipeline.report.build import shown_uri, write_report
 from pipeline.report.stored import Rows, StoredOutput
 from pipeline.report.totals import RunTotals
+from pipeline.rows import token_measures
 from tests.pipeline.synthetic_output import (
     candidate,
     error,
@@ -158,13 +159,13 @@ def exact_z(database: "duckdb.DuckDBPyConnection") -> dict[tuple[str, int], floa
     rows = database.execute(
         "select id, candidate, text, duration_s from candidates where finished"
     ).fetchall()
-    paces = np.log2([duration / quality.count_characters(text) for _, _, text, duration in rows])
-    bands = np.floor(2 * np.log2([quality.count_characters(text) for _, _, text, _ in rows]))
+    paces = np.log2([duration / token_measures.count_characters(text) for _, _, text, duration in rows])
+    bands = np.floor(2 * np.log2([token_measures.count_characters(text) for _, _, text, _ in rows]))
     z = {}
     for band in np.unique(bands):
         chosen = np.flatnonzero(bands == band)
         if len(chosen) >= 50:
-            scores = quality.robust_z(paces[chosen])
+            scores = unusual.robust_z(paces[chosen])
             z.update({rows[i][:2]: score for i, score in zip(chosen, scores.tolist(), strict=True)})
     return z
 
@@ -200,7 +201,10 @@ def test_the_map_holds_every_candidate(figures: Any, database: "duckdb.DuckDBPyC
     rows = database.execute("select text, duration_s from candidates").fetchall()
     expected: dict[tuple[int, int], int] = {}
     for text, duration in rows:
-        key = (math.floor(5 * math.log2(quality.count_characters(text))), math.floor(5 * math.log2(duration)))
+        key = (
+            math.floor(5 * math.log2(token_measures.count_characters(text))),
+            math.floor(5 * math.log2(duration)),
+        )
         expected[key] = expected.get(key, 0) + 1
     assert {(c["characters_log2"], c["duration_log2"]): c["candidates"] for c in cells} == expected
 

@@ -7,10 +7,10 @@ import torch
 
 from clvp.audio.mel import log_mel
 from clvp.sampling import EngineConfig, SamplingParams
-from pipeline.audio import AudioToMels
-from pipeline.sample import OUTPUT, Sampler, _LatestUsed
 from pipeline.settings import ResultSettings
-from pipeline.validate import TextToTokens, load_encoder
+from pipeline.stages.sample import OUTPUT, Sampler, _LatestUsed
+from pipeline.stages.tokens import TextToTokens, load_encoder
+from pipeline.stages.voices import AudioToMels
 from tests.pipeline.clips import read_rows, write_clip, write_jsonl
 
 SETTINGS = ResultSettings(num_candidates=5, sampling=SamplingParams(max_new_tokens=24, seed=7))

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from clvp.sampling import SamplingParams
-from pipeline.cluster import Cluster
 from pipeline.errors import ManifestError, RunError
 from pipeline.forecast import forecast
 from pipeline.run import Job, synthesize
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.stream.cluster import Cluster
 from pipeline.trial import Trialled, planned_fleet, run_trial
 from tests.pipeline.clips import write_clip, write_jsonl
 from tests.pipeline.ray_instance import ray_instance

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import Manifest, open_manifest
-from pipeline.payloads import AUDIO_PAYLOAD
-from pipeline.plan import make_plan
-from pipeline.scan import RowIndex, scan
+from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import make_plan
+from pipeline.rows.scan import RowIndex, scan
 from pipeline.trial_rows import choose_rows, text_sizes
 
 ROWS = 400

@@ -3,8 +3,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from clvp import ClvpTokenizer
-from pipeline.memory import MAX_TEXT_CHARS
-from pipeline.validate import TextToTokens, load_encoder
+from pipeline.rows.memory import MAX_TEXT_CHARS
+from pipeline.stages.tokens import TextToTokens, load_encoder
 from tests.pipeline.clips import read_rows, write_jsonl
 
 

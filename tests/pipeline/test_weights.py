@@ -23,9 +23,9 @@ from clvp import (
     ClvpTokenizer,
 )
 from clvp.checkpoint import CheckpointSource
+from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
 from pipeline.errors import RunError
 from pipeline.node_cache import cache_folder
-from pipeline.weights import Checkpoint, describe_checkpoint, fetch
 from tests.pipeline.s3_relay import Relay, s3_relay
 from tests.s3_server import BUCKET, CREDENTIALS, S3Server, s3_server
 
@@ -190,7 +190,7 @@ AT_ONCE = """
         return digest(file, name)
 
     hashlib.file_digest = slow_digest
-    from pipeline.weights import Checkpoint, fetch
+    from pipeline.checkpoint import Checkpoint, fetch
     print("ready", flush=True)
     sys.stdin.readline()
     print(fetch(Checkpoint(location, files)), flush=True)
@@ -285,7 +285,7 @@ def test_a_cached_hub_id_needs_no_connection(folder: Path, tmp_path: Path, enter
     (repository / "refs" / "main").write_text(commit)
     shutil.copytree(folder, repository / "snapshots" / commit)
     script = """
-        from pipeline.weights import describe_checkpoint, fetch
+        from pipeline.checkpoint import describe_checkpoint, fetch
         described = describe_checkpoint("someone/clvp")
         print(described.location, fetch(described))
     """

@@ -8,7 +8,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipeline.output import OutputFolder
+from pipeline.output.folder import OutputFolder
 from tests.benchmarks.report import command
 from tests.simulation.report import header, steps_table, stream_tables
 from tests.simulation.slow_s3 import slow_s3

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import audio, rank, sample
-from pipeline.columns import CANDIDATE_TYPE, TOKENS_PER_SECOND, offsets_of, replace_columns
-from pipeline.payloads import SAMPLED_TYPE
+from pipeline.rows.columns import CANDIDATE_TYPE, TOKENS_PER_SECOND, offsets_of, replace_columns
+from pipeline.rows.payloads import SAMPLED_TYPE
+from pipeline.stages import rank, sample, voices
 
 MEAN_TOKENS, SPREAD, MOST = 250, 70, 500
 MEL_BYTES = 80 * 517 * 4  # of 6 s of audio
@@ -30,7 +30,7 @@ class StandInAudio:
             pa.array(rows.astype(np.int32)), pa.array(mels, pa.large_binary())
         )
         keys = pa.array([f"{voice:032x}" for voice in rows], pa.string())
-        return replace_columns(table, audio.OUTPUT, {"voice_key": keys, "voice": column})
+        return replace_columns(table, voices.OUTPUT, {"voice_key": keys, "voice": column})
 
 
 class StandInSampler:

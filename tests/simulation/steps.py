@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import open_manifest
-from pipeline.output import BlockWriter, OutputFolder
-from pipeline.payloads import AUDIO_PAYLOAD
-from pipeline.plan import make_plan, select_rows
-from pipeline.publish import publish, recover
-from pipeline.scan import RowIndex, scan
+from pipeline.output.folder import OutputFolder
+from pipeline.output.publish import publish, recover
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import make_plan, select_rows
+from pipeline.rows.scan import RowIndex, scan
+from pipeline.stages.write import BlockWriter
 from tests.simulation.gauge import Gauge
 from tests.simulation.workload import finished_block, write_manifest
 

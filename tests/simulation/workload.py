@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import ID as ID_FIELD
-from pipeline.columns import SOURCE, TEXT, VOICE_KEY
 from pipeline.errors import ERROR
+from pipeline.rows.columns import ID as ID_FIELD
+from pipeline.rows.columns import SOURCE, TEXT, VOICE_KEY
 from pipeline.settings import ResultSettings
 from tests.simulation.stand_ins import StandInRanker, StandInSampler
 

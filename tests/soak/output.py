@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.output import OutputFolder
+from pipeline.output.folder import OutputFolder
 from tests.soak.workload import Workload
 
 

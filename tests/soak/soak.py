@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline import filesystem
-from pipeline.output import OutputFolder
+from pipeline import storage
+from pipeline.output.folder import OutputFolder
 from tests.soak.moments import Kill
 from tests.soak.output import Stored, Watch, check_finished, check_stored, differences, read_stored
 from tests.soak.processes import Process, kill, kill_session, processes_of, wait_until
@@ -101,7 +101,7 @@ class _Soak:
                 time.sleep(moment.delay)
                 return not run.has_ended
             assert time.monotonic() < end, f"{moment}: not reached\n{run.text()}"
-            time.sleep(POLL_SECONDS[filesystem.is_local(self.output.uri)])
+            time.sleep(POLL_SECONDS[storage.is_local(self.output.uri)])
         return False
 
     def _reached(self, moment: Kill, run: Run, before: int) -> Callable[[], bool]:

@@ -1,0 +1,60 @@
+"""The output of a run as a folder.
+
+OUTPUT/run.json           what the run was told, and what its results depend on
+OUTPUT/data/*.parquet     one row per utterance, ranked candidates inside
+OUTPUT/errors/*.parquet   one row per manifest row that failed
+OUTPUT/_parts/            blocks that are finished but not yet published, rows and errors in one file
+OUTPUT/_scratch/          files being written on a local disk
+OUTPUT/_lock              held by the one run at work on the output
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder on a local disk or an object store."""
+
+    uri: str
+
+    def folder(self, name: str) -> str:
+        return storage.join(self.uri, name)
+
+    def file(self, folder: str, name: str) -> str:
+        return storage.join(self.folder(folder), name)
+
+    def write(self, folder: str, name: str, data: bytes | pa.Buffer) -> None:
+        """Write a file whole or not at all; it replaces one of the same name."""
+        storage.write_atomically(self.file(folder, name), data, self.folder("_scratch"))
+
+    def write_table(self, folder: str, name: str, table: pa.Table) -> int:
+        """Write a Parquet file as `write` does; returns its size in bytes."""
+        buffer = encode_parquet(table)
+        self.write(folder, name, buffer)
+        return int(buffer.size)
+
+    def parquet_files(self, folder: str) -> list[str]:
+        """Names of the Parquet files in one of the folders, sorted."""
+        return storage.list_names(self.folder(folder), ".parquet")
+
+    def read_table(self, folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        source, path = storage.resolve(self.file(folder, name))
+        with source.open_input_file(path) as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+
+
+def encode_parquet(table: pa.Table) -> pa.Buffer:
+    """A Parquet file in memory. Row groups stay small enough to be read a few at a time."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group(table, 32 << 20))
+    return sink.getvalue()
+
+
+def rows_per_group(table: pa.Table, num_bytes: int) -> int:
+    """Rows of a row group of about `num_bytes` of Arrow data."""
+    return min(max(1, num_bytes * max(len(table), 1) // max(table.nbytes, 1)), 65_536)

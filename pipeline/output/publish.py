@@ -1,0 +1,278 @@
+"""From many small parts to few large files in `data` and `errors`, and what an earlier run has left.
+
+Publishing reads finished parts, writes their rows to one file in `data` and their errors to one in `errors`
+under names that follow from the parts, and deletes the parts. It may be killed anywhere: whatever is already
+in `data` or `errors` counts, and `recover` drops it from the parts that are still there.
+"""
+
+import hashlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import ERROR_TYPE, error_record
+from pipeline.output.folder import OutputFolder, rows_per_group
+from pipeline.rows.columns import (
+    CANDIDATES,
+    EXTRA_PREFIX,
+    ID,
+    SEED,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    extra_fields,
+    first_occurrences,
+)
+from pipeline.rows.plan import Rejected
+
+# `data`: these with the pass-through columns, under their own names, after `text`.
+DATA = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES])
+ATTEMPT = pa.field("attempt", pa.int32())  # from 1; a row that is tried again and fails has a higher one
+ERRORS = pa.schema([ID, SOURCE, ATTEMPT, *ERROR_TYPE])
+
+REJECTED_FILE = "manifest.parquet"  # in `errors`: rows without an id of their own, written anew by every run
+RETRIED = "_retried"  # what `errors` held of rows that are tried again
+READERS = 16
+ROW_GROUP_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What the output holds already."""
+
+    ids: pa.ChunkedArray  # of all rows that are done or failed, large_string
+    parts: list[str]  # not published yet
+    done: int
+    failed: int
+
+
+def publish(
+    output: OutputFolder,
+    parts: Sequence[str],
+    skip_ids: Sequence[str] = (),
+    attempts: Mapping[str, int] | None = None,
+) -> None:
+    """Move the rows and errors of `parts` into `data` and `errors`, but for those of `skip_ids`.
+
+    `attempts` are the failed ones before this, by id. Errors go first: until the rows follow they are still
+    in their parts, where the next run finds them.
+    """
+    scratch = output.folder("_scratch")
+    skipped = pa.array(skip_ids, ID.type)
+    name = hashlib.blake2b("\0".join(sorted(parts)).encode(), digest_size=16).hexdigest() + ".parquet"
+    with _ParquetFile(scratch) as data, _ParquetFile(scratch) as errors:
+        for table in _read_ahead(output, parts):
+            if len(skipped):
+                table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
+            if table["error"].null_count < len(table):  # else the whole part, without a copy
+                errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
+                table = table.filter(pc.is_null(table["error"]))
+            data.add(_data_rows(table))
+        for folder, file in (("errors", errors), ("data", data)):
+            encoded = file.finish()
+            if encoded is not None:
+                output.write(folder, name, encoded)
+    _delete(output, "_parts", parts)
+
+
+class _ParquetFile:
+    """A Parquet file made of tables that come one by one, in row groups of bounded size. A context manager.
+
+    It grows on the disk, since a file of hundreds of megabytes takes several times its size when it grows in
+    memory: in the folder `scratch` if that is local, else where the system has its temporary files.
+    """
+
+    def __init__(self, scratch: str) -> None:
+        self.folder = storage.absolute(scratch) if storage.is_local(scratch) else None
+        self.file: IO[bytes] | None = None
+        self.writer: pq.ParquetWriter | None = None
+        self.waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "_ParquetFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()  # it has no name, so this removes it
+
+    def add(self, table: pa.Table) -> None:
+        if len(table):
+            self.waiting.append(table)
+            if sum(item.nbytes for item in self.waiting) >= ROW_GROUP_BYTES:
+                self._write()
+
+    def finish(self) -> pa.Buffer | None:
+        """The whole file, mapped and not read; None when there were no rows."""
+        if self.waiting:
+            self._write()
+        if self.writer is None or self.file is None:
+            return None
+        self.writer.close()
+        self.file.flush()
+        return pa.py_buffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def _write(self) -> None:
+        table = pa.concat_tables(self.waiting)
+        self.waiting = []
+        if self.writer is None:
+            if self.folder is not None:
+                os.makedirs(self.folder, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (closed in __exit__)
+            self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
+        self.writer.write_table(table, row_group_size=rows_per_group(table, ROW_GROUP_BYTES))
+
+
+def _read_ahead(output: OutputFolder, parts: Sequence[str]) -> Iterator[pa.Table]:
+    """The tables of the parts, in order; some are fetched ahead, since an object store answers late."""
+    with ThreadPoolExecutor(READERS) as readers:
+        names = iter(parts)
+        running = [readers.submit(_read_part, output, name) for name in islice(names, READERS)]
+        while running:
+            table = running.pop(0).result()
+            running += [readers.submit(_read_part, output, name) for name in islice(names, 1)]
+            yield table
+
+
+def _read_part(output: OutputFolder, name: str) -> pa.Table:
+    """With one request for the whole file: on an object store, one for each column takes far longer."""
+    content = storage.read_bytes(output.file("_parts", name))
+    return pq.ParquetFile(pa.BufferReader(content)).read()
+
+
+def _delete(output: OutputFolder, folder: str, names: Sequence[str]) -> None:
+    with ThreadPoolExecutor(READERS) as workers:
+        list(workers.map(lambda name: storage.delete_files([output.file(folder, name)]), names))
+
+
+def _data_rows(table: pa.Table) -> pa.Table:
+    extra = extra_fields(table.schema)
+    plain = [field.with_name(field.name.removeprefix(EXTRA_PREFIX)) for field in extra]
+    fields = [ID, TEXT, *plain, SEED, VOICE_KEY, CANDIDATES]
+    names = ["id", "text", *(field.name for field in extra), "seed", "voice_key", "candidates"]
+    return pa.table([table[name] for name in names], schema=pa.schema(fields))
+
+
+def _error_rows(table: pa.Table, attempts: Mapping[str, int]) -> pa.Table:
+    error = table["error"].combine_chunks()
+    parts = [pc.struct_field(error, name) for name in ERROR_TYPE.names]
+    numbers = pa.array([attempts.get(row_id, 0) + 1 for row_id in table["id"].to_pylist()], ATTEMPT.type)
+    return pa.table([table["id"], table["source"], numbers, *parts], schema=ERRORS)
+
+
+def publish_rejected(output: OutputFolder, rejected: Iterator[Rejected]) -> int:
+    """Write the error table of the rows that have no id of their own; returns their number.
+
+    The manifest alone decides them, so every run replaces what the one before wrote.
+    """
+    sink = pa.BufferOutputStream()
+    count = 0
+    with pq.ParquetWriter(sink, ERRORS, compression="zstd") as writer:
+        while chunk := list(islice(rejected, 65_536)):
+            rows = [
+                {"id": r.id, "source": r.source, "attempt": 1, **error_record("manifest", r.error)}
+                for r in chunk
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=ERRORS))
+            count += len(rows)
+    if count:
+        output.write("errors", REJECTED_FILE, sink.getvalue())
+    else:
+        storage.delete_files([output.file("errors", REJECTED_FILE)])
+    return count
+
+
+def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
+    """Read what an earlier run has left, and finish what it was about to publish when it ended.
+
+    Parts whose candidates were sampled by another engine than `engine` (JSON of its facts) are dropped: their
+    run was about to end for that reason, and their rows are sampled again.
+    """
+    _delete(output, "_scratch", storage.list_names(output.folder("_scratch"), ""))
+    data = _read_columns(output, "data", output.parquet_files("data"), ["id"])
+    failed = _read_columns(output, "errors", _error_files(output), ["id"])
+    names = output.parquet_files("_parts")
+    parts = _read_columns(output, "_parts", names, ["id", "error", "engine"])
+    foreign = [engine is not None and _is_foreign(table, engine) for table in parts]
+    _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
+    names = [name for name, other in zip(names, foreign, strict=True) if not other]
+    parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
+    ids = pa.chunked_array([_ids(table) for table in (*data, *failed, *parts)], pa.large_string())
+    first = first_occurrences(ids)
+    begin = sum(map(len, (*data, *failed)))
+    num_failed = sum(map(len, failed))
+    kept: list[str] = []
+    for name, table in zip(names, parts, strict=True):
+        new = first[begin : begin + len(table)]
+        begin += len(table)
+        num_failed += int((table["error"].is_valid().to_numpy() & new).sum())
+        if new.all():
+            kept.append(name)
+        elif new.any():
+            publish(output, [name], table["id"].filter(pa.array(~new)).to_pylist(), past_attempts(output))
+        else:
+            _delete(output, "_parts", [name])
+    return Recovered(ids, kept, int(first.sum()) - num_failed, num_failed)
+
+
+def _is_foreign(part: pa.Table, engine: str) -> bool:
+    return bool(pc.any(pc.not_equal(part["engine"], engine)).as_py())
+
+
+def forget_failures(output: OutputFolder, parts: Sequence[str]) -> None:
+    """Take all rows that failed out of `errors`, so that they are rows to do; `parts` are published first.
+
+    Ended anywhere, some rows are out and some are not, and what is out is in the history, which only ever
+    says how often a row was tried.
+    """
+    if parts:
+        publish(output, parts, (), past_attempts(output))
+    for name in _error_files(output):
+        content = storage.read_bytes(output.file("errors", name))
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        output.write(RETRIED, f"{digest}.parquet", content)
+        storage.delete_files([output.file("errors", name)])
+
+
+def drop_parts(output: OutputFolder) -> None:
+    """Delete what is left in `_parts` when every row is published: blocks written by processes that died
+    before they could tell.
+    """
+    _delete(output, "_parts", output.parquet_files("_parts"))
+
+
+def past_attempts(output: OutputFolder) -> dict[str, int]:
+    """How often the rows were tried that `forget_failures` has taken out, by id."""
+    attempts: dict[str, int] = {}
+    for table in _read_columns(output, RETRIED, output.parquet_files(RETRIED), ["id", "attempt"]):
+        for row_id, attempt in zip(table["id"].to_pylist(), table["attempt"].to_pylist(), strict=True):
+            attempts[row_id] = max(attempts.get(row_id, 0), attempt)
+    return attempts
+
+
+def _error_files(output: OutputFolder) -> list[str]:
+    return [name for name in output.parquet_files("errors") if name != REJECTED_FILE]
+
+
+def _ids(table: pa.Table) -> pa.Array:
+    return (
+        pa.concat_arrays(table["id"].cast(pa.large_string()).chunks)
+        if len(table)
+        else pa.array([], pa.large_string())
+    )
+
+
+def _read_columns(
+    output: OutputFolder, folder: str, names: Sequence[str], columns: list[str]
+) -> list[pa.Table]:
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(lambda name: output.read_table(folder, name, columns), names))

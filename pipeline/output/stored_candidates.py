@@ -1,0 +1,101 @@
+"""Candidates that an earlier run has stored, found by row id: what a run that extends it starts from.
+
+The driver keeps 20 bytes for every row of the earlier run: a hash of its id and where it lies. A block reads
+the row groups that hold its rows, which are few, since rows stay close to their neighbours in the manifest.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.output.folder import OutputFolder
+from pipeline.rows.columns import good_rows
+from pipeline.rows.payloads import SAMPLED_TYPE, STORED
+
+COLUMNS = ["id", "text", "voice_key", "candidates"]
+
+
+@dataclass(frozen=True)
+class StoredCandidates:
+    """Where each row of a finished output lies; arrays [n] are sorted by `hashes`."""
+
+    output: OutputFolder
+    files: tuple[str, ...]
+    sampled: int  # candidates that were sampled for every row; what was not kept is worse than what was
+    hashes: np.ndarray  # uint64, of the ids
+    file: np.ndarray  # int32, number of the file
+    group: np.ndarray  # int32, row group in the file
+
+    def attach(self, table: pa.Table) -> pa.Table:
+        """The block with a column of the candidates stored for its good rows, null where there are none."""
+        ids = table["id"].to_pylist()
+        good = good_rows(table)
+        found = self._find([ids[i] for i in good])
+        texts, voices = table["text"].to_pylist(), table["voice_key"].to_pylist()
+        values: list[Any] = [None] * len(ids)
+        for i in good:
+            row = found.get(ids[i])
+            # Where the manifest has another text or voice by now, nothing that is stored fits the row.
+            if row and (row["text"], row["voice_key"]) == (texts[i], voices[i]):
+                values[i] = [{n: c[n] for n in SAMPLED_TYPE.names} for c in row["candidates"]]
+        return table.append_column(STORED, pa.array(values, STORED.type))
+
+    def _find(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The stored rows by id."""
+        wanted = _hashes(ids)
+        places = {
+            (int(self.file[i]), int(self.group[i]))
+            for low, high in zip(
+                np.searchsorted(self.hashes, wanted, "left"),
+                np.searchsorted(self.hashes, wanted, "right"),
+                strict=True,
+            )
+            for i in range(low, high)
+        }
+        found: dict[str, dict[str, Any]] = {}
+        value_set = pa.array(ids, pa.string())
+        for file, group in sorted(places):
+            source, path = storage.resolve(self.output.file("data", self.files[file]))
+            with source.open_input_file(path) as stream:
+                rows = pq.ParquetFile(stream).read_row_group(group, columns=COLUMNS)
+            rows = rows.filter(pc.is_in(rows["id"], value_set=value_set))
+            found |= {row["id"]: row for row in rows.to_pylist()}
+        return found
+
+
+def open_stored(output: OutputFolder, sampled: int) -> StoredCandidates:
+    """Index the rows in `data` of an output in which every row had `sampled` candidates."""
+    names = output.parquet_files("data")
+    hashes, files, groups = [], [], []
+    for number, name in enumerate(names):
+        source, path = storage.resolve(output.file("data", name))
+        with source.open_input_file(path) as stream:
+            parquet = pq.ParquetFile(stream)
+            for group in range(parquet.num_row_groups):
+                part = _hashes(parquet.read_row_group(group, columns=["id"])["id"].to_pylist())
+                hashes.append(part)
+                files.append(np.full(len(part), number, np.int32))
+                groups.append(np.full(len(part), group, np.int32))
+    empty = np.zeros(0, np.int32)
+    all_hashes = np.concatenate([np.zeros(0, np.uint64), *hashes])
+    order = np.argsort(all_hashes, kind="stable")
+    return StoredCandidates(
+        output,
+        tuple(names),
+        sampled,
+        all_hashes[order],
+        np.concatenate([empty, *files])[order],
+        np.concatenate([empty, *groups])[order],
+    )
+
+
+def _hashes(ids: Sequence[str]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in ids)
+    return np.frombuffer(digests, np.uint64)

@@ -1,0 +1,95 @@
+"""The columns that travel between the stages, and the helpers that keep every block on one schema.
+
+Each stage states its own input and output columns as a `pyarrow.Schema`. A manifest's other columns travel
+beside them under the prefix `extra.`, so that no manifest can clash with a working column.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+ID = pa.field("id", pa.string())
+TEXT = pa.field("text", pa.string())
+SOURCE = pa.field("source", pa.string())  # "manifest.csv, row 12": where the row came from
+INPUT_IDS = pa.field("input_ids", pa.list_(pa.int32()))  # text tokens without any special token
+VOICE_KEY = pa.field("voice_key", pa.string())  # names a voice by its content: a digest of its log-mels
+SEED = pa.field("seed", pa.int64())  # that the candidates were sampled with
+ENGINE = pa.field("engine", pa.string())  # JSON of what the tokens depend on beside settings and weights
+
+TOKENS_PER_SECOND = 22_050 / 1024
+
+# Measures of one candidate (`pipeline.rows.token_measures`), in this order.
+QUALITY_FIELDS = (
+    pa.field("longest_run", pa.int32()),  # tokens, of the longest run of one token
+    pa.field("repeated_ngrams", pa.float32()),  # share of 4-grams that occurred before in the candidate
+    pa.field("seconds_per_character", pa.float32()),  # of the text, white space not counted
+)
+
+CANDIDATE_TYPE = pa.struct(
+    [
+        ("rank", pa.int16()),  # from 1, the best
+        ("candidate", pa.int16()),  # index that it was sampled under
+        ("score", pa.float32()),  # exp(logit_scale) times the cosine of text and speech embedding
+        ("speech_ids", pa.list_(pa.uint16())),  # without start and stop token
+        ("num_tokens", pa.int32()),
+        ("finished", pa.bool_()),  # the stop token was drawn before the length limit
+        ("duration_s", pa.float32()),
+        *QUALITY_FIELDS,
+    ]
+)
+CANDIDATES = pa.field("candidates", pa.list_(CANDIDATE_TYPE))
+
+EXTRA_PREFIX = "extra."
+
+
+def extra_fields(schema: pa.Schema) -> list[pa.Field]:
+    """The pass-through columns of a block, still prefixed."""
+    return [field for field in schema if field.name.startswith(EXTRA_PREFIX)]
+
+
+def require_columns(table: pa.Table, expected: pa.Schema) -> None:
+    """Raise TypeError unless `table` has every column of `expected` with its exact type."""
+    for field in expected:
+        index = table.schema.get_field_index(field.name)
+        found = table.schema.field(index).type if index >= 0 else "no such column"
+        if found != field.type:
+            raise TypeError(f"stage input column {field.name!r}: expected {field.type}, found {found}")
+
+
+def replace_columns(
+    table: pa.Table, output: pa.Schema, added: Mapping[str, pa.Array | pa.ChunkedArray]
+) -> pa.Table:
+    """A block with exactly the columns of `output` plus the pass-through ones.
+
+    Columns come from `added` where it has them, else from `table`.
+    """
+    fields = [*output, *extra_fields(table.schema)]
+    columns = [added[field.name] if field.name in added else table[field.name] for field in fields]
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def good_rows(table: pa.Table) -> list[int]:
+    """Indices of the rows that no stage has rejected so far."""
+    return np.flatnonzero(table["error"].is_null().to_numpy(zero_copy_only=False)).tolist()
+
+
+def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
+    """bool [n]: whether a value is not null and occurs here for the first time."""
+    codes = [chunk.indices.fill_null(-1) for chunk in ids.dictionary_encode().chunks]
+    numbers = np.concatenate([np.zeros(0, np.int64), *(c.to_numpy(zero_copy_only=False) for c in codes)])
+    first = np.zeros(len(numbers), bool)
+    first[np.unique(numbers, return_index=True)[1]] = True
+    return first & (numbers >= 0)
+
+
+def offsets_of(lengths: Sequence[int]) -> pa.Array:
+    """List offsets [n + 1] int32 for lists of these lengths."""
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32))
+
+
+def token_lists(tokens: Iterable[np.ndarray]) -> pa.ListArray:
+    """list<uint16> from integer arrays, without a Python object for every token."""
+    arrays = [np.asarray(t) for t in tokens]
+    flat = np.concatenate(arrays) if arrays else np.zeros(0)
+    return pa.ListArray.from_arrays(offsets_of([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))

@@ -1,0 +1,166 @@
+"""A manifest: one or many Parquet, JSONL or CSV files that name the rows of a run.
+
+`open_manifest` resolves the files and checks their columns; `pipeline.rows.scan` streams over the ids with
+the location of every row; `pipeline.rows.read` reads any `Slice` of rows, on any machine, alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import ManifestError, shown
+from pipeline.rows import manifest_text
+from pipeline.rows.arrow_values import is_text_type
+from pipeline.rows.memory import MAX_COLUMNS
+from pipeline.rows.parquet_rows import open_parquet
+from pipeline.rows.payloads import Payload
+from pipeline.rows.row_types import ColumnTypes
+
+PARQUET = (".parquet", ".pq")
+JSONL = (".jsonl", ".ndjson", ".json")
+CSV = (".csv", ".tsv")
+SUFFIXES = (*PARQUET, *JSONL, *CSV)
+RESERVED = ("seed", "voice_key", "candidates")  # columns of the output that a manifest must not bring along
+
+# What reading a damaged file raises; pyarrow has no one class of errors.
+UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    uri: str
+    columns: tuple[str, ...] | None = None  # where the file states them; None: JSONL
+
+    @property
+    def name(self) -> str:
+        return storage.name_of(self.uri)
+
+    @property
+    def folder(self) -> str:
+        return storage.parent(self.uri)
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.name.lower().endswith(PARQUET)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    files: tuple[ManifestFile, ...]
+    payload: Payload
+    extra: pa.Schema = field(
+        default_factory=lambda: pa.schema([])
+    )  # pass-through columns, by their own names
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one file, in [begin, end): row numbers in a Parquet row group, or bytes of a text file."""
+
+    file: int
+    group: int  # Parquet row group; -1 for text
+    begin: int
+    end: int
+    first_row: int  # record number in the file, from 1, of the first record in the range
+    rows: tuple[int, ...] | None = None  # record numbers wanted; None: every one in the range
+
+
+def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
+    """Find the manifest's files and check the columns of those that state them (Parquet, CSV).
+
+    Raises ManifestError naming the file and column at fault.
+    """
+    uris: list[str] = []
+    for pattern in patterns:
+        if not pattern:
+            raise ManifestError("a manifest's name is empty")
+        try:
+            uris += [uri for uri in storage.expand(pattern, SUFFIXES) if uri not in uris]
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"manifest {pattern}: {error}") from error
+    if not uris:
+        raise ManifestError("no manifest was given")
+    types = ColumnTypes()
+    files = []
+    for uri in uris:
+        try:
+            files.append(_open_file(uri, payload, types))
+        except UNREADABLE as error:
+            raise ManifestError(f"manifest file {uri} cannot be read: {error}") from error
+    return Manifest(tuple(files), payload, types.schema())
+
+
+def _open_file(uri: str, payload: Payload, types: ColumnTypes) -> ManifestFile:
+    file = ManifestFile(uri)
+    if not file.name.lower().endswith(SUFFIXES):
+        raise ManifestError(
+            f"manifest file {uri}: the format is told by the suffix, one of {', '.join(SUFFIXES)}"
+        )
+    if file.is_parquet:
+        with open_parquet(uri) as parquet:
+            schema = parquet.schema_arrow
+        check_columns(uri, schema.names, payload)
+        _check_parquet_types(uri, schema, payload)
+        for column in schema:
+            if column.name not in own_columns(payload):
+                types.declare(column.name, column.type, uri)
+        file = ManifestFile(uri, tuple(schema.names))
+    elif file.name.lower().endswith(CSV):
+        with open_file(uri) as stream:
+            header = manifest_text.csv_header(manifest_text.open_buffered(stream), uri)[0]
+        check_columns(uri, header, payload)
+        for name in header:
+            if name not in own_columns(payload):
+                types.declare(name, pa.string(), uri)
+        file = ManifestFile(uri, tuple(header))
+    return file
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    filesystem, path = storage.resolve(uri)
+    return filesystem.open_input_file(path)
+
+
+def own_columns(payload: Payload) -> tuple[str, ...]:
+    """Columns of a manifest that do not pass through to the output."""
+    return (*payload.required, *payload.replaced)
+
+
+def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise ManifestError(f"manifest file {uri} has {len(names):,} columns; at most {MAX_COLUMNS:,}")
+    missing = [name for name in payload.required if name not in names]
+    if missing:
+        raise ManifestError(
+            f"manifest file {uri} has no column {' and no column '.join(map(repr, missing))}; "
+            f"its columns are {_listed(names)}"
+        )
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ManifestError(f"manifest file {uri} has more than one column named {_listed(repeated)}")
+    clashing = [name for name in RESERVED if name in names and name not in own_columns(payload)]
+    if clashing:
+        raise ManifestError(
+            f"manifest file {uri}: the column {clashing[0]!r} clashes with the output's; rename or drop it"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
+
+
+def _check_parquet_types(uri: str, schema: pa.Schema, payload: Payload) -> None:
+    id_type, text_type = schema.field("id").type, schema.field("text").type
+    if not (is_text_type(id_type) or pa.types.is_integer(id_type)):
+        raise ManifestError(
+            f"manifest file {uri}: column 'id' must hold strings or integers, it holds {id_type}"
+        )
+    if not (is_text_type(text_type) or pa.types.is_null(text_type)):
+        raise ManifestError(f"manifest file {uri}: column 'text' must hold strings, it holds {text_type}")
+    name = payload.column
+    if not payload.accepts(schema.field(name).type):
+        found = schema.field(name).type
+        raise ManifestError(f"manifest file {uri}: column {name!r} must be {payload.expected}; it is {found}")

@@ -1,0 +1,220 @@
+"""The column a job works on besides `id` and `text`: reference audio, or speech tokens that exist already.
+
+A payload turns one manifest value (as Python sees it, whatever the manifest's format) into one Arrow type.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as pat
+
+from pipeline import storage
+from pipeline.errors import RowError, shown
+from pipeline.rows import arrow_values
+from pipeline.rows.arrow_values import is_list_type, is_text_type, list_lengths
+from pipeline.rows.memory import (
+    MAX_CANDIDATES,
+    MAX_CLIPS,
+    MAX_EMBEDDED_BYTES,
+    MAX_PATH_CHARS,
+    MAX_RECORD_BYTES,
+    MAX_TOKEN_BYTES,
+)
+
+CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
+SAMPLED_TYPE = pa.struct(
+    [("candidate", pa.int16()), ("finished", pa.bool_()), ("speech_ids", pa.list_(pa.uint16()))]
+)
+SPEECH_IDS = pa.field("speech_ids", pa.list_(SAMPLED_TYPE))
+# Candidates that an earlier run has stored; a block of a run that extends another one has this column too.
+STORED = SPEECH_IDS.with_name("stored")
+
+
+@dataclass(frozen=True)
+class Payload:
+    column: str  # its name in the manifest
+    field: pa.Field  # its name and type in the pipeline
+    accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
+    pick: Callable[[pa.Array], list[Any]]  # values of a Parquet column; a RowError where one is too large
+    convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
+    expected: str  # for messages
+    replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
+
+    @property
+    def required(self) -> tuple[str, str, str]:
+        """The columns that every file of a manifest must have."""
+        return ("id", "text", self.column)
+
+
+def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
+    """Clips of one voice from a path, a `{bytes, path}` struct, or a list of either."""
+    values = value if isinstance(value, list) else [value]
+    if value is None or not values:
+        raise RowError("MissingAudio", "audio is null or an empty list")
+    if len(values) > MAX_CLIPS:
+        raise _too_many_clips(len(values))
+    return [_audio_clip(item, folder) for item in values]
+
+
+def _too_many_clips(count: int) -> RowError:
+    return RowError("TooManyClips", f"audio lists {count:,} clips; at most {MAX_CLIPS} are used per voice")
+
+
+def _pick_audio(column: pa.Array) -> list[Any]:
+    if is_text_type(column.type):
+        return arrow_values.texts(column, "the audio path", MAX_PATH_CHARS, "InvalidAudioValue")
+    lengths = list_lengths(column)
+    long = [i for i, length in enumerate(lengths) if (length or 0) > MAX_CLIPS]
+    column = arrow_values.with_nulls(column, long)
+    values = arrow_values.values(column, "audio", MAX_EMBEDDED_BYTES, ("bytes", "path"))
+    for i in long:
+        values[i] = _too_many_clips(lengths[i] or 0)
+    return values
+
+
+def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        if not isinstance(value["bytes"], bytes):
+            raise RowError(
+                "InvalidAudioValue", "audio.bytes must be binary (Parquet); JSON can only hold a path"
+            )
+        path = value.get("path")
+        return {"bytes": value["bytes"], "path": path if isinstance(path, str) else None}
+    path = value.get("path") if isinstance(value, dict) else value
+    if path is None or path == "":
+        raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    if not isinstance(path, str):
+        raise RowError(
+            "InvalidAudioValue",
+            f"audio must be a path, a list of paths or {{bytes, path}}, not {shown(path)}",
+        )
+    if len(path) > MAX_PATH_CHARS:
+        raise RowError(
+            "InvalidAudioValue",
+            f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}",
+        )
+    if "\0" in path:
+        raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
+    if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):
+        raise RowError("InvalidAudioValue", "the audio path holds a lone surrogate, which is no Unicode text")
+    return {"bytes": None, "path": storage.join(folder, path)}
+
+
+def _accepts_audio(dtype: pa.DataType) -> bool:
+    return _accepts_clip(dtype.value_type) if is_list_type(dtype) else _accepts_clip(dtype)
+
+
+def _accepts_clip(dtype: pa.DataType) -> bool:
+    if not pat.is_struct(dtype):
+        return is_text_type(dtype) or pat.is_null(dtype)
+    fields = {dtype.field(i).name: dtype.field(i).type for i in range(dtype.num_fields)}
+    path, data = fields.get("path", pa.null()), fields.get("bytes", pa.null())
+    return (
+        ("path" in fields or "bytes" in fields)
+        and (is_text_type(path) or pat.is_null(path))
+        and (
+            pat.is_binary(data) or pat.is_large_binary(data) or pat.is_binary_view(data) or pat.is_null(data)
+        )
+    )
+
+
+def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
+    """Candidates of one row: a list of tokens, a list of such lists, a list of structs with `speech_ids`,
+    `finished` and `candidate` (what a run's output holds), or any of them as JSON text.
+
+    Tokens come without start and stop token. Where `finished` is not given, a candidate counts as finished.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RowError("InvalidSpeechIds", f"speech_ids is text but no JSON list: {error}") from error
+    if value is None or value == []:
+        raise RowError("MissingSpeechIds", "speech_ids is null or empty")
+    if not isinstance(value, list):
+        raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {shown(value)}")
+    items = value if all(isinstance(item, list | dict) for item in value) else [value]
+    if len(items) > MAX_CANDIDATES:
+        raise _too_many_candidates(len(items))
+    return [_speech_candidate(index, item) for index, item in enumerate(items)]
+
+
+def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
+    given = item if isinstance(item, dict) else {"speech_ids": item}
+    tokens = given.get("speech_ids")
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**16 for token in tokens):
+        raise RowError(
+            "InvalidSpeechIds", f"candidate {index}: speech_ids must be whole numbers from 0 to 65535"
+        )
+    number, finished = given.get("candidate"), given.get("finished")
+    return {
+        "candidate": index if number is None else number,
+        "finished": True if finished is None else finished,
+        "speech_ids": tokens,
+    }
+
+
+def _too_many_candidates(count: int) -> RowError:
+    return RowError("InvalidSpeechIds", f"{count:,} candidates; at most {MAX_CANDIDATES:,} in a row")
+
+
+def _pick_speech_ids(column: pa.Array) -> list[Any]:
+    if is_text_type(column.type):
+        return arrow_values.texts(column, "speech_ids", MAX_RECORD_BYTES, "InvalidSpeechIds")
+    nested = is_list_type(column.type) and not pat.is_integer(column.type.value_type)
+    lengths = list_lengths(column) if nested else []
+    long = [i for i, length in enumerate(lengths) if (length or 0) > MAX_CANDIDATES]
+    column = arrow_values.with_nulls(column, long)
+    values = arrow_values.values(
+        column, "speech_ids", MAX_TOKEN_BYTES, ("speech_ids", "candidate", "finished")
+    )
+    for i in long:
+        values[i] = _too_many_candidates(lengths[i] or 0)
+    return values
+
+
+def _accepts_speech_ids(dtype: pa.DataType) -> bool:
+    if not is_list_type(dtype):
+        return is_text_type(dtype) or pat.is_null(dtype)
+    inner = dtype.value_type
+    if pat.is_struct(inner):
+        index = inner.get_field_index("speech_ids")
+        return index >= 0 and _is_token_list(inner.field(index).type)
+    return pat.is_integer(inner) or pat.is_null(inner) or _is_token_list(inner)
+
+
+def _is_token_list(dtype: pa.DataType) -> bool:
+    return is_list_type(dtype) and (pat.is_integer(dtype.value_type) or pat.is_null(dtype.value_type))
+
+
+AUDIO_PAYLOAD = Payload(
+    "audio",
+    AUDIO,
+    _accepts_audio,
+    _pick_audio,
+    audio_clips,
+    "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
+)
+SPEECH_PAYLOAD = Payload(
+    "speech_ids",
+    SPEECH_IDS,
+    _accepts_speech_ids,
+    _pick_speech_ids,
+    speech_candidates,
+    "a list of integers, or a list of such lists (one per candidate)",
+)
+
+# The `data` files of a finished run, to be ranked again: candidate index and `finished` stay.
+STORED_PAYLOAD = Payload(
+    "candidates",
+    SPEECH_IDS,
+    _accepts_speech_ids,
+    _pick_speech_ids,
+    speech_candidates,
+    "the candidates of a finished run (structs with speech_ids, candidate and finished)",
+    replaced=("seed", "voice_key"),
+)

@@ -1,0 +1,122 @@
+"""Which rows a run works on, and in which blocks.
+
+The driver plans over ids alone: rows without a usable id and repeated ids are rejected, rows that the output
+already has are left out, and the rest is cut into blocks in manifest order. A block is the unit that streams
+through the stages, is written as one file and is lost or kept as a whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import RowError
+from pipeline.rows.columns import first_occurrences
+from pipeline.rows.manifest import Manifest, Slice
+from pipeline.rows.memory import MAX_BLOCK_BYTES
+from pipeline.rows.scan import RowIndex
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`slices` has the columns block, file, group, begin, end, first_row, rows; sorted by block."""
+
+    slices: pa.Table
+    starts: np.ndarray  # [num_blocks], which of the planned rows is the first of each block
+    num_blocks: int
+    num_rows: int
+    rows_per_block: int  # at most
+
+    def block(self, number: int) -> list[Slice]:
+        blocks = self.slices["block"].to_numpy()
+        first, last = np.searchsorted(blocks, [number, number + 1])
+        rows = self.slices.slice(first, last - first).drop_columns("block").to_pylist()
+        return [Slice(**{**row, "rows": row["rows"] and tuple(row["rows"])}) for row in rows]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row of the manifest that has no id of its own, with what is wrong."""
+
+    id: str | None
+    source: str
+    error: RowError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions in the row index, each ascending; together they are all rows."""
+
+    todo: np.ndarray
+    done: np.ndarray
+    repeated: np.ndarray  # the id occurred further up
+    unusable: np.ndarray  # no id
+
+
+def select_rows(index: RowIndex, done_ids: pa.ChunkedArray) -> Selection:
+    """Sort all rows into to do, done and rejected. The first occurrence of an id counts."""
+    ids = index.ids
+    usable = ids.is_valid().to_numpy()
+    first = first_occurrences(ids)
+    done = pc.is_in(ids, value_set=done_ids.cast(ids.type)).to_numpy() & usable
+    return Selection(
+        todo=np.flatnonzero(first & ~done),
+        done=np.flatnonzero(first & done),
+        repeated=np.flatnonzero(usable & ~first),
+        unusable=np.flatnonzero(~usable),
+    )
+
+
+def rejected_rows(manifest: Manifest, index: RowIndex, selection: Selection) -> Iterator[Rejected]:
+    """The rows without an id of their own, in manifest order."""
+    for position in np.sort(np.concatenate([selection.repeated, selection.unusable])).tolist():
+        location = index.locations[position]
+        source = source_of(manifest, int(location["file"]), int(location["row"]))
+        row_id = index.ids[position].as_py()
+        error = index.problems.get(position)
+        if error is None:
+            error = RowError(
+                "DuplicateId", f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
+            )
+        yield Rejected(row_id, source, error)
+
+
+def source_of(manifest: Manifest, file: int, row: int) -> str:
+    """Where a row stands, for messages: file and record number from 1."""
+    return f"{manifest.files[file].uri.partition('?')[0]}, row {row}"
+
+
+def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
+    """Cut the rows at positions `todo` [m] into blocks of `rows_per_block`, fewer where rows are large (with
+    embedded audio, say).
+    """
+    chosen = index.locations[todo]
+    # Every row weighs a whole number of units, so that equal rows make blocks of exactly rows_per_block.
+    unit = max(MAX_BLOCK_BYTES // rows_per_block, 1)
+    limit = unit * rows_per_block
+    weight = np.clip(chosen["num_bytes"], unit, limit)
+    blocks = np.unique((np.cumsum(weight) - weight) // limit, return_inverse=True)[1]
+    keys = np.stack([blocks, chosen["file"], chosen["group"]])
+    starts = np.flatnonzero(np.any(np.diff(keys, axis=1, prepend=-2) != 0, axis=0))
+    ends = np.append(starts[1:], len(chosen))[: len(starts)]
+    rows = [_wanted_rows(chosen["row"][a:b]) for a, b in zip(starts, ends, strict=True)]
+    slices = pa.table(
+        {
+            "block": blocks[starts],
+            "file": chosen["file"][starts],
+            "group": chosen["group"][starts],
+            "begin": chosen["begin"][starts],
+            "end": chosen["end"][ends - 1],
+            "first_row": chosen["row"][starts],
+            "rows": pa.array(rows, type=pa.list_(pa.int64())),
+        }
+    )
+    begins = np.flatnonzero(np.diff(blocks, prepend=-1))
+    return Plan(slices, begins, len(begins), len(chosen), rows_per_block)
+
+
+def _wanted_rows(rows: np.ndarray) -> list[int] | None:
+    """None where the rows are consecutive, which is the rule."""
+    return None if rows[-1] - rows[0] + 1 == len(rows) else rows.tolist()

@@ -1,0 +1,246 @@
+"""Stage 1, `read`: the manifest's rows of one block, every value checked and of its column's type.
+
+Input: the slices of the manifest that make up the block. A value that is missing, of the wrong kind or too
+large becomes the row's error. `audio` paths come out absolute or as URIs. Rows pass through in pieces of
+bounded size, so that Python objects exist of one piece at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, shown
+from pipeline.rows import arrow_values
+from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
+from pipeline.rows.manifest import UNREADABLE, Manifest, Slice, open_file
+from pipeline.rows.memory import MAX_EXTRA_BYTES, MAX_ID_CHARS, MAX_TEXT_CHARS, PIECE_BYTES, PIECE_ROWS
+from pipeline.rows.parquet_rows import row_batches
+from pipeline.rows.payloads import Payload
+from pipeline.rows.plan import source_of
+from pipeline.rows.row_types import convert, convert_array
+from pipeline.rows.scan import checked_id, text_records
+
+
+@dataclass
+class RawRows:
+    """Rows as the manifest holds them; lists and arrays are [n]. A RowError stands for a value not taken."""
+
+    numbers: list[int]  # record numbers in the file, from 1
+    ids: list[Any]
+    texts: list[Any]
+    payloads: list[Any]
+    extra: list[pa.Array]  # in the manifest's order, of the manifest's types
+    problems: dict[int, RowError]
+
+
+def output_schema(manifest: Manifest) -> pa.Schema:
+    """Columns of a block that has been read."""
+    extra = [field.with_name(EXTRA_PREFIX + field.name) for field in manifest.extra]
+    return pa.schema([ID, TEXT, manifest.payload.field, SOURCE, ERROR, *extra])
+
+
+def read_block(manifest: Manifest, slices: Sequence[Slice]) -> pa.Table:
+    """The rows of a block, in manifest order, as `output_schema` says.
+
+    Raises ManifestError when a file has changed or cannot be read any more.
+    """
+    tables = []
+    for part in slices:
+        file = manifest.files[part.file]
+        try:
+            pieces = _parquet_pieces if file.is_parquet else _text_pieces
+            tables += [_table(manifest, part, raw) for raw in pieces(manifest, part)]
+        except UNREADABLE as error:
+            raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _parquet_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
+    """Rows of a row group. Those behind a damaged page cannot be read, which is their error."""
+    file = manifest.files[part.file]
+    present = [name for name in file.columns or () if manifest.extra.get_field_index(name) >= 0]
+    columns = (*manifest.payload.required, *present)
+    position = part.begin
+    failure: Exception | None = None
+    for max_rows in (PIECE_ROWS, 1):  # the second time row by row, with a new reader
+        try:
+            for batch in row_batches(file.uri, part.group, columns, position, part.end, max_rows):
+                yield from _wanted(batch, part, position, partial(_raw_parquet_rows, manifest))
+                position += len(batch)
+            return
+        except UNREADABLE as error:
+            failure = error
+    for batch in row_batches(file.uri, part.group, ("id",), position, part.end):
+        yield from _wanted(batch, part, position, partial(_damaged_rows, manifest, failure))
+        position += len(batch)
+
+
+def _wanted(
+    batch: pa.RecordBatch,
+    part: Slice,
+    position: int,
+    convert_rows: Callable[[pa.RecordBatch, list[int]], RawRows],
+) -> Iterator[RawRows]:
+    numbers: Sequence[int] = range(
+        part.first_row - part.begin + position, part.first_row - part.begin + position + len(batch)
+    )
+    if part.rows is not None:
+        wanted = set(part.rows)
+        chosen = [i for i, number in enumerate(numbers) if number in wanted]
+        batch, numbers = batch.take(pa.array(chosen, pa.int64())), [numbers[i] for i in chosen]
+    if len(batch):
+        yield convert_rows(batch, list(numbers))
+
+
+def _damaged_rows(
+    manifest: Manifest, failure: Exception | None, rows: pa.RecordBatch, numbers: list[int]
+) -> RawRows:
+    error = RowError("UnreadableRow", f"the Parquet file is damaged at this row or before it: {failure}")
+    extra = [pa.nulls(len(rows), field.type) for field in manifest.extra]
+    nothing = [error] * len(rows)
+    return RawRows(numbers, _ids(rows), nothing, nothing, extra, {})
+
+
+def _ids(rows: pa.RecordBatch) -> list[Any]:
+    ids = rows.column(rows.schema.get_field_index("id"))
+    if pa.types.is_integer(ids.type):
+        return ids.to_pylist()
+    return arrow_values.texts(ids, "id", MAX_ID_CHARS, "InvalidId")
+
+
+def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[int]) -> RawRows:
+    columns = {name: rows.column(rows.schema.get_field_index(name)) for name in rows.schema.names}
+    extra = [columns.get(field.name, pa.nulls(len(rows))) for field in manifest.extra]
+    problems = {
+        i: RowError("InvalidUtf8", f"column {shown(field.name)} is not valid UTF-8")
+        for field, column in zip(manifest.extra, extra, strict=True)
+        for i in arrow_values.invalid_text_rows(column)
+    }
+    if sum(column.nbytes for column in extra) > MAX_EXTRA_BYTES:
+        sizes = np.sum([arrow_values.row_bytes(column) for column in extra], axis=0)
+        for i in np.flatnonzero(sizes > MAX_EXTRA_BYTES).tolist():
+            problems[i] = RowError(
+                "RowTooLarge",
+                f"the row's other columns have {sizes[i]:,} bytes; at most {MAX_EXTRA_BYTES:,}",
+            )
+    extra = [arrow_values.with_nulls(column, list(problems)) for column in extra]
+    for i, field in enumerate(manifest.extra):
+        extra[i], misfits = convert_array(field.name, extra[i], field.type)
+        problems = misfits | problems
+    return RawRows(
+        numbers,
+        _ids(rows),
+        arrow_values.texts(columns["text"], "the text", MAX_TEXT_CHARS, "TextTooLong"),
+        manifest.payload.pick(columns[manifest.payload.column]),
+        extra,
+        problems,
+    )
+
+
+def _text_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
+    wanted = None if part.rows is None else set(part.rows)
+    numbers: list[int] = []
+    rows: list[dict[str, Any]] = []
+    size = 0
+    with open_file(manifest.files[part.file].uri) as stream:
+        records = text_records(manifest.files[part.file], stream, part.begin, part.end)
+        for number, record in enumerate(records, start=part.first_row):
+            if wanted is not None and number not in wanted:
+                continue
+            if isinstance(record.value, RowError):
+                raise _changed(manifest, part, number)
+            numbers.append(number)
+            rows.append(record.value)
+            size += record.end - record.begin
+            if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES // 4:  # Python objects take several times it
+                yield _raw_text_rows(manifest, part, rows, numbers)
+                numbers, rows, size = [], [], 0
+    if rows:
+        yield _raw_text_rows(manifest, part, rows, numbers)
+
+
+def _raw_text_rows(
+    manifest: Manifest, part: Slice, rows: list[dict[str, Any]], numbers: list[int]
+) -> RawRows:
+    is_csv = manifest.files[part.file].columns is not None
+
+    def column(name: str) -> list[Any]:
+        # CSV knows no null: an empty field is a missing value.
+        return [row[name] or None if is_csv else row.get(name) for row in rows]
+
+    extra: list[pa.Array] = []
+    problems: dict[int, RowError] = {}
+    for field in manifest.extra:
+        array, misfits = convert(field.name, [row.get(field.name) for row in rows], field.type)
+        extra.append(array)
+        problems = misfits | problems
+    return RawRows(numbers, column("id"), column("text"), column(manifest.payload.column), extra, problems)
+
+
+def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
+    folder = manifest.files[part.file].folder
+    errors = dict(raw.problems)
+    # A row with an error takes neither its text nor its audio along.
+    texts: list[str | None] = [None] * len(raw.ids)
+    payloads: list[Any] = [None] * len(raw.ids)
+    for i, (text, payload) in enumerate(zip(raw.texts, raw.payloads, strict=True)):
+        try:
+            checked_text, checked_payload = (
+                _checked_text(text),
+                _checked_payload(manifest.payload, payload, folder),
+            )
+        except RowError as error:
+            errors.setdefault(i, error)
+        if i not in errors:
+            texts[i], payloads[i] = checked_text, checked_payload
+    try:
+        ids = [checked_id(value) for value in raw.ids]
+    except RowError as error:
+        raise _changed(manifest, part, raw.numbers[0]) from error
+    sources = [source_of(manifest, part.file, number) for number in raw.numbers]
+    columns = [
+        pa.array(ids, ID.type),
+        pa.array(texts, TEXT.type),
+        pa.array(payloads, manifest.payload.field.type),
+        pa.array(sources, SOURCE.type),
+        error_array([error_record("read", errors[i]) if i in errors else None for i in range(len(ids))]),
+        *raw.extra,
+    ]
+    return pa.table(columns, schema=output_schema(manifest))
+
+
+def _changed(manifest: Manifest, part: Slice, row: int) -> ManifestError:
+    return ManifestError(
+        f"{source_of(manifest, part.file, row)} has changed since the run began; start the run again"
+    )
+
+
+def _checked_text(text: Any) -> str:
+    if isinstance(text, RowError):
+        raise text
+    if text is None:
+        raise RowError("MissingText", "text is null")
+    if not isinstance(text, str):
+        raise RowError("InvalidText", f"text must be a string, not {shown(text)}")
+    if len(text) > MAX_TEXT_CHARS:
+        raise RowError("TextTooLong", f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text") from None
+    return text
+
+
+def _checked_payload(payload: Payload, value: Any, folder: str) -> Any:
+    if isinstance(value, RowError):
+        raise value
+    converted = payload.convert(value, folder)
+    try:
+        pa.array([converted], payload.field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise RowError("InvalidValue", f"column {payload.column!r}: {error}") from error
+    return converted

@@ -1,0 +1,156 @@
+"""Types of the pass-through columns: stated by Parquet files, text in CSV, and inferred from JSON values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pat
+
+from pipeline.errors import ManifestError, RowError, shown
+from pipeline.rows.memory import MAX_COLUMNS, MAX_FIELDS
+
+MAX_CELLS = 1 << 20  # of nested columns whose type is found by building them
+
+# What pa.array raises for a value that does not fit: a wrong kind, a number out of range, a lone surrogate.
+_CONVERSION_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
+class ColumnTypes:
+    """Collects the one type of every pass-through column over all files of a manifest."""
+
+    def __init__(self, known: pa.Schema | None = None) -> None:
+        self._types: dict[str, pa.DataType] = {field.name: field.type for field in known or ()}
+        self._origin: dict[str, str] = dict.fromkeys(self._types, "")  # the file that named a column first
+
+    def declare(self, name: str, dtype: pa.DataType, uri: str) -> None:
+        """Merge a type that a file states.
+
+        Raises ManifestError when it does not go with the files before, or Parquet cannot store it.
+        """
+        if dtype == self._types.get(name):
+            return
+        merged = _merge(self._types.get(name), dtype)
+        if merged is None:
+            raise ManifestError(
+                f"manifest file {uri}: column {name!r} holds {dtype}; "
+                f"in the files before it held {self._types[name]}"
+            )
+        if num_fields(merged) > MAX_FIELDS:
+            raise ManifestError(
+                f"manifest file {uri}: the objects of column {name!r} have over {MAX_FIELDS:,} different "
+                "fields; store them as text"
+            )
+        try:
+            pq.write_table(pa.schema([(name, merged)]).empty_table(), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise ManifestError(
+                f"manifest file {uri}: column {name!r} cannot be written to Parquet: {error}"
+            ) from error
+        self._types[name] = merged
+        self._origin.setdefault(name, uri)
+        if len(self._types) > MAX_COLUMNS:
+            raise ManifestError(
+                f"manifest file {uri}: over {MAX_COLUMNS:,} different columns; is every line a row?"
+            )
+
+    def observe(self, name: str, values: Sequence[Any], uri: str) -> None:
+        """Merge the types of JSON values.
+
+        A value that does not go with the ones before it in this file is left to `convert`, which makes it an
+        error of its row. Raises ManifestError when another file's type for the column is a different one.
+        """
+        self._types.setdefault(name, pa.null())  # what no value decides: all are null, or unusable
+        self._origin.setdefault(name, uri)
+        whole = _infer(values)
+        kinds = [whole] if whole is not None else [_infer([value]) for value in values]
+        for kind in kinds:
+            if kind is None or _is_hollow(kind):
+                continue
+            fits = _merge(self._types.get(name), kind) is not None
+            if fits or (whole is not None and self._origin[name] != uri):
+                self.declare(name, kind, uri)
+
+    def schema(self) -> pa.Schema:
+        return pa.schema(list(self._types.items()))
+
+
+def convert(name: str, values: Sequence[Any], dtype: pa.DataType) -> tuple[pa.Array, dict[int, RowError]]:
+    """An array of `dtype` [n] from Python values, with null and a RowError for each that does not fit."""
+    if pat.is_null(dtype):
+        values = [None if value == {} else value for value in values]  # an object without fields is nothing
+    try:
+        return pa.array(values, type=dtype), {}
+    except _CONVERSION_ERRORS:
+        problems = {i: error for i, value in enumerate(values) if (error := _misfit(name, value, dtype))}
+        return pa.array([None if i in problems else v for i, v in enumerate(values)], type=dtype), problems
+
+
+def convert_array(name: str, column: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, dict[int, RowError]]:
+    """A column of a Parquet file as the `dtype` of the whole manifest, with null and a RowError for each
+    value that does not fit.
+    """
+    if column.type == dtype:
+        return column, {}
+    try:
+        return column.cast(dtype), {}
+    except _CONVERSION_ERRORS:
+        pieces = [_cast_one(column.slice(i, 1), dtype) for i in range(len(column))]
+        problems = {
+            i: _wrong_type(name, column[i].as_py(), dtype) for i, piece in enumerate(pieces) if piece is None
+        }
+        return pa.concat_arrays([p if p is not None else pa.nulls(1, dtype) for p in pieces]), problems
+
+
+def _cast_one(single: pa.Array, dtype: pa.DataType) -> pa.Array | None:
+    try:
+        return single.cast(dtype)
+    except _CONVERSION_ERRORS:
+        return None
+
+
+def _wrong_type(name: str, value: Any, dtype: pa.DataType) -> RowError:
+    kind = "has no value that can be stored" if pat.is_null(dtype) else f"is {dtype} in this manifest"
+    return RowError("WrongColumnType", f"column {name!r} {kind}; the row holds {shown(value)}")
+
+
+def _misfit(name: str, value: Any, dtype: pa.DataType) -> RowError | None:
+    try:
+        pa.array([value], type=dtype)
+    except _CONVERSION_ERRORS:
+        return _wrong_type(name, value, dtype)
+    return None
+
+
+def num_fields(dtype: pa.DataType) -> int:
+    """Columns of plain values that a type consists of."""
+    if pat.is_dictionary(dtype) or not dtype.num_fields:
+        return 1
+    return sum(num_fields(dtype.field(i).type) for i in range(dtype.num_fields))
+
+
+def _is_hollow(dtype: pa.DataType) -> bool:
+    """Whether the type has objects without fields, which Parquet cannot store."""
+    if pat.is_struct(dtype) and not dtype.num_fields:
+        return True
+    return any(_is_hollow(dtype.field(i).type) for i in range(dtype.num_fields))
+
+
+def _infer(values: Sequence[Any]) -> pa.DataType | None:
+    try:
+        dtype = pa.infer_type(values)
+        # Objects of many different fields would make a table of all fields in all rows.
+        return dtype if num_fields(dtype) * len(values) > MAX_CELLS else pa.array(values).type
+    except _CONVERSION_ERRORS:
+        return None
+
+
+def _merge(known: pa.DataType | None, other: pa.DataType) -> pa.DataType | None:
+    """The common type, None if there is none."""
+    if known is None or known == other:
+        return other
+    schemas = [pa.schema([("x", known)]), pa.schema([("x", other)])]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowException:
+        return None

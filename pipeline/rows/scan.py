@@ -1,0 +1,208 @@
+"""One pass over the manifest on the driver: ids, where each row lies, and the rows without a usable id.
+
+Texts and audio are never kept. The index costs about 45 bytes a row and the ids themselves.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ManifestError, RowError, shown
+from pipeline.rows import arrow_values, manifest_text
+from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
+from pipeline.rows.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB, PAGE_ROWS
+from pipeline.rows.parquet_rows import RowGroup, open_parquet
+from pipeline.rows.row_types import ColumnTypes
+
+CHUNK_ROWS, CHUNK_BYTES = 8192, 8 * MIB
+MAX_PROBLEMS = 1_000_000  # rows without a usable id; more of them make it a bad manifest
+
+LOCATION = np.dtype(
+    [
+        ("file", np.int32),
+        ("group", np.int32),  # Parquet row group, -1 for text
+        ("begin", np.int64),  # row within the group, or byte
+        ("end", np.int64),
+        ("row", np.int64),  # record number in the file, from 1
+        ("num_bytes", np.int64),  # of the row, exact for text, an average for Parquet
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """All rows of a manifest in their order."""
+
+    ids: pa.ChunkedArray  # [n] large_string, null exactly where `problems` has the row
+    locations: np.ndarray  # [n] LOCATION
+    problems: dict[int, RowError]  # by position
+
+    @property
+    def page_bytes(self) -> int:
+        """Of the largest page to be expected in the manifest's Parquet files, see `pipeline.rows.memory`."""
+        rows = self.locations[self.locations["group"] >= 0]
+        starts = np.flatnonzero(
+            (np.diff(rows["file"], prepend=-1) != 0) | (np.diff(rows["group"], prepend=-1) != 0)
+        )
+        counts = np.diff(starts, append=len(rows))
+        return int((rows["num_bytes"][starts] * np.minimum(counts, PAGE_ROWS)).max(initial=0))
+
+
+def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
+    """Index all rows. The manifest comes back with the types of the pass-through columns of its JSONL files.
+
+    Raises ManifestError for a file that cannot be read or lacks a column.
+    """
+    types = ColumnTypes(manifest.extra)
+    ids: list[pa.Array] = []
+    locations: list[np.ndarray] = []
+    problems: dict[int, RowError] = {}
+    position = 0
+    for index, file in enumerate(manifest.files):
+        try:
+            for chunk_locations, values in _scan_file(index, file, manifest, types):
+                chunk_ids, chunk_problems = _checked_ids(values)
+                problems.update({position + i: error for i, error in chunk_problems.items()})
+                if len(problems) > MAX_PROBLEMS:
+                    raise ManifestError(
+                        f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {problems[min(problems)]}"
+                    )
+                ids.append(chunk_ids)
+                locations.append(chunk_locations)
+                position += len(values)
+        except UNREADABLE as error:
+            raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
+    if not position:
+        raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
+    all_ids = pa.chunked_array(ids, type=pa.large_string())
+    return dataclasses.replace(manifest, extra=types.schema()), RowIndex(
+        all_ids, np.concatenate(locations), problems
+    )
+
+
+Chunk = tuple[np.ndarray, Sequence[Any]]  # locations [n], id values [n] as the manifest holds them
+
+
+def _scan_file(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
+    return _scan_parquet(index, file) if file.is_parquet else _scan_text(index, file, manifest, types)
+
+
+def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
+    with open_parquet(file.uri) as parquet:
+        metadata = parquet.metadata
+    first = 1
+    for group in range(metadata.num_row_groups):
+        reader = RowGroup(file.uri, group, ("id",), metadata)
+        count = reader.num_rows
+        begin = 0
+        for batch in reader.batches(0, count, CHUNK_ROWS):
+            begins = np.arange(begin, begin + len(batch))
+            values = _parquet_ids(batch.column(batch.schema.get_field_index("id")))
+            yield (
+                _locations(len(batch), index, group, begins, begins + 1, first + begins, reader.row_bytes),
+                values,
+            )
+            begin += len(batch)
+        reader.close()
+        first += count
+
+
+def _parquet_ids(column: pa.Array) -> list[Any]:
+    if arrow_values.is_text_type(column.type):
+        return arrow_values.texts(column, "id", MAX_ID_CHARS, "InvalidId")
+    return column.to_pylist()
+
+
+def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
+    with open_file(file.uri) as stream:
+        seen: dict[str, None] = dict.fromkeys(file.columns or ())
+        own = set(own_columns(manifest.payload))
+        first = 1
+        for chunk in _chunks(text_records(file, stream)):
+            if file.columns is None:
+                rows = [record.value for record in chunk if isinstance(record.value, dict)]
+                for row in rows:
+                    seen |= dict.fromkeys(row)
+                    if len(seen) > MAX_COLUMNS:
+                        raise ManifestError(
+                            f"manifest file {file.uri}: over {MAX_COLUMNS:,} different columns; is every "
+                            "line a row?"
+                        )
+                for name in [name for name in seen if name not in own]:
+                    types.observe(name, [row.get(name) for row in rows], file.uri)
+            begins = np.array([record.begin for record in chunk])
+            ends = np.array([record.end for record in chunk])
+            numbers = np.arange(first, first + len(chunk))
+            values = [r.value if isinstance(r.value, RowError) else r.value.get("id") for r in chunk]
+            yield _locations(len(chunk), index, -1, begins, ends, numbers, ends - begins), values
+            first += len(chunk)
+        if seen:
+            check_columns(file.uri, list(seen), manifest.payload)
+        elif first > 1:
+            raise ManifestError(f"manifest file {file.uri}: no line holds a JSON object; is it JSON Lines?")
+
+
+def _chunks(records: Iterable[manifest_text.Record]) -> Iterator[list[manifest_text.Record]]:
+    """Records in lists of bounded length and size."""
+    chunk: list[manifest_text.Record] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += record.end - record.begin
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def text_records(
+    file: ManifestFile, stream: pa.NativeFile, begin: int = 0, end: int | None = None
+) -> Iterable[manifest_text.Record]:
+    """Records of a JSONL or CSV file in the bytes [begin, end)."""
+    buffered = manifest_text.open_buffered(stream, begin)
+    if file.columns is None:
+        return manifest_text.jsonl_records(buffered, begin, end)
+    if begin == 0:
+        begin = manifest_text.csv_header(buffered, file.uri)[1]
+    return manifest_text.csv_records(buffered, file.uri, list(file.columns), begin, end)
+
+
+def _locations(count: int, *columns: Any) -> np.ndarray:
+    locations = np.empty(count, LOCATION)
+    for name, column in zip(LOCATION.names or (), columns, strict=True):
+        locations[name] = column
+    return locations
+
+
+def _checked_ids(values: Sequence[Any]) -> tuple[pa.Array, dict[int, RowError]]:
+    ids: list[str | None] = [None] * len(values)
+    problems: dict[int, RowError] = {}
+    for i, value in enumerate(values):
+        try:
+            ids[i] = checked_id(value)
+        except RowError as error:
+            problems[i] = error
+    return pa.array(ids, type=pa.large_string()), problems
+
+
+def checked_id(value: Any) -> str:
+    """A row's id as a string; whole numbers become decimal digits. Raises RowError for anything else."""
+    if isinstance(value, RowError):
+        raise value
+    if value is None or value == "":
+        raise RowError("MissingId", "id is null or empty")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError("InvalidId", f"id must be a string or a whole number, not {shown(value)}")
+    text = str(value)  # JSON and Parquet have no whole number of so many digits that this fails
+    if len(text) > MAX_ID_CHARS:
+        raise RowError("InvalidId", f"id has {len(text):,} characters; at most {MAX_ID_CHARS:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}") from None
+    return text

@@ -1,0 +1,228 @@
+"""One reference clip, from bytes, a path or a URI, to its first seconds as a mono waveform at 22.05 kHz.
+
+Only the seconds that are needed are read and decoded, in pieces of bounded size, so that neither a ten-hour
+file nor a header that claims a thousand channels costs memory.
+"""
+
+import io
+import math
+import os
+import stat
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+import torchaudio
+
+from pipeline import storage
+from pipeline.errors import RowError
+from pipeline.rows.memory import SAMPLE_RATE
+
+MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_SAMPLES_AT_ONCE = 1 << 22  # over all channels
+MAX_KERNEL_ELEMENTS = 1 << 22  # of a resampling filter bank, which torchaudio computes in float64
+MAX_TAPS_AT_ONCE = 1 << 20  # of samples times filter taps where each sample has a filter of its own
+
+# torchaudio's defaults, which the fallback for unusual rates follows: a sinc with a Hann window.
+_LOWPASS_WIDTH = 6
+_ROLLOFF = 0.99
+
+
+def decode_clip(
+    data: bytes | None, path: str | None, seconds: float, root: str | None = None
+) -> torch.Tensor:
+    """The first `seconds` of a clip: mono float32 [N] at 22,050 Hz, N at most seconds * 22,050, never zero.
+
+    `data` wins over `path`. With `root`, a path must lie below it, after symbolic links are resolved.
+
+    Raises RowError for anything that is no readable, finite, non-empty audio.
+    """
+    stream = _open_clip(data, path, root)
+    with stream:
+        try:
+            samples, rate = _read_mono(stream, seconds)
+        except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
+            _raise_if_transfer_failed(stream, path)
+            reason = getattr(error, "error_string", error)
+            raise RowError("UndecodableAudio", f"{_label(path)}: {reason}") from error
+        except RowError as error:
+            raise RowError(error.kind, f"{_label(path)}: {error}") from error
+        _raise_if_transfer_failed(stream, path)
+    if not len(samples):
+        raise RowError("EmptyAudio", f"{_label(path)}: the clip has no samples")
+    if not np.isfinite(samples).all():
+        raise RowError("InvalidSamples", f"{_label(path)}: the clip holds NaN or infinite samples")
+    waveform = resample(torch.from_numpy(samples), rate)
+    return waveform[: round(seconds * SAMPLE_RATE)]
+
+
+def _label(path: str | None) -> str:
+    return path if path is not None else "embedded audio"
+
+
+def _read_mono(stream: Any, seconds: float) -> tuple[np.ndarray, int]:
+    """float32 [frames] at the file's own rate: the mean over the channels, and that rate."""
+    with soundfile.SoundFile(stream) as file:
+        rate, channels = file.samplerate, file.channels
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise RowError(
+                "UnsupportedSampleRate", f"{rate:,} Hz; from {MIN_RATE:,} to {MAX_RATE:,} Hz are supported"
+            )
+        # The filter looks a little past the end of what it computes.
+        margin = _LOWPASS_WIDTH / (_ROLLOFF * min(rate, SAMPLE_RATE))
+        missing = math.ceil((seconds + margin) * rate) + 1
+        pieces = []
+        while missing > 0:
+            piece = file.read(
+                min(missing, max(MAX_SAMPLES_AT_ONCE // channels, 1)), dtype="float32", always_2d=True
+            )
+            if not len(piece):
+                break
+            with np.errstate(all="ignore"):  # NaN is looked for later
+                mono = (
+                    piece.mean(axis=1, dtype=np.float64).astype(np.float32) if channels > 1 else piece[:, 0]
+                )
+            pieces.append(mono)
+            missing -= len(piece)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32), rate
+
+
+def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
+    """Band-limited resampling of float32 [N] from `rate` to 22,050 Hz: [ceil(N * 22050 / rate)].
+
+    torchaudio's filter bank grows with the product of the reduced rates (gigabytes for 44,101 Hz); such rates
+    take the same filter evaluated at each output sample.
+    """
+    if rate == SAMPLE_RATE:
+        return waveform_N
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    source, target = rate // divisor, SAMPLE_RATE // divisor
+    width = math.ceil(_LOWPASS_WIDTH * source / (_ROLLOFF * min(source, target)))
+    if target * (2 * width + source) <= MAX_KERNEL_ELEMENTS:
+        return torchaudio.functional.resample(
+            waveform_N, rate, SAMPLE_RATE, lowpass_filter_width=_LOWPASS_WIDTH, rolloff=_ROLLOFF
+        )
+    return _resample_directly(waveform_N, source, target)
+
+
+def _resample_directly(waveform_N: torch.Tensor, source: int, target: int) -> torch.Tensor:
+    """Windowed-sinc interpolation at the times n * source / target, as torchaudio's kernel computes it."""
+    cutoff = _ROLLOFF * min(1.0, target / source)  # cycles per two input samples
+    width = math.ceil(_LOWPASS_WIDTH / cutoff)
+    length = math.ceil(len(waveform_N) * target / source)
+    padded = torch.nn.functional.pad(waveform_N.double(), (width, width + 2))
+    taps_K = torch.arange(-width, width + 2)
+    step = max(MAX_TAPS_AT_ONCE // len(taps_K), 1)
+    pieces = []
+    for start in range(0, length, step):
+        n_M = torch.arange(start, min(start + step, length), dtype=torch.int64)
+        left_M = n_M * source // target
+        offset_MK = (left_M[:, None] + taps_K).double() - (n_M.double() * source / target)[:, None]
+        t_MK = (offset_MK * cutoff).clamp(-_LOWPASS_WIDTH, _LOWPASS_WIDTH)
+        window_MK = torch.cos(t_MK * math.pi / _LOWPASS_WIDTH / 2) ** 2
+        kernel_MK = torch.sinc(t_MK) * window_MK * cutoff
+        pieces.append((padded[left_M[:, None] + taps_K + width] * kernel_MK).sum(dim=1))
+    return torch.cat(pieces).float()
+
+
+def _open_clip(data: bytes | None, path: str | None, root: str | None) -> "_ClipStream":
+    """A seekable binary stream, to be closed by the caller."""
+    if data is not None:
+        if not data:
+            raise RowError("EmptyAudio", "the embedded audio has no bytes")
+        return _ClipStream(io.BytesIO(data))
+    if path is None:
+        raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    try:
+        if root is not None:
+            path = contained(path, root)
+        return _ClipStream(_open_local(path) if storage.is_local(path) else _open_remote(path))
+    except FileNotFoundError as error:
+        raise RowError("AudioNotFound", f"no such file: {path}") from error
+    except (OSError, pa.ArrowException, ValueError, ImportError) as error:
+        raise RowError("UnreadableAudio", f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _raise_if_transfer_failed(stream: "_ClipStream", path: str | None) -> None:
+    if stream.failure is not None:
+        raise RowError("UnreadableAudio", f"{_label(path)}: {stream.failure}") from stream.failure
+
+
+def contained(path: str, root: str) -> str:
+    """`path`, symbolic links resolved. Raises RowError unless it lies below the folder or URI `root`."""
+    if storage.is_local(root) and storage.is_local(path):
+        real_root = os.path.realpath(storage.absolute(root))
+        real_path = os.path.realpath(storage.absolute(path))
+        inside = real_path.startswith(real_root.rstrip("/") + "/")
+    else:
+        # The query names the endpoint that the bucket is looked for at.
+        (head, query), (root_head, root_query) = storage.split_query(path), storage.split_query(root)
+        below = head.removeprefix(root_head.rstrip("/") + "/")
+        inside = below != head and query == root_query and not {"", ".", ".."} & set(below.split("/"))
+        real_path = path
+    if not inside:
+        raise RowError("AudioOutsideRoot", f"{path} is not below the audio root {root}")
+    return real_path
+
+
+def _open_local(path: str) -> BinaryIO:
+    name = storage.absolute(path)
+    _check_is_file(os.stat(name).st_mode)  # before it is opened: opening a device may do something
+    # O_NONBLOCK: opening a FIFO, should there be one by now, must not wait for a writer.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_is_file(os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb", buffering=1 << 18)
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _check_is_file(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
+        raise OSError(f"it is {kind}, not a file")
+
+
+def _open_remote(path: str) -> BinaryIO:
+    filesystem, name = storage.resolve(path)
+    return io.BufferedReader(filesystem.open_input_file(name), buffer_size=1 << 19)
+
+
+class _ClipStream:
+    """A file for soundfile, which cannot see exceptions: `failure` keeps the first that broke off a read."""
+
+    def __init__(self, reader: BinaryIO) -> None:
+        self.reader: Any = reader
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> "_ClipStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self.reader.readinto(buffer) or 0
+        except Exception as error:  # filesystems of fsspec raise their own kinds
+            self.failure = self.failure or error
+            return 0
+
+    def read(self, count: int = -1) -> bytes:
+        return bytes(self.reader.read(count))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        # A broken header may send it to before the beginning: it stays, and soundfile notices.
+        if whence != io.SEEK_SET or 0 <= offset < 1 << 62:
+            try:
+                return int(self.reader.seek(offset, whence))
+            except (OSError, ValueError, OverflowError) as error:
+                if self.failure is None and whence == io.SEEK_SET:
+                    self.failure = error
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(self.reader.tell())

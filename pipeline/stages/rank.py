@@ -1,0 +1,141 @@
+"""Stage 5, `rank`: CLVP scores of the candidates, ordered best first.
+
+Candidates are padded to one constant length before they are scored, so that a score depends on its text and
+tokens alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from clvp import ClvpModelForConditionalGeneration
+from clvp.scoring import pad_and_fix_codes, score_candidates
+from pipeline.errors import ERROR, RowError, error_array, error_record, is_fatal
+from pipeline.rows.columns import (
+    CANDIDATE_TYPE,
+    CANDIDATES,
+    ENGINE,
+    ID,
+    INPUT_IDS,
+    SOURCE,
+    TEXT,
+    TOKENS_PER_SECOND,
+    VOICE_KEY,
+    good_rows,
+    offsets_of,
+    replace_columns,
+    require_columns,
+    token_lists,
+)
+from pipeline.rows.payloads import SPEECH_IDS
+from pipeline.rows.token_measures import quality_columns
+from pipeline.settings import ModelSettings, ScoringSettings
+from pipeline.stages.device import pick_device
+
+INPUT = pa.schema([ID, TEXT, INPUT_IDS, SPEECH_IDS, SOURCE, ERROR])
+OUTPUT = pa.schema([ID, TEXT, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+SAMPLED = (VOICE_KEY, ENGINE)  # null where the candidates were not sampled by this run
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One candidate with its score."""
+
+    candidate: int
+    finished: bool
+    tokens: np.ndarray  # [T] uint16
+    score: float
+
+
+class Ranker:
+    """Callable on a block; holds the two CLVP encoders."""
+
+    def __init__(
+        self, model: str, loading: ModelSettings, settings: ScoringSettings, torch_threads: int | None = None
+    ) -> None:
+        self.settings = settings
+        device = pick_device(torch_threads)
+        clvp = ClvpModelForConditionalGeneration.from_pretrained(model, dtype=loading.dtype)
+        del clvp.conditioning_encoder, clvp.speech_decoder_model  # most of the weights, not needed here
+        self.model = clvp.to(device)
+        self.fixing_codes = clvp.config.decoder_config.decoder_fixing_codes
+
+    @torch.inference_mode()
+    def __call__(self, table: pa.Table) -> pa.Table:
+        require_columns(table, INPUT)
+        errors = table["error"].to_pylist()
+        ranked: list[list[Scored] | None] = [None] * len(table)
+        for i in good_rows(table):
+            try:
+                scored = self._score(table["input_ids"][i].as_py(), table["speech_ids"][i])
+                ranked[i] = order_candidates(scored, self.settings)
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                errors[i] = error_record("rank", error)
+        absent = {f.name: pa.nulls(len(table), f.type) for f in SAMPLED if f.name not in table.column_names}
+        return replace_columns(
+            table,
+            OUTPUT,
+            {
+                **absent,
+                "candidates": _candidate_column(ranked, table["text"].to_pylist()),
+                "error": error_array(errors),
+            },
+        )
+
+    def _score(self, input_ids: list[int], sampled: pa.ListScalar) -> list[Scored]:
+        # In the order of their indices: the last bit of a score depends on the place in the batch.
+        values = sampled.values
+        values = values.take(pc.sort_indices(values.field("candidate")))
+        tokens = [item.values.to_numpy() for item in values.field("speech_ids")]
+        finished = values.field("finished").to_pylist()
+        limit = self.settings.scoring_length
+        longest = max(map(len, tokens))
+        if longest > limit:
+            raise RowError(
+                "TooManySpeechTokens", f"a candidate has {longest:,} tokens; scored are at most {limit}"
+            )
+        codes_KL = pad_and_fix_codes(
+            [torch.from_numpy(row.astype(np.int64)) for row in tokens], finished, limit, self.fixing_codes
+        )
+        scores = score_candidates(*self.model.encoders, torch.tensor(input_ids), codes_KL).tolist()
+        if not np.isfinite(scores).all():
+            raise RowError("InvalidScore", "a candidate's score is not finite; try dtype float32")
+        numbers = values.field("candidate").to_pylist()
+        return [Scored(*fields) for fields in zip(numbers, finished, tokens, scores, strict=True)]
+
+
+def order_candidates(scored: Sequence[Scored], settings: ScoringSettings) -> list[Scored]:
+    """Best first, and only as many as are kept. Equal scores are ordered by candidate index."""
+    best = sorted(
+        scored,
+        key=lambda item: (settings.unfinished_last and not item.finished, -item.score, item.candidate),
+    )
+    return best[: settings.keep]
+
+
+def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[str | None]) -> pa.ListArray:
+    """The `candidates` column [n]; null where a row has none."""
+    items = [item for row in rows if row is not None for item in row]
+    ranks = [rank for row in rows if row is not None for rank in range(1, len(row) + 1)]
+    lengths = np.array([len(item.tokens) for item in items], np.int32)
+    values = pa.StructArray.from_arrays(
+        [
+            pa.array(ranks, pa.int16()),
+            pa.array([item.candidate for item in items], pa.int16()),
+            pa.array([item.score for item in items], pa.float32()),
+            token_lists(item.tokens for item in items),
+            pa.array(lengths),
+            pa.array([item.finished for item in items], pa.bool_()),
+            pa.array((lengths / TOKENS_PER_SECOND).astype(np.float32)),
+            *quality_columns(texts, [[item.tokens for item in row or ()] for row in rows]),
+        ],
+        fields=list(CANDIDATE_TYPE),
+    )
+    mask = pa.array([row is None for row in rows], pa.bool_())
+    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)

@@ -1,0 +1,204 @@
+"""Stage 4, `sample`: text tokens and log-mels to candidate speech tokens.
+
+One conditioning latent is computed per voice and kept; all candidates of all rows of a block go through the
+sampling engine together. A row that fails takes no other row with it.
+"""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from clvp import ClvpConditioningEncoder, ClvpForCausalLM
+from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
+from pipeline.errors import ERROR, RunError, error_array, error_record, is_fatal
+from pipeline.rows.columns import (
+    ENGINE,
+    ID,
+    INPUT_IDS,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    good_rows,
+    offsets_of,
+    replace_columns,
+    require_columns,
+    token_lists,
+)
+from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
+from pipeline.settings import ResultSettings
+from pipeline.stages.device import pick_device
+from pipeline.stages.voices import VOICE, voice_mels
+
+INPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])
+OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, SPEECH_IDS, ENGINE, SOURCE, ERROR])
+
+logger = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Callable on a block; holds the conditioning encoder and the speech decoder.
+
+    `model` is a checkpoint folder or hub id. Runs on the GPU it is given, else with `torch_threads` threads.
+    Rows that have a value in a column `stored` (of the type of SPEECH_IDS) keep those candidates, and only
+    the indices from `sampled_before` on are sampled for them.
+
+    `candidates` are indices, instead of all up to the settings' number.
+
+    Raises RunError when the engine's facts are not `expected_facts`: its tokens may be others than those that
+    the output holds already.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: ResultSettings,
+        engine: EngineConfig | None = None,
+        voices_cached: int = 4096,
+        torch_threads: int | None = None,
+        sampled_before: int = 0,
+        expected_facts: Mapping[str, Any] | None = None,
+        candidates: Sequence[int] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.sampled_before = sampled_before
+        self.candidates = range(settings.num_candidates) if candidates is None else candidates
+        device = pick_device(torch_threads)
+        dtype = settings.model.dtype
+        self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
+        decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
+        self.sampler = CandidateSampler(decoder, engine)  # has its own copy of the weights
+        facts = self.sampler.facts()
+        check_facts(expected_facts, facts)
+        self.engine = json.dumps(facts, sort_keys=True)
+        self.latents = _LatestUsed(voices_cached)
+
+    @torch.inference_mode()
+    def __call__(self, table: pa.Table) -> pa.Table:
+        require_columns(table, INPUT)
+        errors = table["error"].to_pylist()
+        prompts: dict[int, PromptRow] = {}
+        for i in good_rows(table):
+            try:
+                prompts[i] = self._prompt(table, i)
+            except Exception as error:
+                _raise_if_fatal(error)
+                errors[i] = error_record("sample", error)
+        sampled = self._sample(prompts, errors)
+        rows = [
+            None if i not in sampled else [*_stored_candidates(table, i), *sampled[i]]
+            for i in range(len(table))
+        ]
+        return replace_columns(
+            table,
+            OUTPUT,
+            {
+                "speech_ids": _candidate_column(rows),
+                "engine": pa.array([self.engine] * len(table), ENGINE.type),
+                "error": error_array(errors),
+            },
+        )
+
+    def _prompt(self, table: pa.Table, i: int) -> PromptRow:
+        key = table["voice_key"][i].as_py()
+        latent_D = self.latents.get(key)
+        if latent_D is None:
+            mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
+            latent_D = self.encoder.average_clips(mels)
+            self.latents.put(key, latent_D)
+        input_ids_N = torch.tensor(table["input_ids"][i].as_py())
+        prefix_PD = self.encoder.build_prefix(latent_D, input_ids_N)
+        first = self.sampled_before if _has_stored(table, i) else 0
+        wanted = [index for index in self.candidates if index >= first]
+        return PromptRow(table["id"][i].as_py(), prefix_PD, wanted)
+
+    def _sample(
+        self, prompts: dict[int, PromptRow], errors: list[dict[str, str] | None]
+    ) -> dict[int, Sequence[Candidate]]:
+        """Candidates by row. When the rows fail together, each is tried alone, and may get its own error."""
+        params = self.settings.sampling
+        try:
+            results = self.sampler.sample(list(prompts.values()), params)
+            return dict(zip(prompts, results, strict=True))
+        except Exception as error:
+            _raise_if_fatal(error)
+            logger.warning(
+                "a block of %d rows failed (%s); its rows are tried one by one", len(prompts), error
+            )
+        sampled: dict[int, Sequence[Candidate]] = {}
+        for i, prompt in prompts.items():
+            try:
+                sampled[i] = self.sampler.sample([prompt], params)[0]
+            except Exception as error:
+                _raise_if_fatal(error)
+                errors[i] = error_record("sample", error)
+        return sampled
+
+
+def check_facts(expected: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
+    """Raise RunError naming the facts that are not the expected ones."""
+    if expected is None or dict(expected) == dict(found):
+        return
+    names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    differing = "; ".join(f"engine.{n}: {expected.get(n)!r} there, {found.get(n)!r} here" for n in names)
+    raise RunError(
+        f"this machine's sampler may draw other tokens than the output holds ({differing}): use the same "
+        "kind of device and the same versions, or another output"
+    )
+
+
+def _has_stored(table: pa.Table, i: int) -> bool:
+    return STORED.name in table.column_names and bool(table[STORED.name][i].is_valid)
+
+
+def _stored_candidates(table: pa.Table, i: int) -> list[Candidate]:
+    """The candidates that an earlier run has sampled for the row."""
+    if not _has_stored(table, i):
+        return []
+    row_id = table["id"][i].as_py()
+    return [
+        Candidate(row_id, c["candidate"], torch.tensor(c["speech_ids"], dtype=torch.int64), c["finished"])
+        for c in table[STORED.name][i].as_py()
+    ]
+
+
+class _LatestUsed:
+    """Conditioning latents of the voices used last."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.items: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    def get(self, key: str) -> torch.Tensor | None:
+        if key in self.items:
+            self.items.move_to_end(key)
+        return self.items.get(key)
+
+    def put(self, key: str, latent_D: torch.Tensor) -> None:
+        self.items[key] = latent_D
+        if len(self.items) > self.size:
+            self.items.popitem(last=False)
+
+
+def _raise_if_fatal(error: Exception) -> None:
+    if is_fatal(error):
+        raise error
+
+
+def _candidate_column(rows: Sequence[Sequence[Candidate] | None]) -> pa.ListArray:
+    """The `speech_ids` column [n]; null where a row has none."""
+    candidates = [candidate for row in rows if row is not None for candidate in row]
+    values = pa.StructArray.from_arrays(
+        [
+            pa.array([c.candidate for c in candidates], pa.int16()),
+            pa.array([c.finished for c in candidates], pa.bool_()),
+            token_lists(c.tokens.numpy() for c in candidates),
+        ],
+        fields=list(SAMPLED_TYPE),
+    )
+    mask = pa.array([row is None for row in rows], pa.bool_())
+    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)

@@ -1,0 +1,158 @@
+"""Stage 3, `audio`: reference clips to log-mels.
+
+A voice is the list of clips of a row. Its log-mels travel once per block, as one dictionary value, however
+many rows use it; a clip that several rows of the block name is decoded once. Waveforms stay in this stage,
+and only a few of them exist at a time.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.errors import ERROR, RowError, error_array, error_record
+from pipeline.rows.columns import (
+    ID,
+    INPUT_IDS,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    good_rows,
+    replace_columns,
+    require_columns,
+)
+from pipeline.rows.memory import NUM_MELS, clips_at_once, mel_frames
+from pipeline.rows.payloads import AUDIO
+from pipeline.stages.decode import SAMPLE_RATE, decode_clip
+
+# The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
+VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
+
+INPUT = pa.schema([ID, TEXT, INPUT_IDS, AUDIO, SOURCE, ERROR])
+OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])
+
+Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
+LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
+
+
+class AudioToMels:
+    """Callable on a block. `seconds` of each clip are used: longer ones are cut, shorter ones zero-padded."""
+
+    def __init__(self, log_mel: LogMel, seconds: float, audio_root: str | None = None) -> None:
+        self.log_mel = log_mel
+        self.seconds = seconds
+        self.audio_root = audio_root
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        require_columns(table, INPUT)
+        errors = table["error"].to_pylist()
+        audio = table["audio"]
+        clips = _Clips(self._decode, self.log_mel, clips_at_once(self.seconds))
+        rows = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
+        clips.flush()
+        voices: dict[int, tuple[Identity, ...]] = {}
+        for i, names in rows.items():
+            failed = next((clips.failures[name] for name in names if name in clips.failures), None)
+            if failed is not None:
+                errors[i] = error_record("audio", failed)
+            else:
+                voices[i] = names
+        keys, column = _voice_columns(len(table), voices, clips.mels)
+        return replace_columns(
+            table,
+            OUTPUT,
+            {"voice_key": pa.array(keys, VOICE_KEY.type), "voice": column, "error": error_array(errors)},
+        )
+
+    def _decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
+        """A waveform [seconds * 22050], or the reason why there is none."""
+        try:
+            waveform = decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root)
+        except RowError as error:
+            return error
+        except Exception as error:  # whatever a codec may do must stay with the rows that name the clip
+            return RowError(type(error).__name__, f"{clip['path'] or 'embedded audio'}: {error}")
+        length = round(self.seconds * SAMPLE_RATE)
+        return torch.nn.functional.pad(waveform, (0, length - len(waveform)))
+
+
+class _Clips:
+    """The different clips of a block: log-mels as bytes [80, frames] float32, or why there are none."""
+
+    def __init__(
+        self, decode: Callable[[dict[str, Any]], torch.Tensor | RowError], log_mel: LogMel, at_once: int
+    ) -> None:
+        self.decode = decode
+        self.log_mel = log_mel
+        self.at_once = at_once
+        self.mels: dict[Identity, np.ndarray] = {}
+        self.failures: dict[Identity, RowError] = {}
+        self.waiting: dict[Identity, torch.Tensor] = {}
+
+    def add(self, clip: dict[str, Any]) -> Identity:
+        name = _identity(clip)
+        if not any(name in known for known in (self.mels, self.failures, self.waiting)):
+            decoded = self.decode(clip)
+            if isinstance(decoded, RowError):
+                self.failures[name] = decoded
+            else:
+                self.waiting[name] = decoded
+            if len(self.waiting) >= self.at_once:
+                self.flush()
+        return name
+
+    def flush(self) -> None:
+        if self.waiting:
+            mel_BMT = self.log_mel(torch.stack(list(self.waiting.values())))
+            # Copies: a view would keep the whole batch for as long as one of its clips.
+            mels = [mel_MT.numpy().astype(np.float32).reshape(-1).view(np.uint8) for mel_MT in mel_BMT]
+            self.mels |= zip(self.waiting, mels, strict=True)
+            self.waiting = {}
+
+
+def _identity(clip: dict[str, Any]) -> Identity:
+    """What makes two clips of a block the same: their bytes, or else their path."""
+    if clip["bytes"] is None:
+        return None, clip["path"]
+    return hashlib.blake2b(clip["bytes"], digest_size=16).digest(), None
+
+
+def _voice_columns(
+    count: int, voices: dict[int, tuple[Identity, ...]], mels: dict[Identity, np.ndarray]
+) -> tuple[list[str | None], pa.DictionaryArray]:
+    """Keys [count] and the column [count] of the rows' voices. Empties `mels` as it goes: with 64 clips in
+    every row, the log-mels of a block are gigabytes.
+    """
+    entries = {names: number for number, names in enumerate(dict.fromkeys(voices.values()))}
+    sizes = [sum(mels[name].nbytes for name in names) for names in entries]
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    data = np.empty(offsets[-1], np.uint8)
+    uses = Counter(name for names in entries for name in names)
+    for names, begin in zip(entries, offsets, strict=False):
+        position = begin
+        for name in names:
+            data[position : position + mels[name].nbytes] = mels[name]
+            position += mels[name].nbytes
+            uses[name] -= 1
+            if not uses[name]:
+                del mels[name]
+    digests = [
+        hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest() for begin, end in pairwise(offsets)
+    ]
+    numbers = [entries[voices[i]] if i in voices else None for i in range(count)]
+    values = pa.Array.from_buffers(
+        pa.large_binary(), len(entries), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+    column = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), values)
+    return [None if number is None else digests[number] for number in numbers], column
+
+
+def voice_mels(data: bytes, seconds: float) -> list[torch.Tensor]:
+    """The log-mels [80, frames] of each clip, from a value of the `voice` column."""
+    mels_CMT = np.frombuffer(data, np.float32).reshape(-1, NUM_MELS, mel_frames(seconds))
+    return [torch.from_numpy(mel_MT.copy()) for mel_MT in mels_CMT]

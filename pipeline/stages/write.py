@@ -1,0 +1,94 @@
+"""Stage 6, `write`: a finished block becomes one file, whole or absent.
+
+A block's file holds its rows *and* its errors, so no kill can leave a row in both or half of a block. Its
+name follows from the ids in it: a block that is written twice replaces itself. `pipeline.output.publish`
+merges the files of many blocks into few in `data` and `errors`, which is all that readers look at.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import ERROR
+from pipeline.output.folder import OutputFolder
+from pipeline.rows.columns import (
+    CANDIDATES,
+    ENGINE,
+    ID,
+    SEED,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    extra_fields,
+    require_columns,
+)
+
+INPUT = pa.schema([ID, TEXT, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+# And the pass-through columns, prefixed.
+PART = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+
+# What the stage hands to the driver: one row per block.
+REPORT = pa.schema(
+    [
+        ("part", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("rows", pa.int64()),
+        ("failed", pa.int64()),
+        ("candidates", pa.int64()),
+        ("tokens", pa.int64()),
+        ("unfinished", pa.int64()),  # candidates without a stop token
+        ("engine", pa.string()),  # null where nothing was sampled
+    ]
+)
+
+
+def lost_row(row_id: str, source: str, error: Mapping[str, str], extra: Sequence[pa.Field]) -> pa.Table:
+    """A block [1] in the place of a row that no stage could bring to an end. `extra`: prefixed fields."""
+    known = {"id": row_id, "source": source, "error": error}
+    fields = [*INPUT, *extra]
+    return pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
+
+
+class BlockWriter:
+    """Callable on a block: writes its part and returns its report."""
+
+    def __init__(self, output: OutputFolder, seed: int | None) -> None:
+        self.output = output
+        self.seed = seed
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        require_columns(table, INPUT)
+        if not len(table):
+            return REPORT.empty_table()
+        name = part_name(table["id"].to_pylist())
+        num_bytes = self.output.write_table("_parts", name, as_part(table, self.seed))
+        return report_of(table, name, num_bytes)
+
+
+def as_part(table: pa.Table, seed: int | None) -> pa.Table:
+    """The rows and errors of a finished block with the columns PART and the pass-through ones."""
+    fields = [*PART, *extra_fields(table.schema)]
+    seeds = pa.array([seed] * len(table), SEED.type)
+    return pa.table([seeds if f.name == "seed" else table[f.name] for f in fields], schema=pa.schema(fields))
+
+
+def part_name(ids: list[str]) -> str:
+    return hashlib.blake2b("\0".join(ids).encode(), digest_size=16).hexdigest() + ".parquet"
+
+
+def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
+    candidates = pc.list_flatten(table["candidates"])
+    failed = len(table) - table["error"].null_count
+    row = {
+        "part": name,
+        "num_bytes": num_bytes,
+        "rows": len(table) - failed,
+        "failed": failed,
+        "candidates": len(candidates),
+        "tokens": pc.sum(pc.struct_field(candidates, "num_tokens")).as_py() or 0,
+        "unfinished": pc.sum(pc.invert(pc.struct_field(candidates, "finished"))).as_py() or 0,
+        "engine": next((value for value in table["engine"].to_pylist() if value is not None), None),
+    }
+    return pa.Table.from_pylist([row], schema=REPORT)
