@@ -1,4 +1,4 @@
-"""What text and audio share on their way into a model: padding, tensors, and the dictionary of inputs."""
+"""Rows of a batch on their way into a model: padding, tensors, and the dictionary that holds them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -93,3 +93,15 @@ def to_tensor(array: np.ndarray, tensor_type: TensorType) -> Any:
     """The array itself, or a tensor in its memory; ValueError for another type."""
     check_choice("return_tensors", tensor_type, get_args(TensorType))
     return torch.from_numpy(array) if tensor_type == "pt" else array
+
+
+def without_padding(rows: Tensor | Sequence[Tensor], attention_mask: Tensor | None) -> list[Tensor]:
+    """The tokens or embeddings of each row that `attention_mask` [B, L] shows, wherever its padding lies."""
+    if attention_mask is None:
+        return list(rows)
+    if isinstance(rows, Tensor) and attention_mask.shape != rows.shape[:2]:
+        raise ValueError(
+            f"attention_mask must have the shape of the tokens, {list(rows.shape[:2])}, "
+            f"not {list(attention_mask.shape)}"
+        )
+    return [row[keep.to(row.device).bool()] for row, keep in zip(rows, attention_mask, strict=True)]

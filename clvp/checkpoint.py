@@ -53,7 +53,7 @@ class CheckpointSource:
 
     location: str | os.PathLike[str]
     revision: str | None = None
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: str | Path | None = None
     token: str | bool | None = None
     local_files_only: bool = False
 
@@ -81,7 +81,7 @@ class CheckpointSource:
                     str(self.location),
                     name,
                     revision=self.revision,
-                    cache_dir=self._cache_dir,
+                    cache_dir=self.cache_dir,
                     token=self.token,
                     local_files_only=self.local_files_only,
                 )
@@ -103,13 +103,9 @@ class CheckpointSource:
     def _is_cached(self) -> bool:
         """Whether the hub's cache holds this checkpoint's configuration, and so the rest of it."""
         cached = try_to_load_from_cache(
-            str(self.location), "config.json", cache_dir=self._cache_dir, revision=self.revision
+            str(self.location), "config.json", cache_dir=self.cache_dir, revision=self.revision
         )
         return isinstance(cached, str)
-
-    @property
-    def _cache_dir(self) -> Path | None:
-        return None if self.cache_dir is None else Path(self.cache_dir)
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in the file `name`, or None when there is no such file."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clvp.batch import without_padding
 from clvp.config import ClvpConfig
 from clvp.layers import ClvpSelfAttention, exactly_one, initialize
 from clvp.pretrained import ClvpPreTrainedModel
@@ -56,6 +57,7 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
 
     config_class = ClvpConfig
     checkpoint_prefixes = ("conditioning_encoder.",)
+    input_embeddings = "text_token_embedding"
     config: ClvpConfig
 
     def __init__(self, config: ClvpConfig) -> None:
@@ -147,7 +149,7 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         Raises ValueError for more than one input, unequal numbers of texts and audios, or a text that is too
         long.
         """
-        texts = text_rows(exactly_one(input_ids, inputs_embeds), attention_mask)
+        texts = without_padding(exactly_one(input_ids, inputs_embeds), attention_mask)
         texts, latents = pair_up(texts, self.encode_rows(input_features))
         prefixes = [self._prefix(latent, text, stops=1) for text, latent in zip(texts, latents, strict=True)]
         return nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
@@ -159,19 +161,6 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         if isinstance(input_features, Tensor) and input_features.dim() == 3 and self.training:
             return list(self._latents(input_features))
         return [self.average_clips(clips_of(row)) for row in input_features]
-
-
-def text_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
-    """The tokens (or token embeddings) of each row without its padding, wherever that lies."""
-    if attention_mask is None:
-        return list(input_ids)
-    if attention_mask.shape != input_ids.shape[:2]:
-        raise ValueError(
-            f"attention_mask must have the shape of the tokens, {list(input_ids.shape[:2])}, "
-            f"not {list(attention_mask.shape)}"
-        )
-    keep = attention_mask.to(input_ids.device).bool()
-    return [row[kept] for row, kept in zip(input_ids, keep, strict=True)]
 
 
 def clips_of(row: Clips) -> list[Tensor]:

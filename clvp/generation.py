@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clvp.batch import without_padding
 from clvp.config import ClvpDecoderConfig
 from clvp.decoder import ClvpModel
 from clvp.generation_config import ClvpGenerationConfig, check_generation
@@ -181,7 +182,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         Raises TypeError for an unknown keyword, ValueError for a value that is out of range.
         """
         config = (generation_config or self.generation_config).replace(**kwargs)
-        prefixes = _prefix_rows(conditioning_embeds, attention_mask)
+        prefixes = without_padding(conditioning_embeds, attention_mask)
         candidates = sample_prompts(self, prefixes, config, row_ids, engine_config)
         sequences, finished = self._as_sequences([c for row in candidates for c in row], config)
         if config.return_dict_in_generate:
@@ -198,12 +199,6 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         sequences = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         finished = torch.tensor([c.finished for c in candidates])
         return sequences.to(self.device), finished.to(self.device)
-
-
-def _prefix_rows(embeds: Tensor | Sequence[Tensor], attention_mask: Tensor | None) -> list[Tensor]:
-    if attention_mask is None:
-        return list(embeds)
-    return [row[keep.to(row.device).bool()] for row, keep in zip(embeds, attention_mask, strict=True)]
 
 
 # ---- prompts to candidates ----

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvp.conditioning import ClvpConditioningEncoder, InputFeatures, clips_of, pair_up, text_rows
+from clvp.batch import without_padding
+from clvp.conditioning import ClvpConditioningEncoder, InputFeatures, clips_of, pair_up
 from clvp.config import ClvpConfig
 from clvp.encoder import ClvpEncoder
 from clvp.generation import ClvpForCausalLM, row_names, sample_prompts
@@ -251,7 +252,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             engine_config=engine_config,
         )
         candidates = [candidate for row in rows for candidate in row]
-        texts, codes = text_rows(text, attention_mask), self._codes(candidates, length)
+        texts, codes = without_padding(text, attention_mask), self._codes(candidates, length)
         output = score_texts(*self.encoders, texts, codes, inside)
         output.finished = torch.tensor([c.finished for c in candidates], device=self.device)
         if inside:
@@ -286,7 +287,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             )
         voices = [clips_of(row) for row in input_features]
         encoded = [(clips, self.conditioning_encoder.average_clips(clips)) for clips in voices]
-        texts, audios = pair_up(text_rows(text, attention_mask), encoded)
+        texts, audios = pair_up(without_padding(text, attention_mask), encoded)
         prefixes = []
         for index, (row, (_, latent)) in enumerate(zip(texts, audios, strict=True)):
             try:

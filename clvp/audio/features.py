@@ -232,7 +232,7 @@ def _read_voices(raw_speech: Any) -> tuple[list[list[Any]], bool]:
     """
     if isinstance(raw_speech, np.ndarray | torch.Tensor):
         shape = tuple(raw_speech.shape)
-        if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+        if len(shape) == 1 or shape[1:] == (1,):
             return [[raw_speech]], False
         if len(shape) != 2:
             raise ValueError(
@@ -283,7 +283,7 @@ def _read_waveform(clip: Any, name: str, max_samples: int | None) -> np.ndarray:
         raise ValueError(f"{name} is not finite: sample {first} is {samples[first]}")
     if count < _FEWEST_SAMPLES:
         raise ValueError(
-            f"{name} has {count} samples: raw_speech looks like [samples, channels]. Mix the channels "
+            f"{name} has only {count} samples: raw_speech looks like [samples, channels]. Mix the channels "
             "down with raw_speech.mean(axis=1)"
         )
     peak = float(np.abs(samples).max())

@@ -20,77 +20,65 @@ from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 from clvp.text.vocabulary import (
     CONFIG_KEYS,
+    FILES,
     NORMALIZER_KEY,
     SPACE_TOKEN,
     SPECIAL_ROLES,
     TokenDescription,
+    added_token,
     added_tokens,
     byte_pair_encoder,
     describe,
     join_tokens,
+    prefixed,
     read_merges,
     read_vocabulary,
     spell_bytes,
     stored_arguments,
-    token_text,
-    write_merges,
-    write_vocabulary,
+    write_files,
 )
 
 Normalizer = Literal["english", "tortoise"]
 TokenIds = Sequence[int] | np.ndarray | Tensor
 
-VOCAB_FILE = "vocab.json"
-MERGES_FILE = "merges.txt"
 _STOP_TOKEN = "[STOP]"
 
 
 class ClvpTokenizer:
     """Byte-level BPE tokenizer of the CLVP family. It pickles, and its use changes nothing in it.
 
-    Args:
-        vocab_file: `vocab.json`, token to id.
-        merges_file: `merges.txt`: a header line, then one merge per line.
-        errors: how `decode` treats bytes that are no UTF-8 (see `bytes.decode`).
-        unk_token, bos_token, eos_token, pad_token: added after the end of the vocabulary where it lacks them.
-        add_prefix_space: kept for compatibility; it changes no ids, in the reference neither.
-        add_bos_token, add_eos_token: put these around every text. The speech model adds its own and wants
-            neither.
-        normalizer: "english" for the token ids of `transformers`, "tortoise" for those the weights were
-            trained with (better for numbers, years, ordinals, accents, quotation marks): `normalizers`.
-        added_tokens_decoder: id to added token (a string, or its description as in `tokenizer_config.json`);
-            they are found in a text before anything else happens to it, and may be in the vocabulary too.
-        additional_special_tokens: further tokens that `skip_special_tokens` drops.
-        clean_up_tokenization_spaces: whether `decode` turns [SPACE] and [STOP] into spaces by default.
-        model_max_length: tokens that the model can take; the limit of truncation and padding without a
-            `max_length`.
-        padding_side, truncation_side: "right" or "left".
+    `vocab_file` is `vocab.json`, token to id; `merges_file` is `merges.txt`, a header and one merge a line.
+    Special tokens are added after the end of the vocabulary where it lacks them.
 
     Raises:
         ValueError: the files do not belong together, or an argument has an unknown value.
     """
 
-    vocab_files_names: ClassVar = {"vocab_file": VOCAB_FILE, "merges_file": MERGES_FILE}
+    vocab_files_names: ClassVar = FILES
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
 
     def __init__(
         self,
         vocab_file: str | Path,
         merges_file: str | Path,
-        errors: str = "replace",
+        errors: str = "replace",  # how `decode` treats bytes that are no UTF-8: see `bytes.decode`
         unk_token: TokenDescription = "[UNK]",
         bos_token: TokenDescription = "<|endoftext|>",
         eos_token: TokenDescription = "[STOP]",
         pad_token: TokenDescription = "[STOP]",
-        add_prefix_space: bool = False,
+        add_prefix_space: bool = False,  # kept for compatibility; it changes no ids, in the reference neither
+        # Put these around every text. The speech model adds its own and wants neither.
         add_bos_token: bool = False,
         add_eos_token: bool = False,
         *,
+        # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
+        # better for numbers, years, ordinals, accents and quotation marks.
         normalizer: Normalizer = "english",
+        # Id to added token. They are found in a text before anything else happens to it.
         added_tokens_decoder: Mapping[int | str, TokenDescription] | None = None,
-        additional_special_tokens: Sequence[TokenDescription] = (),
-        clean_up_tokenization_spaces: bool = True,
-        model_max_length: int = 10**30,
+        additional_special_tokens: Sequence[TokenDescription] = (),  # `skip_special_tokens` drops these too
+        clean_up_tokenization_spaces: bool = True,  # `decode` turns [SPACE] and [STOP] into spaces
+        model_max_length: int = 10**30,  # limit of truncation and padding without a `max_length`
         padding_side: Side = "right",
         truncation_side: Side = "right",
     ) -> None:
@@ -98,11 +86,11 @@ class ClvpTokenizer:
         check_choice("padding_side", padding_side, get_args(Side))
         check_choice("truncation_side", truncation_side, get_args(Side))
         self.errors = errors
-        self.unk_token = token_text(unk_token)
-        self.bos_token = token_text(bos_token)
-        self.eos_token = token_text(eos_token)
-        self.pad_token = token_text(pad_token)
-        self.additional_special_tokens = [token_text(token) for token in additional_special_tokens]
+        self.unk_token = added_token(unk_token).content
+        self.bos_token = added_token(bos_token).content
+        self.eos_token = added_token(eos_token).content
+        self.pad_token = added_token(pad_token).content
+        self.additional_special_tokens = [added_token(token).content for token in additional_special_tokens]
         self.add_prefix_space = add_prefix_space
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
@@ -139,12 +127,7 @@ class ClvpTokenizer:
             FileNotFoundError: no such folder or repository, or it holds no vocabulary.
         """
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
-        files = {argument: source.file(name) for argument, name in cls.vocab_files_names.items()}
-        for argument, path in files.items():
-            if path is None:
-                name = cls.vocab_files_names[argument]
-                raise FileNotFoundError(f"{source.location} holds no {name}: is it a CLVP checkpoint?")
-        return cls(**(files | stored_arguments(source) | overrides))
+        return cls(**(stored_arguments(source) | overrides))
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
@@ -160,7 +143,7 @@ class ClvpTokenizer:
         }
         paths = []
         for name, content in files.items():
-            paths.append(Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name))
+            paths.append(Path(save_directory) / prefixed(name, filename_prefix))
             write_json(paths[-1], content)
         return (*map(str, paths), *self.save_vocabulary(save_directory, filename_prefix))
 
@@ -175,11 +158,7 @@ class ClvpTokenizer:
         folder = Path(save_directory)
         if not folder.is_dir():
             raise NotADirectoryError(f"cannot save the vocabulary: {str(folder)!r} is no folder")
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
-        vocab_file, merges_file = folder / f"{prefix}{VOCAB_FILE}", folder / f"{prefix}{MERGES_FILE}"
-        write_vocabulary(vocab_file, self._vocabulary)
-        write_merges(merges_file, self._merges)
-        return str(vocab_file), str(merges_file)
+        return write_files(folder, filename_prefix, self._vocabulary, self._merges)
 
     # ---- the vocabulary ----
 

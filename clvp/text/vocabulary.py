@@ -13,6 +13,8 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 
 from clvp.checkpoint import CheckpointSource, read_json
 
+FILES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
+
 SPACE_TOKEN = "[SPACE]"
 _BYTE_SPACE = "\u0120"  # how byte-level BPE writes a space
 
@@ -34,9 +36,14 @@ _FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def stored_arguments(source: CheckpointSource) -> dict[str, Any]:
-    """Constructor arguments that a checkpoint's files hold, as `transformers` old and new write them; empty
-    when it has the vocabulary alone.
+    """Constructor arguments that a checkpoint's files hold, as `transformers` old and new write them.
+
+    Raises FileNotFoundError when it has no vocabulary; all else may be absent.
     """
+    files = {argument: source.file(name) for argument, name in FILES.items()}
+    for argument, path in files.items():
+        if path is None:
+            raise FileNotFoundError(f"{source.location} holds no {FILES[argument]}: is it a CLVP checkpoint?")
     config = (source.json("special_tokens_map.json") or {}) | (source.json("tokenizer_config.json") or {})
     arguments = {key: config[key] for key in CONFIG_KEYS if config.get(key) is not None}
     if NORMALIZER_KEY in config:
@@ -48,7 +55,7 @@ def stored_arguments(source: CheckpointSource) -> dict[str, Any]:
     if "added_tokens_decoder" not in arguments:  # before transformers 4.34
         tokens = source.json("added_tokens.json") or {}
         arguments["added_tokens_decoder"] = {token_id: token for token, token_id in tokens.items()}
-    return arguments
+    return files | arguments
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -57,11 +64,6 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     if not all(isinstance(i, int) for i in vocabulary.values()):
         raise ValueError(f"{path} should hold one JSON object of token to id")
     return vocabulary
-
-
-def write_vocabulary(path: Path, vocabulary: Mapping[str, int]) -> None:
-    """Write what `read_vocabulary` reads."""
-    path.write_text(json.dumps(vocabulary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_merges(path: Path) -> list[Merge]:
@@ -79,17 +81,21 @@ def read_merges(path: Path) -> list[Merge]:
     return merges
 
 
-def write_merges(path: Path, merges: Sequence[Merge]) -> None:
-    """Write what `read_merges` reads."""
+def prefixed(name: str, prefix: str | None) -> str:
+    """The name of a file that is saved under a prefix."""
+    return f"{prefix}-{name}" if prefix else name
+
+
+def write_files(
+    folder: Path, prefix: str | None, vocabulary: Mapping[str, int], merges: Sequence[Merge]
+) -> tuple[str, str]:
+    """Write what the two functions above read; returns the paths."""
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def token_text(token: TokenDescription) -> str:
-    """The text of a token given as a string, an AddedToken, or its description in a JSON file."""
-    if isinstance(token, Mapping):
-        return str(token["content"])
-    return token if isinstance(token, str) else token.content
+    contents = (json.dumps(vocabulary, indent=2, ensure_ascii=False), "\n".join(lines))
+    vocab_file, merges_file = (folder / prefixed(name, prefix) for name in FILES.values())
+    for path, content in zip((vocab_file, merges_file), contents, strict=True):
+        path.write_text(f"{content}\n", encoding="utf-8")
+    return str(vocab_file), str(merges_file)
 
 
 def added_tokens(
@@ -98,7 +104,7 @@ def added_tokens(
     special_tokens: Sequence[str],
 ) -> dict[int, AddedToken]:
     """Id to added token: those declared, and special ones besides, unknown ones with new ids."""
-    added = {int(token_id): _added_token(token) for token_id, token in declared.items()}
+    added = {int(token_id): added_token(token) for token_id, token in declared.items()}
     known = {**vocabulary, **{token.content: token_id for token_id, token in added.items()}}
     for token in special_tokens:
         token_id = known.setdefault(token, len(known))
@@ -106,7 +112,8 @@ def added_tokens(
     return dict(sorted(added.items()))
 
 
-def _added_token(token: TokenDescription) -> AddedToken:
+def added_token(token: TokenDescription) -> AddedToken:
+    """A token given as a string or by its description in a JSON file; ValueError for one not supported."""
     if isinstance(token, str):
         token = AddedToken(token, normalized=False)
     elif isinstance(token, Mapping):

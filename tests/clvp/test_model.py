@@ -231,6 +231,15 @@ def test_generation_follows_the_weights_and_not_the_engine(tiny_model, prompt):
     assert moved.logits_per_text.isfinite().all()
 
 
+def test_input_embeddings_can_be_replaced(tiny_model):
+    decoder = tiny_model.speech_decoder_model
+    for part in (tiny_model.conditioning_encoder, tiny_model.text_encoder_model, decoder, decoder.model):
+        replacement = torch.nn.Embedding(8, 64)
+        part.set_input_embeddings(replacement)
+        assert part.get_input_embeddings() is replacement
+    assert decoder.get_input_embeddings() is decoder.model.decoder.input_embeds_layer
+
+
 def test_generation_leaves_the_weights_alone(tiny_model, prompt):
     before = {key: value.clone() for key, value in tiny_model.state_dict().items()}
     tiny_model.generate(*prompt, **SAMPLING)
