@@ -4,7 +4,6 @@ Reading order: `params`, `sampler`, `cohort_decoder`, `cohort`; then `weights`, 
 `noise`, `memory`, `invariance`; `static_decoder` and `triton_attention` for GPUs.
 """
 
-from clvp.sampling.cache import sampler_for
 from clvp.sampling.params import (
     Candidate,
     EngineConfig,
@@ -24,5 +23,4 @@ __all__ = [
     "PromptRow",
     "SamplingParams",
     "SamplingStats",
-    "sampler_for",
 ]

@@ -19,17 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from clvp.sampling.cohort import Cohort
 from clvp.sampling.prefill import Prefix, prefill
-from clvp.sampling.weights import Products, arrange_weights, can_pack, decoder_logits
-
-if TYPE_CHECKING:
-    from clvp.decoder import ClvpForCausalLM
+from clvp.sampling.weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
 
 Kind = Literal["packed", "plain"]
 
@@ -60,7 +57,7 @@ class Arithmetic:
         return facts if self.invariant else facts | {"threads": torch.get_num_threads()}
 
 
-def find_arithmetic(model: "ClvpForCausalLM", kind: Kind | None = None) -> Arithmetic:
+def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithmetic:
     """The faster kind of product that leaves a row its bits, or `kind`, with the smallest quantum that does.
 
     The faster kind follows from the processor, by the benchmark: a measurement of the moment would let actors
@@ -115,7 +112,7 @@ def _threads(count: int) -> Iterator[None]:
 class _Probe:
     """A decoder of two layers, run with one kind of products."""
 
-    def __init__(self, model: "ClvpForCausalLM", products: Products) -> None:
+    def __init__(self, model: DecoderWithHead, products: Products) -> None:
         self.products = products
         self.weights = arrange_weights(model, products)
         self.one_layer = replace(self.weights, layers=self.weights.layers[:1])

@@ -9,7 +9,6 @@ import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,10 +20,7 @@ from clvp.sampling.noise import candidate_keys
 from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.prefill import Prefix, prefill
 from clvp.sampling.static_decoder import StaticDecoder
-from clvp.sampling.weights import DecoderWeights, arrange_weights
-
-if TYPE_CHECKING:
-    from clvp.decoder import ClvpForCausalLM
+from clvp.sampling.weights import DecoderWeights, DecoderWithHead, arrange_weights
 
 DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
@@ -59,10 +55,11 @@ class CandidateSampler:
     The weights are copied; later changes of the model's parameters are not seen.
     """
 
-    def __init__(self, model: "ClvpForCausalLM", config: EngineConfig | None = None) -> None:
+    def __init__(self, model: DecoderWithHead, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        self.lanes = self.config.lanes or DEFAULT_LANES.get(model.device.type, 64)
-        on_gpu = model.device.type == "cuda"
+        device = model.lm_head.weight.device.type
+        self.lanes = self.config.lanes or DEFAULT_LANES.get(device, 64)
+        on_gpu = device == "cuda"
         self.arithmetic = None if on_gpu else find_arithmetic(model, self.config.products)
         self.weights = arrange_weights(model, self.arithmetic.products if self.arithmetic else None)
         self.stats = SamplingStats()

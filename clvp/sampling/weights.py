@@ -7,17 +7,15 @@ On a CPU with AVX512 oneDNN's prepacked matrix products are up to twice as fast 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvp.activations import activation_function
-
-if TYPE_CHECKING:
-    from clvp.decoder import ClvpForCausalLM
-    from clvp.decoder_stack import ClvpDecoderLayer
+from clvp.config import ClvpDecoderConfig
+from clvp.decoder import ClvpDecoderLayer, ClvpModel
+from clvp.layers import activation_function
 
 Linear = Callable[[Tensor], Tensor]
 ResidualLinear = Callable[[Tensor, Tensor], Tensor]  # (x, residual) -> x Wᵀ + b + residual
@@ -62,6 +60,15 @@ class Products:
             return torch.cat([product(*piece) for piece in zip(*pieces, strict=True)])[:rows]
 
         return product_in_widths
+
+
+class DecoderWithHead(Protocol):
+    """What candidates are sampled from."""
+
+    config: ClvpDecoderConfig
+    model: ClvpModel
+    final_norm: torch.nn.LayerNorm
+    lm_head: torch.nn.Linear
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -142,7 +149,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All that decoding needs of a `ClvpForCausalLM`."""
+    """All that decoding needs of a `DecoderWithHead`."""
 
     token_embedding_VD: Tensor
     position_embedding_LD: Tensor  # [mel positions, D]
@@ -207,7 +214,7 @@ def _norm(norm: torch.nn.LayerNorm) -> Norm:
 
 
 @torch.no_grad()
-def arrange_weights(model: "ClvpForCausalLM", products: Products | None = None) -> DecoderWeights:
+def arrange_weights(model: DecoderWithHead, products: Products | None = None) -> DecoderWeights:
     """Copies the model's decoder weights into the arrangement for decoding.
 
     The copy does not follow later changes of the model's parameters.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clvp.decoder import ClvpForCausalLM
+from clvp.generation import ClvpForCausalLM
 from clvp.sampling import CandidateSampler, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.filters import choose_tokens, penalize
 from clvp.sampling.noise import candidate_keys, uniform
