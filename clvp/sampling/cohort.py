@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clvp.sampling.decode_weights import DecoderWeights, Products
 from clvp.sampling.memory import give_back_freed
 from clvp.sampling.prefill import Prefix
-from clvp.sampling.weights import DecoderWeights, Products
 
 GROWTH = 64
 

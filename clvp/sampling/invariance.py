@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from clvp.sampling.cohort import Cohort
+from clvp.sampling.decode_weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
 from clvp.sampling.prefill import Prefix, prefill
-from clvp.sampling.weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
 
 Kind = Literal["packed", "plain"]
 

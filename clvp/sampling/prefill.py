@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvp.sampling.weights import DecoderWeights, LayerWeights
+from clvp.sampling.decode_weights import DecoderWeights, LayerWeights
 
 PREFIX_BUCKET = (
     32  # prefixes are padded to a multiple of this; rows of one padded length share attention calls

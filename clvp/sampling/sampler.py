@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from clvp.sampling.cohort_decoder import CohortDecoder
+from clvp.sampling.cpu_decoder import CohortDecoder
+from clvp.sampling.decode_weights import DecoderWeights, DecoderWithHead, arrange_weights
+from clvp.sampling.gpu_decoder import StaticDecoder
 from clvp.sampling.invariance import find_arithmetic
 from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.memory import default_budget
 from clvp.sampling.noise import candidate_keys
 from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.prefill import Prefix, prefill
-from clvp.sampling.static_decoder import StaticDecoder
-from clvp.sampling.weights import DecoderWeights, DecoderWithHead, arrange_weights
 
 DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
@@ -102,7 +102,7 @@ class CandidateSampler:
         device = self.weights.device
         budget = self.config.kv_budget_bytes or default_budget(device)
         if device.type == "cuda":
-            from clvp.sampling.triton_attention import attend  # Triton is there only beside CUDA
+            from clvp.sampling.gpu_attention import attend  # Triton is there only beside CUDA
 
             return StaticDecoder(self.weights, params, self.lanes, budget, attend)
         return CohortDecoder(self.weights, params, self.lanes, budget)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams, invariance
 from clvp.sampling.cohort import Cohort
-from clvp.sampling.cohort_decoder import CohortDecoder
+from clvp.sampling.cpu_decoder import CohortDecoder
+from clvp.sampling.decode_weights import PackedLinears, PlainLinears, Products, arrange_weights
+from clvp.sampling.gpu_decoder import StaticDecoder
 from clvp.sampling.invariance import FIXED, find_arithmetic
 from clvp.sampling.prefill import prefill
-from clvp.sampling.static_decoder import StaticDecoder
-from clvp.sampling.weights import PackedLinears, PlainLinears, Products, arrange_weights
 from tests.sampling.small_models import DEVICES, Tokens, plain, prompt, small_decoder
 
 # Long enough for the keys' and values' memory to grow once.

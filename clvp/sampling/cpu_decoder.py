@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from clvp.sampling.cohort import Cohort
+from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.lanes import Admission, FinishedLane, LaneTable
 from clvp.sampling.memory import budget_error, give_back_freed
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import padded_length
-from clvp.sampling.weights import DecoderWeights, decoder_logits
 
 WORTH_A_COHORT = 8  # free lanes, from which on a cohort of their own pays
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.lanes import (
     Admission,
     FinishedLane,
@@ -25,9 +26,8 @@ from clvp.sampling.lanes import (
 from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix, padded_length
-from clvp.sampling.weights import DecoderWeights, decoder_logits
 
-Attend = Callable[..., Tensor]  # the signature of `triton_attention.attend`
+Attend = Callable[..., Tensor]  # the signature of `gpu_attention.attend`
 
 STEPS_PER_LOOK = 8
 
