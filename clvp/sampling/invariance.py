@@ -44,17 +44,18 @@ class Arithmetic:
     """How this machine computes for models of one shape."""
 
     products: Products
-    digest: str  # of the bits of what was tried: machines that compute alike have the same
-    invariant: bool  # False: the bits may depend on the number of threads, and on places in a product
+    digest: str | None  # of the bits of what was tried: machines that compute alike have the same one.
+    # None: no width is right, and bits may depend on threads, on places in a product and on the day
 
     def facts(self) -> dict[str, str | int]:
         """What tokens depend on, by name."""
         facts: dict[str, str | int] = {
             "products": "packed" if self.products.packed else "plain",
             "quantum": self.products.quantum,
-            "arithmetic": self.digest,
         }
-        return facts if self.invariant else facts | {"threads": torch.get_num_threads()}
+        if self.digest is None:
+            return facts | {"threads": torch.get_num_threads()}
+        return facts | {"arithmetic": self.digest}
 
 
 def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithmetic:
@@ -75,7 +76,7 @@ def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithme
     shapes = json.dumps(replace(model.config, num_hidden_layers=2).to_dict(), sort_keys=True)
     tried = tuple(kinds if kind is None else [kind])
     model_type: Any = type(model)
-    return _find(model_type, shapes, weight.dtype, tried, len(os.sched_getaffinity(0)))
+    return _find(model_type, shapes, weight.dtype, tried, max(len(os.sched_getaffinity(0)), 2))
 
 
 @lru_cache(maxsize=16)
@@ -90,12 +91,12 @@ def _find(
         for quantum in QUANTA:
             probe = _Probe(model, Products(kind == "packed", quantum))
             if probe.passes(threads):
-                return Arithmetic(probe.products, probe.digest(), invariant=True)
+                return Arithmetic(probe.products, probe.digest())
     logger.warning(
         "no width of a matrix product gives a row the same bits in any company here; tokens may depend on "
         "neighbours and threads. Import clvp before anything computes with torch"
     )
-    return Arithmetic(FIXED, _Probe(model, FIXED).digest(), invariant=False)
+    return Arithmetic(FIXED, None)
 
 
 @contextmanager

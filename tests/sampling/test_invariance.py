@@ -1,6 +1,5 @@
 """A row's tokens are the same, bit for bit, alone and among any neighbours, in any order and memory."""
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -223,18 +222,18 @@ def test_the_probe_sees_what_a_kernel_does_otherwise(
 ) -> None:
     """Kernels that are right but for what is injected: the probe takes the next multiple, or none."""
     natural = find_arithmetic(small_decoder())
-    if natural.products.quantum > 6 or len(os.sched_getaffinity(0)) == 1:
-        pytest.skip("this processor's own kernels need a larger quantum, or there is one thread only")
+    if natural.products.quantum > 6:
+        pytest.skip("this processor's own kernels need a larger quantum")
     for linears in (PackedLinears, PlainLinears):
         monkeypatch.setattr(linears, "linear", perturbed(wrong)(linears.linear))
     invariance._find.cache_clear()
     found = find_arithmetic(small_decoder())
-    assert found.digest != natural.digest or quantum
     if quantum is None:
-        assert (found.products, found.invariant) == (FIXED, False)
+        assert (found.products, found.digest) == (FIXED, None)
         assert found.facts()["threads"] == torch.get_num_threads()
     else:
-        assert (found.products.quantum, found.invariant) == (quantum, True)
+        assert found.products.quantum == quantum
+        assert found.digest
 
 
 @pytest.mark.parametrize("products", [Products(False, 4), Products(True, 12), FIXED])
