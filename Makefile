@@ -15,8 +15,9 @@ PIP_INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --quie
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-# Ray starts one process per actor; more BLAS threads than cores make all of them slower.
-TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+# Ray starts one process per actor; more BLAS threads than cores make all of them slower, above all those that
+# wait for each other in a loop.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check test-kernels bench format clean
@@ -55,7 +56,7 @@ check: $(INSTALLED_TEST)  ## the quick loop: style, types, imports, fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-kernels: $(INSTALLED_TEST)  ## run the tests that depend on arithmetic as other processors would
-	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m tests.kernels
+	$(TEST_ENV) $(BIN)/python -m tests.kernels
 
 bench: $(INSTALLED_TEST)  ## run the benchmarks and print their figures
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
