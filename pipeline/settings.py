@@ -103,7 +103,7 @@ class ExecutionSettings:
     torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
     voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB
     audio_root: str | None = None  # audio paths must lie below it
-    publish_bytes: int = 256 << 20  # of finished blocks that become one output file
+    publish_bytes: int = 128 << 20  # of finished blocks that become one output file
     report_seconds: float = 10.0  # between two lines of progress
     worker_logs: bool = False  # print what the workers log, tracebacks included
 
