@@ -96,9 +96,7 @@ class ExecutionSettings:
     rows_per_block: int | None = None  # None: enough for the sampler's lanes
     samplers: Pool = Pool()
     rankers: Pool = Pool()
-    gpus: int | None = (
-        None  # that a growing cluster may come to; None: as the launcher's file says, or those there
-    )
+    gpus: int | None = None  # that a growing cluster may come to; None: those there
     engine: EngineConfig = field(default_factory=EngineConfig)
     torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
     voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB

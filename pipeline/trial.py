@@ -34,7 +34,6 @@ from pipeline.rows.scan import RowIndex, scan
 from pipeline.run import Recipe, check_model
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings
 from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS, Work
-from pipeline.stream.autoscaler import launcher_gpus
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.envelope import Timing
 from pipeline.stream.retry import reports
@@ -80,7 +79,6 @@ def run_trial(
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
     with connected(execution.worker_logs), _scratch_output(scratch) as output:
-        gpus = gpus or launcher_gpus()
         cluster = _trial_cluster(gpus)
         if scratch is None and _has_other_nodes():
             raise RunError(
