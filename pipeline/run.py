@@ -203,7 +203,6 @@ class _Session:
             self.recipe.seed,
             self.description[ENGINE],
             extended.open() if extended else None,
-            index.page_bytes,
         )
         metrics = MetricsLog(self.output.uri, self.execution.report_seconds)
         progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")

@@ -97,7 +97,6 @@ def run_trial(
             settings.scoring,
             settings,
             settings.sampling.seed,
-            page_bytes=index.page_bytes,
         )
         samplers = cluster.pool(at_hand.samplers, SAMPLER_GPUS)["compute"].max_size
         blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * samplers
