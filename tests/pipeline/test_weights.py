@@ -26,7 +26,7 @@ from clvp.checkpoint import CheckpointSource
 from pipeline.checkpoint import Checkpoint, cache_folder, describe_checkpoint, fetch
 from pipeline.errors import RunError
 from tests.pipeline.s3_relay import Relay, s3_relay
-from tests.s3_server import BUCKET, CREDENTIALS, S3Server, s3_server
+from tests.s3_server import BUCKET, S3Server
 
 WEIGHTS = "model.safetensors"
 Enter = Callable[[str], Path]
@@ -216,25 +216,17 @@ def test_a_cached_hub_id_needs_no_connection(folder: Path, tmp_path: Path, enter
 # ---- object stores ----
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        yield server
-
-
 @pytest.fixture
-def relay(server: S3Server) -> Iterator[Relay]:
-    with s3_relay(server) as relay:
+def relay(s3: S3Server) -> Iterator[Relay]:
+    with s3_relay(s3) as relay:
         yield relay
 
 
 @pytest.fixture
-def bucket_folder(server: S3Server, folder: Path, tmp_path: Path) -> str:
+def bucket_folder(s3: S3Server, folder: Path, tmp_path: Path) -> str:
     """Key of a checkpoint in the bucket."""
     for path in folder.iterdir():
-        server.client().upload_file(str(path), BUCKET, f"{tmp_path.name}/model/{path.name}")
+        s3.client().upload_file(str(path), BUCKET, f"{tmp_path.name}/model/{path.name}")
     return f"{tmp_path.name}/model"
 
 
@@ -298,11 +290,11 @@ def test_four_processes_get_every_object_once(bucket_folder: str, relay: Relay, 
 
 
 def test_an_object_that_was_replaced(
-    bucket_folder: str, server: S3Server, relay: Relay, enter_node: Enter, folder: Path
+    bucket_folder: str, s3: S3Server, relay: Relay, enter_node: Enter, folder: Path
 ) -> None:
     described = describe_checkpoint(relay.uri(bucket_folder))
     content = (folder / "merges.txt").read_bytes() + b"\n"
-    server.client().put_object(Bucket=BUCKET, Key=f"{bucket_folder}/merges.txt", Body=content)
+    s3.client().put_object(Bucket=BUCKET, Key=f"{bucket_folder}/merges.txt", Body=content)
     assert fetch(described)  # the driver's node has the old one
     cache = enter_node("worker")
     with pytest.raises(RunError, match=r"merges\.txt: not the files that the run began with"):
@@ -314,10 +306,10 @@ def test_an_object_that_was_replaced(
 
 
 def test_objects_that_are_not_there(
-    bucket_folder: str, server: S3Server, relay: Relay, enter_node: Enter
+    bucket_folder: str, s3: S3Server, relay: Relay, enter_node: Enter
 ) -> None:
     described = describe_checkpoint(relay.uri(bucket_folder))
-    server.client().delete_object(Bucket=BUCKET, Key=f"{bucket_folder}/{WEIGHTS}")
+    s3.client().delete_object(Bucket=BUCKET, Key=f"{bucket_folder}/{WEIGHTS}")
     enter_node("worker")
     with pytest.raises(RunError, match=f"holds no {WEIGHTS}"):
         fetch(described)
