@@ -123,7 +123,7 @@ def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--gpus",
         type=int,
         metavar="N",
-        help="GPUs that a growing cluster may come to (default: by the launcher's file, or those there)",
+        help="GPUs that a growing cluster may come to (default: those there)",
     )
     group.add_argument(
         "--torch-threads", type=int, metavar="N", help="of an actor without GPU (default: half of the cores)"

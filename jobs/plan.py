@@ -2,21 +2,18 @@
 
     python -m jobs.plan --manifest texts.jsonl --model checkpoint --gpus 16 --price-per-gpu-hour 2.10
 
-Takes the options of jobs.synthesize. A few blocks of rows run through the real stages on the hardware at
-hand, into a folder that is deleted afterwards; a forecast for GPUs needs at least one of them. Every figure
-comes with the range in which it lies nine times out of ten, as far as the rows of the trial can tell. Time
-that nodes take to come, and work that is lost with them, is not in it.
+Takes the options of jobs.synthesize. Rows drawn at random run through the real stages on the hardware at
+hand, into a folder that is deleted afterwards; what they took and gave is scaled up. A forecast for GPUs
+needs at least one of them. Time that nodes take to come, and work that is lost with them, is not in it.
 """
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jobs.arguments import HelpFormatter, add_model, add_scoring, print_result
 from jobs.synthesize import add_sampling, add_synthesis_execution, read_execution, read_settings
-from pipeline.forecast import Forecast, Range, StageLoad, forecast
-from pipeline.report.text import hours, integer, number, percent
-from pipeline.trial import Trialled, run_trial
+from pipeline.report.text import hours, integer, number
+from pipeline.trial import Forecast, run_trial
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("the trial")
     group.add_argument(
-        "--sample-rows", type=int, metavar="R", help="rows to run (default: eight blocks for every sampler)"
+        "--sample-rows", type=int, metavar="R", help="rows to run (default: eight blocks for every GPU)"
     )
     group.add_argument(
         "--scratch",
@@ -58,73 +55,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
     def plan() -> str:
-        trial = run_trial(
-            tuple(options.manifest),
-            options.model,
-            settings,
-            execution,
-            options.gpus,
-            options.sample_rows,
-            options.scratch,
+        manifest = tuple(options.manifest)
+        forecast = run_trial(
+            manifest, options.model, settings, execution, options.sample_rows, options.scratch
         )
-        return describe(trial, forecast(trial.trial, trial.fleet), options.price_per_gpu_hour)
+        return describe(forecast, options.price_per_gpu_hour)
 
     return print_result(parser, plan)
 
 
-def describe(trial: Trialled, run: Forecast, price: float | None) -> str:
+def describe(run: Forecast, price: float | None) -> str:
     """The forecast as lines. `price` is that of a GPU for an hour."""
-    fleet, cluster = trial.fleet, trial.cluster
-    device = "GPU" if fleet.is_gpu else "CPU core"
-    table: list[tuple[str, Range, Callable[[float], str]]] = [
-        (f"{device} hours", run.device_s.scaled(1 / 3600), number),
-        (f"wall time, {fleet.devices:g} {device}{'s' if fleet.devices != 1 else ''}", run.wall_s, _duration),
-        ("failed rows", run.failed, integer),
-        ("candidates stored", run.candidates, integer),
-        ("speech, best candidates", run.best_hours, hours),
-        ("speech, all stored ones", run.all_hours, hours),
-        ("output", run.num_bytes, _size),
+    trial, cluster = run.trial, run.tried_on
+    device = "GPU" if run.planned.gpus else "CPU core"
+    lines = [
+        (f"{device} hours", number(run.device_hours)),
+        (f"wall time, {run.devices:g} {device}{'s' if run.devices != 1 else ''}", hours(run.wall_s / 3600)),
+        ("failed rows", integer(run.scaled(trial.failed))),
+        ("candidates stored", integer(run.scaled(trial.candidates))),
+        ("speech, best candidates", hours(run.scaled(trial.best_s) / 3600)),
+        ("speech, all stored ones", hours(run.scaled(trial.all_s) / 3600)),
+        ("output", f"{number(run.scaled(trial.num_bytes) / 1e6, 3)} MB"),
     ]
-    if price is not None and fleet.is_gpu:
-        table.append(("cost", run.device_s.scaled(price / 3600), _money))
-    rows = sum(block.rows for block in trial.trial.blocks)
+    if price is not None and run.planned.gpus:
+        lines.append(("cost", f"{run.device_hours * price:,.2f}"))
+    lines += [(f"{name}, s per row", number(seconds, 3)) for name, seconds in trial.stages.items()]
     return "\n".join(
         [
-            f"{rows:,} of {run.num_rows:,} rows tried in {_duration(trial.seconds)}, "
+            f"{trial.rows:,} of {run.num_rows:,} rows tried in {hours(trial.seconds / 3600)}, "
             f"on {cluster.cpus:g} CPU cores and {cluster.gpus:g} GPUs",
-            "",
-            f"{'':26}{'expected':>14}   9 times out of 10",
-            *(_line(name, value, text) for name, value, text in table),
-            "",
-            f"{'stage':26}{'s per row':>14}{'workers':>12}{'busy':>10}",
-            *(_stage(load, load.name == run.limit) for load in run.loads),
-            f"{'CPU cores that feed it':26}{number(run.feeding_cores, 2):>14}",
+            *(f"{name:26}{text:>14}" for name, text in lines),
         ]
     )
-
-
-def _line(name: str, value: Range, text: Callable[[float], str]) -> str:
-    high = text(value.high) if math.isfinite(value.high) else "?"
-    return f"{name:26}{text(value.expected):>14}   {text(value.low)} to {high}"
-
-
-def _stage(load: StageLoad, is_limit: bool) -> str:
-    cells = f"{number(load.seconds.expected, 3):>14}{load.workers:>12g}{percent(load.busy):>10}"
-    return f"{load.name:26}{cells}{'   all others wait for it' if is_limit else ''}"
-
-
-def _duration(seconds: float) -> str:
-    return hours(seconds / 3600)
-
-
-def _size(num_bytes: float) -> str:
-    units = ("bytes", "kB", "MB", "GB", "TB", "PB")
-    power = min(int(math.log10(max(num_bytes, 1)) // 3), len(units) - 1)
-    return f"{number(num_bytes / 1000**power, 3)} {units[power]}"
-
-
-def _money(value: float) -> str:
-    return f"{value:,.2f}"
 
 
 if __name__ == "__main__":

@@ -2,28 +2,32 @@
 
 The driver describes the checkpoint once, as names and digests. Every process then asks for a local folder
 that holds what was described: a folder is used where it lies, a hub id goes through `huggingface_hub`'s
-cache, and what lies in an object store is downloaded once per node, whatever the number of actors there.
+cache, pinned to a commit, and what lies in an object store is downloaded once per node, whatever the number
+of actors there.
 """
 
+import errno
 import hashlib
-import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
+from filelock import FileLock
 
 from clvp.checkpoint import WEIGHT_FILES, CheckpointSource, read_json
-from pipeline import node_cache, storage
-from pipeline.download import RemoteFolder, partial_folder
+from pipeline import storage
 from pipeline.errors import RunError
 
-FindFile = Callable[[str], Path | None]  # local path of a file of the checkpoint, None where it has none
+PIECE_BYTES = 64 << 20  # of an object; Arrow makes a request of each
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,10 @@ class Checkpoint:
 
     location: str
     files: Mapping[str, str]
+    version: str = ""  # of a URI: changes with the objects below it
 
     def __hash__(self) -> int:
-        return hash((self.location, frozenset(self.files.items())))
-
-    @property
-    def digest(self) -> str:
-        """Names the content, wherever it lies."""
-        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()[:32]
+        return hash((self.location, self.version, frozenset(self.files.items())))
 
 
 def describe_checkpoint(location: str) -> Checkpoint:
@@ -50,50 +50,77 @@ def describe_checkpoint(location: str) -> Checkpoint:
 
     Raises RunError when it cannot be used.
     """
-    try:
+    with _refusing(location, ""):
         if not storage.is_local(location):
-            return _describe_remote(storage.absolute(location))
+            location = storage.absolute(location)
+            version = _version(location)
+            return Checkpoint(location, _digests(_download(location, version)), version)
         folder = Path(storage.absolute(location))
         if folder.is_dir():
-            return Checkpoint(str(folder), _digests(used_files(CheckpointSource(folder).file)))
-        return _describe_hub(location)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise RunError(f"the model {location} cannot be used: {error}") from error
+            return Checkpoint(str(folder), _digests(folder))
+        name, _, revision = location.partition("@")
+        config = CheckpointSource(name, revision or None).file("config.json")
+        if config is None:
+            raise FileNotFoundError("it holds no config.json: is it a CLVP checkpoint?")
+        # The hub's cache keeps the files of each commit in a folder of that name.
+        used_files(CheckpointSource(name, config.parent.name).file)
+        return Checkpoint(f"{name}@{config.parent.name}", _digests(config.parent))
 
 
 @lru_cache(maxsize=8)
 def fetch(checkpoint: Checkpoint) -> str:
-    """A folder on this node with exactly the files of `checkpoint`; its digests are verified.
+    """A folder on this node with the files of `checkpoint`. Cheap once a process of the node has had it.
 
-    Cheap when another process of the node has done it before. Raises RunError naming the file that is
-    missing, differs or cannot be had.
+    Raises RunError naming the file that is missing, was replaced or cannot be had.
     """
     location = checkpoint.location
-    try:
+    with _refusing(location, f" on {socket.gethostname()}"):
         if not storage.is_local(location):
-            return str(_fetch_remote(checkpoint))
-        folder = Path(location) if location.startswith("/") else _hub_folder(location, checkpoint.files)
-        _verify(folder, checkpoint)
+            return str(_download(location, checkpoint.version, checkpoint.files))
+        name, _, commit = location.partition("@")
+        # The hub's cache locks every file it fetches, and asks nobody for a commit's file that is there.
+        source = CheckpointSource(location) if location.startswith("/") else CheckpointSource(name, commit)
+        files = used_files(source.file)
+        if differing := sorted(files.keys() ^ checkpoint.files.keys()):
+            raise FileNotFoundError(
+                f"{', '.join(differing)}: not the files that the run began with; every node needs the same: "
+                "use a shared folder, an object store or a hub id"
+            )
+        return str(files["config.json"].parent)
+
+
+@contextmanager
+def _refusing(location: str, where: str) -> Iterator[None]:
+    """Whatever is wrong with a checkpoint, as one sentence without credentials."""
+    try:
+        yield
     except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise RunError(f"the model {location} cannot be used on {socket.gethostname()}: {error}") from error
-    return str(folder)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "; make room, or name another folder in CLVP_CACHE" if full else ""
+        text = f"the model {location} cannot be used{where}: {error}{hint}"
+        raise RunError(storage.public(text)) from error
 
 
-def used_files(find: FindFile) -> dict[str, Path]:
+def used_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
     """The files of a checkpoint that results depend on, by the rules by which `clvp` reads them.
 
-    Settings of `generate` are none: the jobs bring their own. Raises FileNotFoundError for what must be
-    there, CheckpointError for broken JSON.
+    `find` gives the local path of a file, None where there is none. Settings of `generate` are none: the jobs
+    bring their own. Raises FileNotFoundError for what must be there, CheckpointError for broken JSON.
     """
     found: dict[str, Path] = {}
 
-    def take(name: str, required: bool = False) -> Path | None:
-        path = find(_plain(name))
-        if path is not None:
-            found[name] = path
-        elif required:
-            raise FileNotFoundError(f"it holds no {name}: is it a CLVP checkpoint?")
-        return path
+    def take(*names: str, required: bool = False) -> Path | None:
+        """The first of these that is there."""
+        for name in names:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"its index of weights names {name!r}, which lies outside of it")
+            path = find(name)
+            if path is not None:
+                found[name] = path
+                return path
+        if required:
+            raise FileNotFoundError(f"it holds no {' or '.join(names)}: is it a CLVP checkpoint?")
+        return None
 
     for name in ("config.json", "vocab.json", "merges.txt"):
         take(name, required=True)
@@ -103,132 +130,87 @@ def used_files(find: FindFile) -> dict[str, Path]:
         settings |= read_json(path) if path else {}
     if settings.get("added_tokens_decoder") is None:
         take("added_tokens.json")
-    if take("preprocessor_config.json") is None:
-        take("processor_config.json")
-    weights = next((name for name in WEIGHT_FILES if take(name)), None)
-    if weights is None:
-        raise FileNotFoundError(f"it holds no weights: none of {', '.join(WEIGHT_FILES)}")
-    if weights.endswith(".index.json"):
-        for shard in _shards(found[weights]):
+    take("preprocessor_config.json", "processor_config.json")
+    weights = take(*WEIGHT_FILES, required=True)
+    if weights is not None and weights.name.endswith(".index.json"):
+        shards = read_json(weights).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError(f"{weights.name} has no weight_map")
+        for shard in sorted(set(shards.values())):
             take(shard, required=True)
     return found
 
 
-def _shards(index: Path) -> list[str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map")
-    return sorted(set(weight_map.values()))
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for name, path in sorted(used_files(CheckpointSource(folder).file).items()):
+        with open(path, "rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def _plain(name: str) -> str:
-    """An index must not name files outside of its folder."""
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ValueError(f"its index of weights names {name!r}, which lies outside of it")
-    return name
+def _version(uri: str) -> str:
+    """Follows from the names, sizes and times of all objects below a URI."""
+    filesystem, path = storage.resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    states = sorted((info.path, info.size or 0, info.mtime_ns or 0) for info in infos if info.is_file)
+    return hashlib.blake2b(repr((uri, states)).encode(), digest_size=16).hexdigest()
 
 
-def _digests(paths: Mapping[str, Path]) -> dict[str, str]:
-    return {name: node_cache.sha256_of(path) for name, path in sorted(paths.items())}
+def _download(uri: str, version: str, digests: Mapping[str, str] | None = None) -> Path:
+    """A folder of this node's cache with the files below a URI, which must be of these `digests` if given.
 
-
-def _verify(folder: Path, checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless the files that `clvp` would read in `folder` are those of `checkpoint`."""
-    found = _digests(used_files(CheckpointSource(folder).file)) if folder.is_dir() else {}
-    if not found:
-        raise FileNotFoundError(f"there is no folder {folder}; {_EVERYWHERE}")
-    for name in sorted(checkpoint.files.keys() | found.keys()):
-        if name not in found:
-            raise FileNotFoundError(f"{folder / name} is missing; {_EVERYWHERE}")
-        if found[name] != checkpoint.files.get(name):
-            raise ValueError(f"{folder / name} is not the file that the run began with; {_EVERYWHERE}")
-
-
-_EVERYWHERE = "every node needs the same files: use a shared folder, an object store or a hub id"
-
-
-# ---- the hub ----
-
-
-def _describe_hub(location: str) -> Checkpoint:
-    name, _, revision = location.partition("@")
-    source = CheckpointSource(name, revision or None)
-    config = source.file("config.json")
-    if config is None:
-        raise FileNotFoundError("it holds no config.json: is it a CLVP checkpoint?")
-    commit = config.parent.name  # the cache keeps the files of each commit in a folder of that name
-    files = used_files(CheckpointSource(name, commit).file)
-    return Checkpoint(f"{name}@{commit}", _digests(files))
-
-
-def _hub_folder(location: str, names: Mapping[str, str]) -> Path:
-    """The folder of the hub's cache that holds all of these files, downloaded where they are not there."""
-    repository, _, commit = location.partition("@")
-    for name in sorted(names):
-        path = CheckpointSource(repository, commit or None).file(_plain(name))
-        if path is None:
-            raise FileNotFoundError(f"{name} is missing there")
-        folder = path.parents[len(PurePosixPath(name).parts) - 1]
-    return folder
-
-
-# ---- object stores ----
-
-
-def _describe_remote(uri: str) -> Checkpoint:
-    remote = RemoteFolder.open(uri)
-    note = node_cache.cache_folder() / f"described-{node_cache.key_of(repr((uri, remote.states)))}.json"
-    with node_cache.locked(node_cache.key_of(uri)):
-        known = node_cache.read_note(note)
-        if known is not None:
-            checkpoint = Checkpoint(uri, {str(name): str(digest) for name, digest in known.items()})
-            if _holds(_cached(checkpoint), checkpoint):
-                return checkpoint
-        with partial_folder(uri) as folder:
-            used_files(lambda name: remote.download(name, folder))
-            checkpoint = Checkpoint(uri, remote.digests)
-            _move_into_place(folder, checkpoint)
-        node_cache.write_note(note, dict(checkpoint.files))
-    return checkpoint
-
-
-def _fetch_remote(checkpoint: Checkpoint) -> Path:
-    target = _cached(checkpoint)
-    if _holds(target, checkpoint):
-        return target
-    with node_cache.locked(node_cache.key_of(checkpoint.location)):
-        if _holds(target, checkpoint):  # another process was faster
+    It gets its name once it is whole, so what a killed process leaves is never taken for a checkpoint.
+    """
+    target = cache_folder() / "checkpoints" / version
+    target.parent.mkdir(exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if target.is_dir():
             return target
-        remote = RemoteFolder.open(checkpoint.location)
-        with partial_folder(checkpoint.location) as folder:
-            for name, digest in checkpoint.files.items():
-                if remote.download(_plain(name), folder) is None:
-                    raise FileNotFoundError(f"{name} is missing there")
-                if remote.digests[name] != digest:
-                    raise ValueError(f"{name} is not the file that the run began with: it was replaced")
-            _move_into_place(folder, checkpoint)
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        try:
+            used_files(lambda name: _copied(uri, name, partial))
+            changed = (digests or {}).items() ^ (_digests(partial).items() if digests else ())
+            if changed:
+                names = ", ".join(sorted({name for name, _ in changed}))
+                raise ValueError(f"{names}: not the files that the run began with; they were replaced")
+            os.rename(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _cached(checkpoint: Checkpoint) -> Path:
-    return node_cache.cache_folder() / "checkpoints" / checkpoint.digest
+def _copied(uri: str, name: str, folder: Path) -> Path | None:
+    """A file below a URI, copied into `folder`; None if there is none. OSError when it is incomplete."""
+    filesystem, path = storage.resolve(uri)
+    info = filesystem.get_file_info(f"{path}/{name}")
+    if not info.is_file:
+        return None
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pafs.copy_files(info.path, str(target), filesystem, pafs.LocalFileSystem(), chunk_size=PIECE_BYTES)
+    if target.stat().st_size != info.size:
+        raise OSError(f"{name} has {info.size:,} bytes, but only {target.stat().st_size:,} of them came")
+    return target
 
 
-def _holds(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Whether the files are there as they were written; if not, they are downloaded again."""
-    try:
-        return all(node_cache.sha256_of(folder / name) == sha for name, sha in checkpoint.files.items())
-    except OSError:
-        return False
+def cache_folder() -> Path:
+    """The folder for what is downloaded once for all processes of a node; it may be deleted between runs.
 
-
-def _move_into_place(folder: Path, checkpoint: Checkpoint) -> None:
-    target = _cached(checkpoint)
-    target.parent.mkdir(exist_ok=True)
-    with node_cache.locked(checkpoint.digest):  # the same files may be fetched from two places
-        if _holds(target, checkpoint):
-            return
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(folder, target)
-        for name, digest in checkpoint.files.items():
-            node_cache.remember(target / name, digest)
+    `CLVP_CACHE` names it, else it is `clvp` in `XDG_CACHE_HOME` or `~/.cache`, or in the folder for temporary
+    files where a home cannot be written. Raises RunError where there is none.
+    """
+    named = os.environ.get("CLVP_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clvp"
+    spare = Path(tempfile.gettempdir()) / f"clvp-{os.getuid()}"
+    problem = ""
+    for folder in [Path(named).expanduser()] if named else [home, spare]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+            problem = f"{folder} cannot be written"
+        except OSError as error:
+            problem = str(error)
+    raise RunError(f"no folder to keep model files in: {problem}; name another in CLVP_CACHE")

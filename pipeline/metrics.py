@@ -7,8 +7,8 @@ Every line is one JSON object with sums since the session began:
 
 `time` is in seconds since 1970; `rows` have succeeded and `failed` have not; `left` rows are still to do;
 `busy_s` are the seconds that the workers of each stage were at work, added up over workers. `left`, `gpus`
-and `busy_s` may be missing. A file stays small however long the run: every second line is dropped, and the
-interval doubled, whenever it reaches MAX_LINES. It is written whole, so a reader never sees half a line.
+and `busy_s` may be missing. Object stores cannot append, so a file is written whole every time, and a reader
+never sees half a line; it stays small, since lines come seldomer the longer the session.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipeline import storage
 
 FOLDER = "metrics"
 SUFFIX = ".jsonl"
-MAX_LINES = 1024
+LINES_PER_LENGTH = 1000  # after a while: a line for every thousandth of the time so far
 
 _REQUIRED = ("time", "elapsed_s", "rows", "failed", "candidates", "tokens", "audio_s")
 
@@ -68,11 +68,9 @@ class MetricsLog:
 
         Raises OSError when the file cannot be written.
         """
-        if self._lines and not last and sample.elapsed_s - self._written < self._seconds:
+        pause = max(self._seconds, sample.elapsed_s / LINES_PER_LENGTH)
+        if self._lines and not last and sample.elapsed_s - self._written < pause:
             return
-        if len(self._lines) >= MAX_LINES:
-            self._lines = self._lines[1::2]
-            self._seconds *= 2
         self._lines.append(json.dumps(asdict(sample)) + "\n")
         self._written = sample.elapsed_s
         storage.write_atomically(self.uri, "".join(self._lines).encode(), self._scratch)

@@ -27,7 +27,6 @@ from pipeline.rows.plan import rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, ScoringSettings
 from pipeline.stages import Work
-from pipeline.stream.autoscaler import launcher_gpus
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.retry import reports
 from pipeline.stream.stream import rows_per_block
@@ -191,7 +190,7 @@ class _Session:
         progress: Progress,
         publisher: Publisher,
     ) -> None:
-        cluster = Cluster.current(self.execution.gpus or launcher_gpus())
+        cluster = Cluster.current(self.execution.gpus)
         size = rows_per_block(self.execution, self.recipe.num_candidates, cluster, len(todo))
         work = Work(
             manifest,
@@ -204,7 +203,6 @@ class _Session:
             self.recipe.seed,
             self.description[ENGINE],
             extended.open() if extended else None,
-            index.page_bytes,
         )
         metrics = MetricsLog(self.output.uri, self.execution.report_seconds)
         progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")

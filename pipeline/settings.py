@@ -96,14 +96,12 @@ class ExecutionSettings:
     rows_per_block: int | None = None  # None: enough for the sampler's lanes
     samplers: Pool = Pool()
     rankers: Pool = Pool()
-    gpus: int | None = (
-        None  # that a growing cluster may come to; None: as the launcher's file says, or those there
-    )
+    gpus: int | None = None  # that a growing cluster may come to; None: those there
     engine: EngineConfig = field(default_factory=EngineConfig)
     torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
     voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB
     audio_root: str | None = None  # audio paths must lie below it
-    publish_bytes: int = 256 << 20  # of finished blocks that become one output file
+    publish_bytes: int = 128 << 20  # of finished blocks that become one output file
     report_seconds: float = 10.0  # between two lines of progress
     worker_logs: bool = False  # print what the workers log, tracebacks included
 

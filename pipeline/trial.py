@@ -1,59 +1,83 @@
-"""A trial: some blocks of a run, through the real stages, to tell what the whole run will take.
+"""A trial: a random sample of a manifest's rows through a run of its own, scaled up to the whole.
 
-The blocks are drawn as `pipeline.trial_rows` says, and written and published like those of any run, into a
-folder that goes away.
+The sample is written as a manifest into a folder that goes away, and run as any manifest would be, on the
+hardware at hand. Its pace is that between its first finished block and its last; what came before is the
+start, which every run has once.
 """
 
-import math
 import os
 import tempfile
-import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 
 from pipeline import storage
-from pipeline.checkpoint import describe_checkpoint
 from pipeline.errors import ManifestError, RunError
-from pipeline.forecast import Fleet, Trial, TrialBlock
-from pipeline.output.folder import OutputFolder, encode_parquet
-from pipeline.output.publish import publish
-from pipeline.progress import Progress
-from pipeline.rows.manifest import open_manifest
+from pipeline.metrics import Sample, read_sessions
+from pipeline.output.folder import OutputFolder
+from pipeline.rows.columns import EXTRA_PREFIX
+from pipeline.rows.manifest import Manifest, open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
-from pipeline.rows.plan import select_rows
+from pipeline.rows.plan import make_plan, select_rows
+from pipeline.rows.read import read_block
 from pipeline.rows.scan import RowIndex, scan
-from pipeline.run import Recipe, check_model
+from pipeline.run import Job, synthesize
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings
-from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS, Work
-from pipeline.stream.autoscaler import launcher_gpus
 from pipeline.stream.cluster import Cluster, connected
-from pipeline.stream.envelope import Timing
-from pipeline.stream.retry import reports
-from pipeline.stream.stream import WRITE_CPUS, rows_per_block
-from pipeline.trial_rows import choose_rows
+from pipeline.stream.stream import rows_per_block
 
-BLOCKS_PER_SAMPLER = 8
-WARM_AFTER = 3  # a worker that had as many blocks of a stage was still warming up in the first
+BLOCKS_PER_DEVICE = 8
 
 
 @dataclass(frozen=True)
-class Trialled:
-    """A trial that was run: its figures, how much of the manifest it was, and what it ran on."""
+class Trial:
+    """What a sample took and gave."""
+
+    rows: int  # those that failed included
+    failed: int
+    candidates: int
+    all_s: float  # of speech, of all stored candidates
+    best_s: float  # of speech, of the best ones
+    num_bytes: int  # of output
+    seconds: float
+    pace: float  # seconds per row, once blocks come out
+    stages: Mapping[str, float]  # seconds of one worker per row, by stage
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A trial, and the run of `num_rows` rows that it foretells."""
 
     trial: Trial
-    fleet: Fleet  # of the run that is planned
-    cluster: Cluster  # of the trial
-    rejected: int  # manifest rows without an id of their own
-    seconds: float
+    num_rows: int
+    tried_on: Cluster
+    planned: Cluster
+
+    @property
+    def devices(self) -> float:
+        """GPUs, or CPU cores where there are none."""
+        return self.planned.gpus or self.planned.cpus
+
+    def scaled(self, amount: float) -> float:
+        """An amount of the trial in the whole run."""
+        return amount * self.num_rows / self.trial.rows
+
+    @property
+    def wall_s(self) -> float:
+        """The start of the trial, and its pace on more devices."""
+        start = max(self.trial.seconds - self.trial.pace * self.trial.rows, 0.0)
+        tried_on = self.tried_on.gpus or self.tried_on.cpus
+        return start + self.num_rows * self.trial.pace * tried_on / self.devices
+
+    @property
+    def device_hours(self) -> float:
+        return self.wall_s * self.devices / 3600
 
 
 def run_trial(
@@ -61,57 +85,47 @@ def run_trial(
     model: str,
     settings: ResultSettings,
     execution: ExecutionSettings,
-    gpus: int | None = None,
     sample_rows: int | None = None,
     scratch: str | None = None,
-) -> Trialled:
-    """Run some blocks on the hardware at hand, for a run on `gpus` GPUs (None: on this hardware).
+) -> Forecast:
+    """Try some rows on the hardware at hand, for a run on `execution.gpus` GPUs (None: on this hardware).
 
-    `sample_rows` None takes eight blocks for every sampler. `scratch` is a folder or URI that all nodes
+    `sample_rows` None takes eight blocks for every device. `scratch` is a folder or URI that all nodes
     reach; None is one for temporary files of this machine.
 
     Raises ManifestError and RunError as a run would.
     """
-    checkpoint = describe_checkpoint(model)
-    recipe = Recipe(AUDIO_PAYLOAD, settings.model, settings.scoring, settings, settings.sampling.seed)
-    check_model(checkpoint, recipe)
     opened, index = scan(open_manifest(manifest, AUDIO_PAYLOAD))
     todo = select_rows(index, pa.chunked_array([], pa.large_string())).todo
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
-    with connected(execution.worker_logs), _scratch_output(scratch) as output:
-        gpus = gpus or launcher_gpus()
-        cluster = _trial_cluster(gpus)
-        if scratch is None and _has_other_nodes():
+    with connected(execution.worker_logs), _scratch_folder(scratch) as folder:
+        cluster = _cluster_at_hand(execution.gpus)
+        alive = sum(node["Alive"] for node in ray.nodes())
+        if scratch is None and (alive > 1 or not cluster.cpus):
             raise RunError(
                 "the trial needs a folder or URI that all nodes of this cluster reach: name it (scratch)"
             )
-        fleet = planned_fleet(cluster, execution, gpus)
-        wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
-        size = rows_per_block(execution, settings.num_candidates, wanted, len(todo))
-        at_hand = _at_hand(execution, cluster)
-        work = Work(
-            opened,
-            checkpoint,
-            output,
-            at_hand,
-            settings.model,
-            settings.scoring,
-            settings,
-            settings.sampling.seed,
-            page_bytes=index.page_bytes,
+        planned = replace(cluster, gpus=execution.gpus or cluster.gpus)
+        size = rows_per_block(execution, settings.num_candidates, planned, len(todo))
+        wanted = sample_rows or BLOCKS_PER_DEVICE * size * max(int(cluster.gpus), 1)
+        chosen = np.random.default_rng(0).choice(todo, min(wanted, len(todo)), replace=False)
+        sample = storage.join(folder, "sample.parquet")
+        _write_sample(sample, opened, index, np.sort(chosen))
+        at_hand = replace(
+            execution,
+            rows_per_block=size,
+            gpus=int(cluster.gpus) or None,
+            samplers=Pool(num_gpus=execution.samplers.num_gpus),
+            rankers=Pool(num_gpus=execution.rankers.num_gpus),
+            report_seconds=min(execution.report_seconds, 1.0),
         )
-        samplers = cluster.pool(at_hand.samplers, SAMPLER_GPUS)["compute"].max_size
-        blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * samplers
-        chosen = choose_rows(opened, index, todo, size, blocks)
-        started = time.perf_counter()
-        measured, startup = _run_blocks(work, cluster, index, chosen, size)
-        seconds = time.perf_counter() - started
-    trial = Trial(len(todo), measured, startup)
-    return Trialled(trial, fleet, cluster, len(index.ids) - len(todo), seconds)
+        job = Job((sample,), storage.join(folder, "output"), model)
+        synthesize(job, settings, at_hand)
+        return Forecast(_measured(OutputFolder(job.output)), len(todo), cluster, planned)
 
 
-def _trial_cluster(gpus: int | None) -> Cluster:
+def _cluster_at_hand(gpus: int | None) -> Cluster:
     """What there is. A cluster that grows may have no GPU yet: then the trial waits for one."""
     cluster = Cluster.current()
     if gpus is None or cluster.gpus:
@@ -121,125 +135,60 @@ def _trial_cluster(gpus: int | None) -> Cluster:
     return Cluster.current(1)
 
 
-def _at_hand(execution: ExecutionSettings, cluster: Cluster) -> ExecutionSettings:
-    """With pools that the hardware of the trial can fill."""
-    return replace(
-        execution,
-        samplers=_pool_at_hand(execution.samplers, SAMPLER_GPUS, cluster),
-        rankers=_pool_at_hand(execution.rankers, RANKER_GPUS, cluster),
+@contextmanager
+def _scratch_folder(scratch: str | None) -> Iterator[str]:
+    """A new folder, deleted afterwards."""
+    parent = storage.absolute(scratch or tempfile.gettempdir())
+    folder = storage.join(parent, f"clvp-trial-{uuid.uuid4().hex}")
+    filesystem, path = storage.resolve(folder)
+    filesystem.create_dir(path, recursive=True)
+    try:
+        yield folder
+    finally:
+        with suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+
+
+def _write_sample(uri: str, manifest: Manifest, index: RowIndex, positions: np.ndarray) -> None:
+    """A manifest of the rows at these positions. What cannot be read is null there, and fails again."""
+    plan = make_plan(index, positions, rows_per_block=64)
+    filesystem, path = storage.resolve(uri)
+    writer: pq.ParquetWriter | None = None
+    with filesystem.open_output_stream(path) as stream:
+        for number in range(plan.num_blocks):
+            table = read_block(manifest, plan.block(number)).drop_columns(["source", "error"])
+            table = table.rename_columns([name.removeprefix(EXTRA_PREFIX) for name in table.schema.names])
+            writer = writer or pq.ParquetWriter(stream, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+
+def _measured(output: OutputFolder) -> Trial:
+    (session,) = read_sessions(output.uri)
+    last = session.samples[-1]
+    rows, num_bytes, best_s = last.rows + last.failed, 0, 0.0
+    for folder in ("data", "errors"):
+        for name in output.parquet_files(folder):
+            num_bytes += len(storage.read_bytes(output.file(folder, name)))
+    for name in output.parquet_files("data"):
+        table = output.read_table("data", name, ["candidates.list.element.duration_s"])
+        best_s += sum(row[0]["duration_s"] for row in table["candidates"].to_pylist())
+    return Trial(
+        rows=rows,
+        failed=last.failed,
+        candidates=last.candidates,
+        all_s=last.audio_s,
+        best_s=best_s,
+        num_bytes=num_bytes,
+        seconds=last.elapsed_s,
+        pace=_pace(session.samples),
+        stages={name: seconds / rows for name, seconds in last.busy_s.items()},
     )
 
 
-def _pool_at_hand(pool: Pool, gpu_share: float, cluster: Cluster) -> Pool:
-    """As many of a pool's actors as the trial has GPUs for."""
-    share = cluster.resources(pool, gpu_share)["num_gpus"]
-    if not share:
-        return pool
-    limit = max(int(cluster.gpus if pool.num_gpus is None else cluster.gpus / share), 1)
-    return replace(pool, min_size=min(pool.min_size, limit), max_size=min(pool.max_size or limit, limit))
-
-
-def _has_other_nodes() -> bool:
-    """Whether blocks may be written elsewhere than on this machine."""
-    alive = sum(node["Alive"] for node in ray.nodes())
-    return alive > 1 or not ray.cluster_resources().get("CPU", 0)
-
-
-def planned_fleet(cluster: Cluster, execution: ExecutionSettings, gpus: int | None) -> Fleet:
-    """Workers of a run on `gpus` GPUs with as many CPU cores as they need; None: on this cluster."""
-    wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
-    pools = {"sample": (execution.samplers, SAMPLER_GPUS), "rank": (execution.rankers, RANKER_GPUS)}
-    workers: dict[str, float] = {}
-    reserved = 0.0
-    for name, (pool, share) in pools.items():
-        arguments = wanted.pool(pool, share)
-        workers[name] = arguments["compute"].max_size
-        reserved += workers[name] * arguments["num_cpus"]
-    if gpus is None:
-        free = max(cluster.cpus - reserved, cluster.task_cpus)
-        workers |= {"prepare": free / cluster.task_cpus, "write": free / WRITE_CPUS}
-    return Fleet(workers, wanted.gpus or cluster.cpus, bool(wanted.gpus))
-
-
-@contextmanager
-def _scratch_output(scratch: str | None) -> Iterator[OutputFolder]:
-    """A new folder, deleted afterwards."""
-    parent = storage.absolute(scratch or tempfile.gettempdir())
-    output = OutputFolder(storage.join(parent, f"clvp-trial-{uuid.uuid4().hex}"))
-    try:
-        yield output
-    finally:
-        source, path = storage.resolve(output.uri)
-        with suppress(FileNotFoundError):
-            source.delete_dir(path)
-
-
-def _run_blocks(
-    work: Work, cluster: Cluster, index: RowIndex, rows: np.ndarray, size: int
-) -> tuple[tuple[TrialBlock, ...], float]:
-    """The blocks of the rows at these positions, and the seconds until the first, without its own."""
-    finished: list[tuple[tuple[Timing, ...], dict[str, Any]]] = []
-    startup = 0.0
-    progress = Progress(len(rows), work.execution.report_seconds)
-    progress.note(f"a trial of {len(rows):,} rows in blocks of up to {size}")
-    with progress:
-        for timings, report in reports(work, cluster, index, rows, size, progress.note):
-            if not finished:
-                startup = max(progress.elapsed - sum(timing.seconds for timing in timings), 0.0)
-            finished.append((timings, report))
-            progress.add(report, timings)
-    seconds = warm_seconds([timings for timings, _ in finished])
-    stored = [_stored(work.output, report["part"]) for _, report in finished]
-    publish(work.output, [report["part"] for _, report in finished])
-    per_token = _bytes_per_token(work.output)
-    blocks = [
-        TrialBlock(
-            rows=report["rows"] + report["failed"],
-            failed=report["failed"],
-            candidates=len(candidates),
-            best_s=_sum(candidates, "duration_s", pc.equal(pc.struct_field(candidates, "rank"), 1)),
-            all_s=_sum(candidates, "duration_s"),
-            num_bytes=per_token * _sum(candidates, "num_tokens"),
-            seconds=block_seconds,
-        )
-        for (_, report), candidates, block_seconds in zip(finished, stored, seconds, strict=True)
-    ]
-    return tuple(blocks), startup
-
-
-def warm_seconds(blocks: Sequence[Sequence[Timing]]) -> list[dict[str, float]]:
-    """Seconds by stage of each block, without the first one of each worker that had several."""
-    had = Counter((timing.stage, timing.worker) for timings in blocks for timing in timings)
-    seen: set[tuple[str, str]] = set()
-    result: list[dict[str, float]] = []
-    for timings in blocks:
-        seconds = {}
-        for timing in timings:
-            worker = (timing.stage, timing.worker)
-            if worker in seen or had[worker] < WARM_AFTER:
-                seconds[timing.stage] = timing.seconds
-            seen.add(worker)
-        result.append(seconds)
-    return result
-
-
-def _stored(output: OutputFolder, part: str) -> pa.Array:
-    """All candidates of a part."""
-    return pc.list_flatten(output.read_table("_parts", part, ["candidates"])["candidates"]).combine_chunks()
-
-
-def _sum(candidates: pa.Array, name: str, mask: pa.Array | None = None) -> float:
-    values = pc.struct_field(candidates, name)
-    return float(pc.sum(values if mask is None else values.filter(mask)).as_py() or 0)
-
-
-def _bytes_per_token(output: OutputFolder) -> float:
-    """Of the published files, as far as they grow with the rows: half of the rows against all of them."""
-    tables = [output.read_table("data", name) for name in output.parquet_files("data")]
-    if not tables:
-        return 0.0
-    table = pa.concat_tables(tables)
-    half = table.slice(0, len(table) // 2)
-    tokens, fewer = (_sum(pc.list_flatten(t["candidates"]), "num_tokens") for t in (table, half))
-    size, smaller = encode_parquet(table).size, encode_parquet(half).size
-    return (size - smaller) / max(tokens - fewer, 1.0) if len(half) else size / max(tokens, 1.0)
+def _pace(samples: list[Sample]) -> float:
+    """Seconds per row between the first finished block and the last, or over all where there is but one."""
+    first, last = samples[0], samples[-1]
+    rows = last.rows + last.failed - first.rows - first.failed
+    return (last.elapsed_s - first.elapsed_s) / rows if rows else last.elapsed_s / (last.rows + last.failed)

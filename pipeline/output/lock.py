@@ -6,7 +6,6 @@ seconds and that counts as abandoned when it has not changed for a while. Arrow 
 two runs that begin within the same second settle who is first by reading back.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -15,10 +14,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
+from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.errors import RunError
@@ -38,100 +39,85 @@ def exclusive(output: OutputFolder, note: Callable[[str], None] = lambda _: None
 
     Raises RunError when another run holds it. `note` is told when there is something to wait for.
     """
-    if isinstance(storage.resolve(output.uri)[0], pafs.LocalFileSystem):
-        with _local_lock(output):
-            yield lambda: None
-    else:
-        lease = _Lease(output, note)
-        try:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    holder = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
+    if not storage.is_local(output.uri):
+        lease = _Lease(output, {**holder, "run": uuid.uuid4().hex})
+        with lease.kept(note):
             yield lease.check
-        finally:
-            lease.release()
+        return
+    path = Path(storage.absolute(output.file("", NAME)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock does not end with its process
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        raise _busy(output, path.read_bytes()) from None
+    with held:
+        path.write_text(json.dumps(holder))
+        yield lambda: None
 
 
-def _holder() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-
-
-def _busy(output: OutputFolder, holder: dict[str, Any]) -> RunError:
-    who = (
-        f"process {holder.get('process', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
-    )
+def _busy(output: OutputFolder, content: bytes) -> RunError:
+    holder = {"process": "?", "host": "?", "since": "?", **_parsed(content)}
+    who = "process {process} on {host}, since {since}".format_map(holder)
     return RunError(f"another run is at work on {output.uri} ({who}): wait for it, or stop it")
 
 
-@contextmanager
-def _local_lock(output: OutputFolder) -> Iterator[None]:
-    os.makedirs(output.uri, exist_ok=True)
-    with open(os.path.join(output.uri, NAME), "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _busy(output, _parsed(file.read().encode())) from None
-        file.truncate(0)
-        file.write(json.dumps(_holder()))
-        file.flush()
-        yield
-
-
+@dataclass
 class _Lease:
-    """The lease of one run; taken by the constructor, kept by a thread."""
+    """The lease of one run, kept by a thread."""
 
-    def __init__(self, output: OutputFolder, note: Callable[[str], None]) -> None:
-        self.output = output
-        self.uri = output.file("", NAME)
-        self.own = {**_holder(), "run": uuid.uuid4().hex}
-        self.beats = 0
-        self.lost = False
-        self._wait_for_holder(note)
-        self._beat()
-        time.sleep(SETTLE_SECONDS)
-        self._confirm()
-        self.check()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._thread.start()
+    output: OutputFolder
+    own: dict[str, Any]
+    lost: bool = False
+    beats: int = 0
 
     def check(self) -> None:
         if self.lost:
             raise RunError(f"this run has lost its lease on {self.output.uri}: another run is at work there")
 
-    def release(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        if not self.lost and _parsed(self._read()).get("run") == self.own["run"]:
-            storage.delete_files([self.uri])
+    @contextmanager
+    def kept(self, note: Callable[[str], None]) -> Iterator[None]:
+        self._wait_for_holder(note)
+        self._beat()
+        time.sleep(SETTLE_SECONDS)
+        self._confirm()
+        self.check()
+        stop = threading.Event()
+        thread = threading.Thread(target=self._keep, args=(stop,), name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if not self.lost and _parsed(self._read()).get("run") == self.own["run"]:
+                storage.delete_files([self.output.file("", NAME)])
 
     def _wait_for_holder(self, note: Callable[[str], None]) -> None:
         """Until the lease is free or has not changed for LEASE_SECONDS."""
-        first = self._read()
-        if first is None:
-            return
-        note(f"waiting up to {LEASE_SECONDS:.0f} s: another run has held {self.output.uri} until lately")
+        first = now = self._read()
+        if first is not None:
+            note(f"waiting up to {LEASE_SECONDS:.0f} s: another run has held {self.output.uri} until lately")
         deadline = time.monotonic() + LEASE_SECONDS
-        while time.monotonic() < deadline:
+        while now is not None and time.monotonic() < deadline:
             time.sleep(min(1.0, LEASE_SECONDS / 10))
             now = self._read()
-            if now is None:
-                return
-            if now != first:
-                raise _busy(self.output, _parsed(now))
+            if now not in (None, first):
+                raise _busy(self.output, now)
 
-    def _keep(self) -> None:
+    def _keep(self, stop: threading.Event) -> None:
         last = time.monotonic()
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self.lost and not stop.wait(BEAT_SECONDS):
             try:
                 self._confirm()
-                if self.lost:
-                    return
-                self._beat()
+                if not self.lost:
+                    self._beat()
                 last = time.monotonic()
             except (OSError, pa.ArrowException):
                 # Somebody else takes the lease once it looks abandoned, so stop writing before that.
-                if time.monotonic() - last > LEASE_SECONDS - 2 * BEAT_SECONDS:
-                    self.lost = True
-                    return
+                self.lost = time.monotonic() - last > LEASE_SECONDS - 2 * BEAT_SECONDS
 
     def _confirm(self) -> None:
         """Find out whether the lease is still this run's; a deleted one is."""
@@ -144,7 +130,7 @@ class _Lease:
 
     def _read(self) -> bytes | None:
         try:
-            return storage.read_bytes(self.uri)
+            return storage.read_bytes(self.output.file("", NAME))
         except FileNotFoundError:
             return None
 

@@ -6,14 +6,10 @@ in `data` or `errors` counts, and `recover` drops it from the parts that are sti
 """
 
 import hashlib
-import mmap
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -67,43 +63,30 @@ def publish(
     `attempts` are the failed ones before this, by id. Errors go first: until the rows follow they are still
     in their parts, where the next run finds them.
     """
-    scratch = output.folder("_scratch")
     skipped = pa.array(skip_ids, ID.type)
     name = hashlib.blake2b("\0".join(sorted(parts)).encode(), digest_size=16).hexdigest() + ".parquet"
-    with _ParquetFile(scratch) as data, _ParquetFile(scratch) as errors:
-        for table in _read_ahead(output, parts):
-            if len(skipped):
-                table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
-            if table["error"].null_count < len(table):  # else the whole part, without a copy
-                errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
-                table = table.filter(pc.is_null(table["error"]))
-            data.add(_data_rows(table))
-        for folder, file in (("errors", errors), ("data", data)):
-            encoded = file.finish()
-            if encoded is not None:
-                output.write(folder, name, encoded)
+    data, errors = _ParquetFile(), _ParquetFile()
+    for table in _read_ahead(output, parts):
+        if len(skipped):
+            table = table.filter(pc.invert(pc.is_in(table["id"], value_set=skipped)))
+        if table["error"].null_count < len(table):  # else the whole part, without a copy
+            errors.add(_error_rows(table.filter(pc.is_valid(table["error"])), attempts or {}))
+            table = table.filter(pc.is_null(table["error"]))
+        data.add(_data_rows(table))
+    for folder, file in (("errors", errors), ("data", data)):
+        encoded = file.finish()
+        if encoded is not None:
+            output.write(folder, name, encoded)
     _delete(output, "_parts", parts)
 
 
 class _ParquetFile:
-    """A Parquet file made of tables that come one by one, in row groups of bounded size. A context manager.
+    """A Parquet file in memory, made of tables that come one by one, in row groups of bounded size."""
 
-    It grows on the disk, since a file of hundreds of megabytes takes several times its size when it grows in
-    memory: in the folder `scratch` if that is local, else where the system has its temporary files.
-    """
-
-    def __init__(self, scratch: str) -> None:
-        self.folder = storage.absolute(scratch) if storage.is_local(scratch) else None
-        self.file: IO[bytes] | None = None
+    def __init__(self) -> None:
+        self.sink = pa.BufferOutputStream()
         self.writer: pq.ParquetWriter | None = None
         self.waiting: list[pa.Table] = []
-
-    def __enter__(self) -> "_ParquetFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()  # it has no name, so this removes it
 
     def add(self, table: pa.Table) -> None:
         if len(table):
@@ -112,23 +95,19 @@ class _ParquetFile:
                 self._write()
 
     def finish(self) -> pa.Buffer | None:
-        """The whole file, mapped and not read; None when there were no rows."""
+        """The whole file; None when there were no rows."""
         if self.waiting:
             self._write()
-        if self.writer is None or self.file is None:
+        if self.writer is None:
             return None
         self.writer.close()
-        self.file.flush()
-        return pa.py_buffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ))
+        return self.sink.getvalue()
 
     def _write(self) -> None:
         table = pa.concat_tables(self.waiting)
         self.waiting = []
         if self.writer is None:
-            if self.folder is not None:
-                os.makedirs(self.folder, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (closed in __exit__)
-            self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
+            self.writer = pq.ParquetWriter(self.sink, table.schema, compression="zstd")
         self.writer.write_table(table, row_group_size=rows_per_group(table, ROW_GROUP_BYTES))
 
 

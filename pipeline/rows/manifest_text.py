@@ -7,7 +7,6 @@ value is the text as it is written, so ids keep their leading zeros.
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -16,7 +15,6 @@ from pipeline.errors import ManifestError, RowError, shown
 from pipeline.rows.memory import MAX_COLUMNS, MAX_JSON_CONTAINERS, MAX_JSON_DEPTH, MAX_RECORD_BYTES
 
 _BOM = b"\xef\xbb\xbf"
-_STRING_WITHOUT_ESCAPES = re.compile(rb'"[^"]*"')
 _CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 Value = dict[str, Any] | RowError
@@ -67,10 +65,6 @@ def _parse_json(line: bytes) -> Value:
     """The object of one line; an empty dict for a blank line."""
     if not line.strip():
         return {}
-    # Lists and objects take 30 times the space of their characters, and every level a frame of native code.
-    brackets = line.count(b"[") + line.count(b"{")
-    if brackets > MAX_JSON_CONTAINERS and _brackets_outside_strings(line) > MAX_JSON_CONTAINERS:
-        return RowError("MalformedRow", f"the line holds more than {MAX_JSON_CONTAINERS:,} lists and objects")
     try:
         value = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -81,28 +75,25 @@ def _parse_json(line: bytes) -> Value:
         return RowError("MalformedRow", f"the line has {len(value):,} columns; at most {MAX_COLUMNS:,}")
     if not all(name.isascii() or _is_utf8(name) for name in value):
         return RowError("MalformedRow", "the name of a column holds a lone surrogate")
-    if brackets > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
-        return RowError("MalformedRow", f"the line is nested more than {MAX_JSON_DEPTH} levels deep")
-    return value
+    return _shape_error(value) or value
 
 
-def _brackets_outside_strings(line: bytes) -> int:
-    bare = line.replace(b"\\\\", b"").replace(b'\\"', b"")
-    bare = _STRING_WITHOUT_ESCAPES.sub(b"", bare)
-    return bare.count(b"[") + bare.count(b"{")
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    level = [value]
-    while level and depth:
-        depth -= 1
+def _shape_error(value: Any) -> RowError | None:
+    """Every level takes a frame of native code later on, every list and object 30 times its characters."""
+    level, containers = [value], 1
+    for _ in range(MAX_JSON_DEPTH):
         level = [
             inner
             for item in level
             for inner in (item.values() if isinstance(item, dict) else item)
             if isinstance(inner, dict | list)
         ]
-    return bool(level)
+        containers += len(level)
+    if level:
+        return RowError("MalformedRow", f"the line is nested more than {MAX_JSON_DEPTH} levels deep")
+    if containers > MAX_JSON_CONTAINERS:
+        return RowError("MalformedRow", f"the line holds more than {MAX_JSON_CONTAINERS:,} lists and objects")
+    return None
 
 
 def csv_header(file: BinaryIO, name: str) -> tuple[list[str], int]:

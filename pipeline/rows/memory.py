@@ -1,11 +1,7 @@
 """How much input is taken at once, and the memory that follows from it.
 
-Nothing that a manifest or an audio file may hold is ever read as a whole: records, values, batches and clips
-have the limits below, and what is longer becomes its row's error without being converted. The tasks that read
-and decode reserve `reading_memory` of their node.
-
-Parquet sets one limit of its own: the smallest part of a file that can be decoded is a page. Writers end a
-page after about a megabyte, but look only every thousand rows.
+A record, value or clip over its limit becomes its row's error. The tasks that read and decode reserve
+`reading_memory` of their node.
 """
 
 MIB = 1 << 20
@@ -20,14 +16,12 @@ MAX_FIELDS = 1_000  # of a column of objects, over all levels and rows
 MAX_JSON_DEPTH = 64
 MAX_JSON_CONTAINERS = 20_000  # lists and objects in one line; 4,096 candidates are 8,193
 MAX_EMBEDDED_BYTES = 64 * MIB  # of audio that lies in the manifest itself
-MAX_TOKEN_BYTES = 32 * MIB  # of speech tokens, as Parquet holds them
 MAX_EXTRA_BYTES = 16 * MIB  # of the pass-through columns of a row
 MAX_CLIPS = 64  # of one voice
 MAX_CANDIDATES = 4_096  # of one row that comes with its speech tokens
 
 # Limits of what is held at a time.
 PIECE_ROWS, PIECE_BYTES = 64, 16 * MIB  # of rows on their way from a file to a block
-PAGE_ROWS = 1_024  # after which writers of Parquet look whether a page is large enough
 MAX_BLOCK_BYTES = 64 * MIB  # of manifest data in a block, where rows are of equal size
 CLIP_SECONDS_AT_ONCE = 192.0  # in one transform to log-mels
 
@@ -44,22 +38,19 @@ def clips_at_once(seconds: float) -> int:
     return max(1, int(CLIP_SECONDS_AT_ONCE / seconds))
 
 
-# Measured with tests/pipeline/peak_memory.py, rounded up.
+# Measured, rounded up.
 _PROCESS = 768 * MIB  # Python with Arrow and torch
 _PIECE = 512 * MIB  # one piece or record as Python objects; 16 MiB of JSON can be 20 times as much
-_PAGE_COPIES = 5  # compressed, decompressed, its dictionary, the values of a batch
 _MAX_RATE = 768_000  # Hz of a clip
 
 
-def reading_memory(
-    rows_per_block: int, audio_seconds: float | None, page: int = 0, clips_per_row: int = MAX_CLIPS
-) -> int:
-    """Bytes that the process of a task which reads, validates and decodes a block takes at most.
+def reading_memory(rows_per_block: int, audio_seconds: float | None, clips_per_row: int = MAX_CLIPS) -> int:
+    """Bytes that the process of a task which reads, validates and decodes a block takes at most, but for rows
+    that are each many megabytes.
 
-    `audio_seconds` of each clip are used; None: there is no audio. `page` is the
-    `page_bytes` of the manifest's `RowIndex`.
+    `audio_seconds` of each clip are used; None: there is no audio.
     """
-    total = _PROCESS + _PIECE + 4 * MAX_BLOCK_BYTES + _PAGE_COPIES * page
+    total = _PROCESS + _PIECE + 4 * MAX_BLOCK_BYTES
     if audio_seconds is None:
         return total
     mels = rows_per_block * clips_per_row * NUM_MELS * mel_frames(audio_seconds) * 4

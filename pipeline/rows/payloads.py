@@ -13,15 +13,12 @@ import pyarrow.types as pat
 
 from pipeline import storage
 from pipeline.errors import RowError, shown
-from pipeline.rows import arrow_values
-from pipeline.rows.arrow_values import is_list_type, is_text_type, list_lengths
+from pipeline.rows.arrow_values import is_list_type, is_text_type
 from pipeline.rows.memory import (
     MAX_CANDIDATES,
     MAX_CLIPS,
     MAX_EMBEDDED_BYTES,
     MAX_PATH_CHARS,
-    MAX_RECORD_BYTES,
-    MAX_TOKEN_BYTES,
 )
 
 CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -39,7 +36,6 @@ class Payload:
     column: str  # its name in the manifest
     field: pa.Field  # its name and type in the pipeline
     accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
-    pick: Callable[[pa.Array], list[Any]]  # values of a Parquet column; a RowError where one is too large
     convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
     expected: str  # for messages
     replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
@@ -56,24 +52,10 @@ def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
     if value is None or not values:
         raise RowError("MissingAudio", "audio is null or an empty list")
     if len(values) > MAX_CLIPS:
-        raise _too_many_clips(len(values))
+        raise RowError(
+            "TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used per voice"
+        )
     return [_audio_clip(item, folder) for item in values]
-
-
-def _too_many_clips(count: int) -> RowError:
-    return RowError("TooManyClips", f"audio lists {count:,} clips; at most {MAX_CLIPS} are used per voice")
-
-
-def _pick_audio(column: pa.Array) -> list[Any]:
-    if is_text_type(column.type):
-        return arrow_values.texts(column, "the audio path", MAX_PATH_CHARS, "InvalidAudioValue")
-    lengths = list_lengths(column)
-    long = [i for i, length in enumerate(lengths) if (length or 0) > MAX_CLIPS]
-    column = arrow_values.with_nulls(column, long)
-    values = arrow_values.values(column, "audio", MAX_EMBEDDED_BYTES, ("bytes", "path"))
-    for i in long:
-        values[i] = _too_many_clips(lengths[i] or 0)
-    return values
 
 
 def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
@@ -81,6 +63,10 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
         if not isinstance(value["bytes"], bytes):
             raise RowError(
                 "InvalidAudioValue", "audio.bytes must be binary (Parquet); JSON can only hold a path"
+            )
+        if len(value["bytes"]) > MAX_EMBEDDED_BYTES:
+            raise RowError(
+                "ValueTooLarge", f"audio has {len(value['bytes']):,} bytes; at most {MAX_EMBEDDED_BYTES:,}"
             )
         path = value.get("path")
         return {"bytes": value["bytes"], "path": path if isinstance(path, str) else None}
@@ -139,7 +125,7 @@ def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
         raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {shown(value)}")
     items = value if all(isinstance(item, list | dict) for item in value) else [value]
     if len(items) > MAX_CANDIDATES:
-        raise _too_many_candidates(len(items))
+        raise RowError("InvalidSpeechIds", f"{len(items):,} candidates; at most {MAX_CANDIDATES:,} in a row")
     return [_speech_candidate(index, item) for index, item in enumerate(items)]
 
 
@@ -156,25 +142,6 @@ def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
         "finished": True if finished is None else finished,
         "speech_ids": tokens,
     }
-
-
-def _too_many_candidates(count: int) -> RowError:
-    return RowError("InvalidSpeechIds", f"{count:,} candidates; at most {MAX_CANDIDATES:,} in a row")
-
-
-def _pick_speech_ids(column: pa.Array) -> list[Any]:
-    if is_text_type(column.type):
-        return arrow_values.texts(column, "speech_ids", MAX_RECORD_BYTES, "InvalidSpeechIds")
-    nested = is_list_type(column.type) and not pat.is_integer(column.type.value_type)
-    lengths = list_lengths(column) if nested else []
-    long = [i for i, length in enumerate(lengths) if (length or 0) > MAX_CANDIDATES]
-    column = arrow_values.with_nulls(column, long)
-    values = arrow_values.values(
-        column, "speech_ids", MAX_TOKEN_BYTES, ("speech_ids", "candidate", "finished")
-    )
-    for i in long:
-        values[i] = _too_many_candidates(lengths[i] or 0)
-    return values
 
 
 def _accepts_speech_ids(dtype: pa.DataType) -> bool:
@@ -195,7 +162,6 @@ AUDIO_PAYLOAD = Payload(
     "audio",
     AUDIO,
     _accepts_audio,
-    _pick_audio,
     audio_clips,
     "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
 )
@@ -203,7 +169,6 @@ SPEECH_PAYLOAD = Payload(
     "speech_ids",
     SPEECH_IDS,
     _accepts_speech_ids,
-    _pick_speech_ids,
     speech_candidates,
     "a list of integers, or a list of such lists (one per candidate)",
 )
@@ -213,7 +178,6 @@ STORED_PAYLOAD = Payload(
     "candidates",
     SPEECH_IDS,
     _accepts_speech_ids,
-    _pick_speech_ids,
     speech_candidates,
     "the candidates of a finished run (structs with speech_ids, candidate and finished)",
     replaced=("seed", "voice_key"),

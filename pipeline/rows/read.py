@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, shown
 from pipeline.rows import arrow_values
 from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
 from pipeline.rows.manifest import UNREADABLE, Manifest, Slice, open_file
-from pipeline.rows.memory import MAX_EXTRA_BYTES, MAX_ID_CHARS, MAX_TEXT_CHARS, PIECE_BYTES, PIECE_ROWS
+from pipeline.rows.memory import MAX_EXTRA_BYTES, MAX_TEXT_CHARS, PIECE_BYTES, PIECE_ROWS
 from pipeline.rows.parquet_rows import row_batches
 from pipeline.rows.payloads import Payload
 from pipeline.rows.plan import source_of
@@ -102,14 +101,7 @@ def _damaged_rows(
     error = RowError("UnreadableRow", f"the Parquet file is damaged at this row or before it: {failure}")
     extra = [pa.nulls(len(rows), field.type) for field in manifest.extra]
     nothing = [error] * len(rows)
-    return RawRows(numbers, _ids(rows), nothing, nothing, extra, {})
-
-
-def _ids(rows: pa.RecordBatch) -> list[Any]:
-    ids = rows.column(rows.schema.get_field_index("id"))
-    if pa.types.is_integer(ids.type):
-        return ids.to_pylist()
-    return arrow_values.texts(ids, "id", MAX_ID_CHARS, "InvalidId")
+    return RawRows(numbers, arrow_values.values(rows.column(0), "id"), nothing, nothing, extra, {})
 
 
 def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[int]) -> RawRows:
@@ -121,21 +113,20 @@ def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[in
         for i in arrow_values.invalid_text_rows(column)
     }
     if sum(column.nbytes for column in extra) > MAX_EXTRA_BYTES:
-        sizes = np.sum([arrow_values.row_bytes(column) for column in extra], axis=0)
-        for i in np.flatnonzero(sizes > MAX_EXTRA_BYTES).tolist():
-            problems[i] = RowError(
-                "RowTooLarge",
-                f"the row's other columns have {sizes[i]:,} bytes; at most {MAX_EXTRA_BYTES:,}",
-            )
+        for i in range(len(rows)):
+            size = sum(column.slice(i, 1).nbytes for column in extra)
+            if size > MAX_EXTRA_BYTES:
+                text = f"the row's other columns have {size:,} bytes; at most {MAX_EXTRA_BYTES:,}"
+                problems[i] = RowError("RowTooLarge", text)
     extra = [arrow_values.with_nulls(column, list(problems)) for column in extra]
     for i, field in enumerate(manifest.extra):
         extra[i], misfits = convert_array(field.name, extra[i], field.type)
         problems = misfits | problems
     return RawRows(
         numbers,
-        _ids(rows),
-        arrow_values.texts(columns["text"], "the text", MAX_TEXT_CHARS, "TextTooLong"),
-        manifest.payload.pick(columns[manifest.payload.column]),
+        arrow_values.values(columns["id"], "id"),
+        arrow_values.values(columns["text"], "the text"),
+        arrow_values.values(columns[manifest.payload.column], manifest.payload.column),
         extra,
         problems,
     )

@@ -14,8 +14,8 @@ import pyarrow as pa
 from pipeline.errors import ManifestError, RowError, shown
 from pipeline.rows import arrow_values, manifest_text
 from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
-from pipeline.rows.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB, PAGE_ROWS
-from pipeline.rows.parquet_rows import RowGroup, open_parquet
+from pipeline.rows.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB
+from pipeline.rows.parquet_rows import open_parquet
 from pipeline.rows.row_types import ColumnTypes
 
 CHUNK_ROWS, CHUNK_BYTES = 8192, 8 * MIB
@@ -40,16 +40,6 @@ class RowIndex:
     ids: pa.ChunkedArray  # [n] large_string, null exactly where `problems` has the row
     locations: np.ndarray  # [n] LOCATION
     problems: dict[int, RowError]  # by position
-
-    @property
-    def page_bytes(self) -> int:
-        """Of the largest page to be expected in the manifest's Parquet files, see `pipeline.rows.memory`."""
-        rows = self.locations[self.locations["group"] >= 0]
-        starts = np.flatnonzero(
-            (np.diff(rows["file"], prepend=-1) != 0) | (np.diff(rows["group"], prepend=-1) != 0)
-        )
-        counts = np.diff(starts, append=len(rows))
-        return int((rows["num_bytes"][starts] * np.minimum(counts, PAGE_ROWS)).max(initial=0))
 
 
 def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
@@ -93,28 +83,22 @@ def _scan_file(index: int, file: ManifestFile, manifest: Manifest, types: Column
 
 def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
     with open_parquet(file.uri) as parquet:
-        metadata = parquet.metadata
-    first = 1
-    for group in range(metadata.num_row_groups):
-        reader = RowGroup(file.uri, group, ("id",), metadata)
-        count = reader.num_rows
-        begin = 0
-        for batch in reader.batches(0, count, CHUNK_ROWS):
-            begins = np.arange(begin, begin + len(batch))
-            values = _parquet_ids(batch.column(batch.schema.get_field_index("id")))
-            yield (
-                _locations(len(batch), index, group, begins, begins + 1, first + begins, reader.row_bytes),
-                values,
-            )
-            begin += len(batch)
-        reader.close()
-        first += count
-
-
-def _parquet_ids(column: pa.Array) -> list[Any]:
-    if arrow_values.is_text_type(column.type):
-        return arrow_values.texts(column, "id", MAX_ID_CHARS, "InvalidId")
-    return column.to_pylist()
+        first = 1
+        for group in range(parquet.metadata.num_row_groups):
+            info = parquet.metadata.row_group(group)
+            row_bytes, begin = info.total_byte_size // max(info.num_rows, 1), 0
+            batches = parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=["id"], use_threads=False)
+            for batch in batches:
+                begins = np.arange(begin, begin + len(batch))
+                values = arrow_values.values(batch.column(batch.schema.get_field_index("id")), "id")
+                yield (
+                    _locations(len(batch), index, group, begins, begins + 1, first + begins, row_bytes),
+                    values,
+                )
+                begin += len(batch)
+            if begin != info.num_rows:
+                raise OSError(f"row group {group} has {begin:,} of {info.num_rows:,} rows; it is damaged")
+            first += begin
 
 
 def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:

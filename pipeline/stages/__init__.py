@@ -40,7 +40,6 @@ class Work:
     seed: int | None  # that the candidates were sampled with
     engine_facts: dict[str, Any] | None = None  # of what the output holds already
     stored: StoredCandidates | None = None  # of the run that this one extends
-    page_bytes: int = 0  # of the largest page of the manifest's Parquet files
 
     @property
     def writer(self) -> BlockWriter:

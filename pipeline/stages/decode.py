@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import soundfile
+import soxr
 import torch
 import torchaudio
 
@@ -23,11 +24,11 @@ from pipeline.rows.memory import SAMPLE_RATE
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_SAMPLES_AT_ONCE = 1 << 22  # over all channels
 MAX_KERNEL_ELEMENTS = 1 << 22  # of a resampling filter bank, which torchaudio computes in float64
-MAX_TAPS_AT_ONCE = 1 << 20  # of samples times filter taps where each sample has a filter of its own
 
-# torchaudio's defaults, which the fallback for unusual rates follows: a sinc with a Hann window.
+# torchaudio's defaults: a sinc with a Hann window.
 _LOWPASS_WIDTH = 6
 _ROLLOFF = 0.99
+_MARGIN = 512  # samples of the lower rate that a filter looks past the end of what it computes, at most
 
 
 def decode_clip(
@@ -70,9 +71,7 @@ def _read_mono(stream: Any, seconds: float) -> tuple[np.ndarray, int]:
             raise RowError(
                 "UnsupportedSampleRate", f"{rate:,} Hz; from {MIN_RATE:,} to {MAX_RATE:,} Hz are supported"
             )
-        # The filter looks a little past the end of what it computes.
-        margin = _LOWPASS_WIDTH / (_ROLLOFF * min(rate, SAMPLE_RATE))
-        missing = math.ceil((seconds + margin) * rate) + 1
+        missing = math.ceil((seconds + _MARGIN / min(rate, SAMPLE_RATE)) * rate)
         pieces = []
         while missing > 0:
             piece = file.read(
@@ -92,8 +91,8 @@ def _read_mono(stream: Any, seconds: float) -> tuple[np.ndarray, int]:
 def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
     """Band-limited resampling of float32 [N] from `rate` to 22,050 Hz: [ceil(N * 22050 / rate)].
 
-    torchaudio's filter bank grows with the product of the reduced rates (gigabytes for 44,101 Hz); such rates
-    take the same filter evaluated at each output sample.
+    torchaudio's filter bank grows with the product of the reduced rates (gigabytes for 44,101 Hz); at such
+    rates soxr filters, whose cut-off is sharper.
     """
     if rate == SAMPLE_RATE:
         return waveform_N
@@ -104,27 +103,9 @@ def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
         return torchaudio.functional.resample(
             waveform_N, rate, SAMPLE_RATE, lowpass_filter_width=_LOWPASS_WIDTH, rolloff=_ROLLOFF
         )
-    return _resample_directly(waveform_N, source, target)
-
-
-def _resample_directly(waveform_N: torch.Tensor, source: int, target: int) -> torch.Tensor:
-    """Windowed-sinc interpolation at the times n * source / target, as torchaudio's kernel computes it."""
-    cutoff = _ROLLOFF * min(1.0, target / source)  # cycles per two input samples
-    width = math.ceil(_LOWPASS_WIDTH / cutoff)
     length = math.ceil(len(waveform_N) * target / source)
-    padded = torch.nn.functional.pad(waveform_N.double(), (width, width + 2))
-    taps_K = torch.arange(-width, width + 2)
-    step = max(MAX_TAPS_AT_ONCE // len(taps_K), 1)
-    pieces = []
-    for start in range(0, length, step):
-        n_M = torch.arange(start, min(start + step, length), dtype=torch.int64)
-        left_M = n_M * source // target
-        offset_MK = (left_M[:, None] + taps_K).double() - (n_M.double() * source / target)[:, None]
-        t_MK = (offset_MK * cutoff).clamp(-_LOWPASS_WIDTH, _LOWPASS_WIDTH)
-        window_MK = torch.cos(t_MK * math.pi / _LOWPASS_WIDTH / 2) ** 2
-        kernel_MK = torch.sinc(t_MK) * window_MK * cutoff
-        pieces.append((padded[left_M[:, None] + taps_K + width] * kernel_MK).sum(dim=1))
-    return torch.cat(pieces).float()
+    padded = torch.nn.functional.pad(waveform_N, (0, _MARGIN))  # else soxr rounds the length down
+    return torch.from_numpy(soxr.resample(padded.numpy(), rate, SAMPLE_RATE, "VHQ")[:length])
 
 
 def _open_clip(data: bytes | None, path: str | None, root: str | None) -> "_ClipStream":

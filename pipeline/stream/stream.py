@@ -87,7 +87,7 @@ def _connected(work: Work, cluster: Cluster, plan: Plan, reference: Any) -> Data
 def _memory(work: Work, plan: Plan) -> int:
     """What a task that prepares a block reserves: enough for any file, and for a few clips in every row."""
     seconds = work.synthesis.audio_seconds if work.synthesis else None
-    return reading_memory(plan.rows_per_block, seconds, work.page_bytes, CLIPS_PER_ROW)
+    return reading_memory(plan.rows_per_block, seconds, CLIPS_PER_ROW)
 
 
 def block_numbers(num_blocks: int) -> Dataset:

@@ -60,7 +60,7 @@ def test_the_cluster_grows_survives_a_lost_node_and_shrinks(
         with capsys.disabled():
             print(f"\n{time.monotonic() - started:6.1f} s  {event}", end="", flush=True)
 
-    arguments = workload.arguments(tmp_path / "out")
+    arguments = workload.arguments(tmp_path / "out", "--gpus", str(fake_nodes.MAX_WORKERS))
     options = ("--num-cpus=0", "--include-dashboard=false")
     with ray_head(*options, environment=fake_nodes.ENVIRONMENT, prepare=write_bootstrap_config) as head:
         assert set(running_nodes(head.folder)) == {fake_nodes.HEAD_ID}

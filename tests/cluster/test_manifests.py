@@ -168,7 +168,6 @@ def test_the_kuberay_manifest_scales_cpu_and_gpu_workers_from_none(rayjob: dict[
 
 
 def test_the_kuberay_job_knows_how_many_gpus_can_come(rayjob: dict[str, Any]) -> None:
-    """The launcher's file, in which a job finds that by itself, is not there on Kubernetes."""
     group = worker_group(rayjob, "gpu-worker")
     gpus = group["maxReplicas"] * int(container(group)["resources"]["limits"]["nvidia.com/gpu"])
     arguments = shlex.split(rayjob["spec"]["entrypoint"])

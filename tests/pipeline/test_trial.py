@@ -7,11 +7,10 @@ import pytest
 
 from clvp.sampling import SamplingParams
 from pipeline.errors import ManifestError, RunError
-from pipeline.forecast import forecast
 from pipeline.run import Job, synthesize
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.settings import ExecutionSettings, ResultSettings
 from pipeline.stream.cluster import Cluster
-from pipeline.trial import Trialled, planned_fleet, run_trial
+from pipeline.trial import Forecast, Trial, run_trial
 from tests.pipeline.clips import write_clip, write_jsonl
 from tests.pipeline.ray_instance import ray_instance
 
@@ -32,70 +31,63 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "id": f"row-{i}",
             "text": " ".join(["So it goes on."] * (1 + 3 * (i % 3))),
             "audio": "none.wav" if i % 8 == 3 else "a.wav",
+            "n": i,
         }
         for i in range(ROWS)
     ]
     return write_jsonl(folder / "manifest.jsonl", [*rows, *rows[:2]])
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scratch")
-
-
-@pytest.fixture(scope="module")
-def trialled(ray_instance: None, manifest: Path, checkpoint: Path, scratch: Path) -> Trialled:
-    return run_trial(
-        (str(manifest),), str(checkpoint), SETTINGS, EXECUTION, sample_rows=40, scratch=str(scratch)
-    )
-
-
 @pytest.mark.slow
 def test_a_forecast_against_the_run(
-    trialled: Trialled, manifest: Path, checkpoint: Path, scratch: Path, tmp_path: Path
+    ray_instance: None, manifest: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    assert list(scratch.iterdir()) == []
-    blocks = trialled.trial.blocks
-    assert trialled.trial.num_rows == ROWS
-    assert trialled.rejected == 2
-    assert [block.rows for block in blocks] == [4] * 10
-    assert trialled.cluster.gpus == 2
-    expected = forecast(trialled.trial, trialled.fleet)
+    run = run_trial(
+        (str(manifest),), str(checkpoint), SETTINGS, EXECUTION, sample_rows=40, scratch=str(tmp_path)
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert (run.trial.rows, run.num_rows) == (40, ROWS)
+    assert run.tried_on.gpus == run.devices == 2
     summary = synthesize(Job((str(manifest),), str(tmp_path / "out"), str(checkpoint)), SETTINGS, EXECUTION)
     totals = summary.totals
-    assert expected.failed.low <= totals.failed == BROKEN <= expected.failed.high
-    assert expected.candidates.low <= totals.candidates <= expected.candidates.high
-    # Ten blocks of this manifest give speech and bytes within some percent; its files have a kilobyte each
-    # that does not grow with the rows.
-    assert expected.all_hours.expected == pytest.approx(totals.audio_hours, rel=0.2)
-    size = sum(path.stat().st_size for path in (tmp_path / "out" / "data").iterdir())
-    assert expected.num_bytes.expected == pytest.approx(size, rel=0.4)
-    assert expected.wall_s.expected > 0
-    assert {load.name for load in expected.loads} == {"prepare", "sample", "rank", "write"}
+    assert totals.failed == BROKEN
+    # 40 rows of this manifest give speech and bytes within some percent; its files have a kilobyte each that
+    # does not grow with the rows.
+    assert run.scaled(run.trial.failed) == pytest.approx(BROKEN, abs=8)
+    assert run.scaled(run.trial.candidates) == pytest.approx(totals.candidates, rel=0.1)
+    assert run.scaled(run.trial.all_s) / 3600 == pytest.approx(totals.audio_hours, rel=0.2)
+    assert 0 < run.trial.best_s < run.trial.all_s
+    size = sum(
+        path.stat().st_size for name in ("data", "errors") for path in (tmp_path / "out" / name).iterdir()
+    )
+    assert run.scaled(run.trial.num_bytes) == pytest.approx(size, rel=0.5)
+    assert {"sample", "rank", "write"} < set(run.trial.stages)
+    assert 0 < run.trial.pace * run.trial.rows <= run.trial.seconds <= run.wall_s
 
 
-@pytest.mark.slow
-def test_a_fleet_of_eight_gpus(trialled: Trialled) -> None:
-    one = forecast(trialled.trial, planned_fleet(trialled.cluster, EXECUTION, 1))
-    eight = forecast(trialled.trial, planned_fleet(trialled.cluster, EXECUTION, 8))
-    start = one.wall_s.expected - 8 * (one.wall_s.expected - eight.wall_s.expected) / 7
-    assert eight.wall_s.expected == pytest.approx(start + (one.wall_s.expected - start) / 8)
-    assert eight.feeding_cores == pytest.approx(8 * one.feeding_cores)
+def trial_of(rows: int = 50) -> Trial:
+    stages = {"prepare": 0.1, "sample": 0.4}
+    return Trial(rows, 5, 16 * rows, 480.0, 30.0, 5000, seconds=40.0, pace=0.4, stages=stages)
 
 
-def test_workers_of_a_fleet() -> None:
-    fleet = planned_fleet(Cluster(16, 1), ExecutionSettings(samplers=Pool(1, 6)), 8)
-    assert (fleet.workers, fleet.devices, fleet.is_gpu) == ({"sample": 6, "rank": 8}, 8, True)
-    fleet = planned_fleet(Cluster(4, 0), ExecutionSettings(), None)
-    assert fleet.workers == {"sample": 1, "rank": 1, "prepare": 3.5, "write": 14}
-    assert (fleet.devices, fleet.is_gpu) == (4, False)
+def test_the_start_counts_once_and_the_pace_for_every_row() -> None:
+    one = Forecast(trial_of(), 1000, Cluster(8, 1), Cluster(8, 1))
+    assert one.wall_s == pytest.approx(20 + 400)
+    eight = Forecast(trial_of(), 1000, Cluster(8, 1), Cluster(8, 8))
+    assert eight.wall_s == pytest.approx(20 + 50)
+    assert eight.device_hours == pytest.approx(8 * 70 / 3600)
+    assert one.scaled(one.trial.failed) == 100
+    on_cores = Forecast(trial_of(), 1000, Cluster(2, 0), Cluster(2, 0))
+    assert (on_cores.devices, on_cores.wall_s) == (2, pytest.approx(420))
 
 
 @pytest.mark.slow
 def test_nothing_to_try(ray_instance: None, checkpoint: Path, tmp_path: Path) -> None:
     rows = [{"id": None, "text": "a", "audio": "a.wav"}]
+    manifest = (str(write_jsonl(tmp_path / "m.jsonl", rows)),)
     with pytest.raises(ManifestError, match="no row"):
-        run_trial((str(write_jsonl(tmp_path / "m.jsonl", rows)),), str(checkpoint), SETTINGS, EXECUTION)
+        run_trial(manifest, str(checkpoint), SETTINGS, EXECUTION)
+    write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "text": "a", "audio": "a.wav"}])
     with pytest.raises(RunError, match="cannot be used"):
-        run_trial((str(tmp_path / "m.jsonl"),), str(tmp_path), SETTINGS, EXECUTION)
-    assert not [name for name in os.listdir(tmp_path) if name.startswith("clvp-trial")]
+        run_trial(manifest, str(tmp_path), SETTINGS, EXECUTION, scratch=str(tmp_path))
+    assert os.listdir(tmp_path) == ["m.jsonl"]

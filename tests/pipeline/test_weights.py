@@ -23,11 +23,10 @@ from clvp import (
     ClvpTokenizer,
 )
 from clvp.checkpoint import CheckpointSource
-from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
+from pipeline.checkpoint import Checkpoint, cache_folder, describe_checkpoint, fetch
 from pipeline.errors import RunError
-from pipeline.node_cache import cache_folder
 from tests.pipeline.s3_relay import Relay, s3_relay
-from tests.s3_server import BUCKET, CREDENTIALS, S3Server, s3_server
+from tests.s3_server import BUCKET, S3Server
 
 WEIGHTS = "model.safetensors"
 Enter = Callable[[str], Path]
@@ -55,7 +54,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# ---- which files ----
+# ---- folders ----
 
 
 def _plain(folder: Path) -> None:
@@ -118,18 +117,32 @@ def test_described_are_the_files_that_are_read(
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", WEIGHTS])
 def test_a_folder_that_is_no_checkpoint(folder: Path, enter_node: Enter, name: str) -> None:
+    described = describe_checkpoint(str(folder))
     (folder / name).unlink()
-    with pytest.raises(RunError, match="weights" if name == WEIGHTS else name):
+    with pytest.raises(RunError, match=name):
         describe_checkpoint(str(folder))
+    with pytest.raises(RunError, match=name):  # on a node that lacks it
+        fetch(described)
 
 
-def test_locations_that_are_nothing(
-    tmp_path: Path, enter_node: Enter, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_is_nothing_is_one_sentence_without_credentials(
+    enter_node: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for location in ("/no/such/folder", "file:///no/such/folder", "magic://bucket/model"):
-        with pytest.raises(RunError, match=f"the model {location} cannot be used"):
-            describe_checkpoint(location)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    query = "?endpoint_override=127.0.0.1:1&scheme=http&region=x&session_token=secret"
+    for location in (
+        "/no/such/folder",
+        "file:///no/such/folder",
+        "magic://bucket/model",
+        "s3://me:secret@b/m",
+    ):
+        with pytest.raises(RunError) as refused:
+            describe_checkpoint(location + query * location.startswith("s3"))
+        shown = location.replace("me:secret@", "")
+        assert str(refused.value).startswith(f"the model {shown} cannot be used: ")
+        assert "secret" not in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
 def test_an_index_that_points_elsewhere(folder: Path, enter_node: Enter) -> None:
@@ -138,100 +151,6 @@ def test_an_index_that_points_elsewhere(folder: Path, enter_node: Enter) -> None
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RunError, match="lies outside"):
         describe_checkpoint(str(folder))
-
-
-# ---- folders ----
-
-
-def test_a_node_with_one_other_file(folder: Path, enter_node: Enter) -> None:
-    described = describe_checkpoint(str(folder))
-    for name in described.files:
-        path, content = folder / name, (folder / name).read_bytes()
-        # The same length and time: another version of the weights differs in nothing else.
-        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-        path.write_bytes(content[:-1] + (b"\t" if content[-1:] == b" " else b" "))
-        os.utime(path, ns=times)
-        fetch.cache_clear()
-        with pytest.raises(RunError, match=f"{name} is not the file that the run began with"):
-            fetch(described)
-        path.write_bytes(content)
-    fetch.cache_clear()
-    assert fetch(described) == str(folder)
-
-
-def test_a_node_with_a_file_less_or_more(folder: Path, enter_node: Enter) -> None:
-    described = describe_checkpoint(str(folder))
-    (folder / "special_tokens_map.json").rename(folder / "aside")
-    with pytest.raises(RunError, match=r"special_tokens_map\.json is missing"):
-        fetch(described)
-    (folder / "aside").rename(folder / "special_tokens_map.json")
-    assert fetch(described) == str(folder)
-    fetch.cache_clear()
-    (folder / "preprocessor_config.json").rename(folder / "aside")
-    shutil.copy(folder / "aside", folder / "processor_config.json")
-    with pytest.raises(RunError, match=r"preprocessor_config\.json is missing"):
-        fetch(described)
-    shutil.rmtree(folder)
-    with pytest.raises(RunError, match="there is no folder"):
-        fetch(described)
-
-
-AT_ONCE = """
-    import hashlib, sys, time
-    from pathlib import Path
-
-    log, location, files = Path(sys.argv[1]), sys.argv[2], dict(item.split("=") for item in sys.argv[3:])
-    digest = hashlib.file_digest
-
-    def slow_digest(file, name):
-        with log.open("a") as stream:
-            stream.write(Path(file.name).name + "\\n")
-        time.sleep(0.2)
-        return digest(file, name)
-
-    hashlib.file_digest = slow_digest
-    from pipeline.checkpoint import Checkpoint, fetch
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(fetch(Checkpoint(location, files)), flush=True)
-"""
-
-
-def start_process(described: Checkpoint, log: Path, limit: str = "") -> subprocess.Popen[str]:
-    """A process that is ready to fetch and waits for a line; it logs the files that it reads for digests."""
-    files = [f"{name}={digest}" for name, digest in described.files.items()]
-    process = subprocess.Popen(
-        [sys.executable, "-c", limit + textwrap.dedent(AT_ONCE), str(log), described.location, *files],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def fetch_at_once(described: Checkpoint, log: Path, count: int = 4) -> list[str]:
-    """What `count` processes of this node get that fetch at the same time."""
-    processes = [start_process(described, log) for _ in range(count)]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, answers
-    return [out.strip() for out, _ in answers]
-
-
-@pytest.mark.slow
-def test_four_processes_compute_every_digest_once(folder: Path, enter_node: Enter, tmp_path: Path) -> None:
-    described = describe_checkpoint(str(folder))
-    enter_node("worker")
-    log = tmp_path / "log"
-    assert fetch_at_once(described, log) == [str(folder)] * 4
-    assert sorted(log.read_text().split()) == sorted(described.files)
 
 
 # ---- hub ids ----
@@ -270,11 +189,6 @@ def test_a_repository_that_changes_while_the_run_starts(
     assert later.location == f"someone/clvp@{new}"
     assert [name for name, digest in later.files.items() if described.files[name] != digest] == [WEIGHTS]
     assert describe_checkpoint(f"someone/clvp@{old}") == described
-    (hub / old / WEIGHTS).unlink()  # comes again
-    fetch.cache_clear()
-    assert fetch(described) == str(hub / old)
-    with pytest.raises(RunError, match=f"{WEIGHTS} is not the file that the run began with"):
-        fetch(Checkpoint(f"someone/clvp@{new}", described.files))
 
 
 @pytest.mark.slow
@@ -302,30 +216,50 @@ def test_a_cached_hub_id_needs_no_connection(folder: Path, tmp_path: Path, enter
 # ---- object stores ----
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        yield server
-
-
 @pytest.fixture
-def relay(server: S3Server) -> Iterator[Relay]:
-    with s3_relay(server) as relay:
+def relay(s3: S3Server) -> Iterator[Relay]:
+    with s3_relay(s3) as relay:
         yield relay
 
 
 @pytest.fixture
-def bucket_folder(server: S3Server, folder: Path, tmp_path: Path) -> str:
+def bucket_folder(s3: S3Server, folder: Path, tmp_path: Path) -> str:
     """Key of a checkpoint in the bucket."""
     for path in folder.iterdir():
-        server.client().upload_file(str(path), BUCKET, f"{tmp_path.name}/model/{path.name}")
+        s3.client().upload_file(str(path), BUCKET, f"{tmp_path.name}/model/{path.name}")
     return f"{tmp_path.name}/model"
 
 
-def replace_object(server: S3Server, key: str, content: bytes) -> None:
-    server.client().put_object(Bucket=BUCKET, Key=key, Body=content)
+FETCH = """
+    import sys
+    from pipeline.checkpoint import Checkpoint, fetch
+    location, version, *files = sys.argv[1:]
+    described = Checkpoint(location, dict(file.split("=") for file in files), version)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(fetch(described), flush=True)
+"""
+
+
+def start_process(described: Checkpoint, limit: str = "") -> subprocess.Popen[str]:
+    """A process that is ready to fetch and waits for a line."""
+    files = [f"{name}={digest}" for name, digest in described.files.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-c", limit + textwrap.dedent(FETCH), described.location, described.version, *files],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def leftovers(cache: Path) -> list[str]:
+    """What a cache holds but for whole checkpoints and locks."""
+    return [path.name for path in (cache / "checkpoints").iterdir() if path.suffix == ".partial"]
 
 
 def test_a_checkpoint_in_a_bucket(folder: Path, bucket_folder: str, relay: Relay, enter_node: Enter) -> None:
@@ -340,43 +274,46 @@ def test_a_checkpoint_in_a_bucket(folder: Path, bucket_folder: str, relay: Relay
 
 
 @pytest.mark.slow
-def test_four_processes_get_every_object_once(
-    bucket_folder: str, relay: Relay, enter_node: Enter, tmp_path: Path
-) -> None:
+def test_four_processes_get_every_object_once(bucket_folder: str, relay: Relay, enter_node: Enter) -> None:
     described = describe_checkpoint(relay.uri(bucket_folder))
     relay.gets.clear()
     cache = enter_node("worker")
-    local = fetch_at_once(described, tmp_path / "log")
-    assert local == [str(cache / "checkpoints" / described.digest)] * 4
+    processes = [start_process(described) for _ in range(4)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=120) for process in processes]
+    assert [out for out, _ in answers] == [f"{cache / 'checkpoints' / described.version}\n"] * 4, answers
     assert relay.gets == dict.fromkeys(described.files, 1)
-    assert not (tmp_path / "log").exists()  # digests come with the download
-    assert list((cache / "partial").iterdir()) == []
+    assert leftovers(cache) == []
 
 
 def test_an_object_that_was_replaced(
-    bucket_folder: str, server: S3Server, relay: Relay, enter_node: Enter, folder: Path
+    bucket_folder: str, s3: S3Server, relay: Relay, enter_node: Enter, folder: Path
 ) -> None:
     described = describe_checkpoint(relay.uri(bucket_folder))
-    replace_object(server, f"{bucket_folder}/merges.txt", (folder / "merges.txt").read_bytes() + b"\n")
+    content = (folder / "merges.txt").read_bytes() + b"\n"
+    s3.client().put_object(Bucket=BUCKET, Key=f"{bucket_folder}/merges.txt", Body=content)
     assert fetch(described)  # the driver's node has the old one
     cache = enter_node("worker")
-    with pytest.raises(RunError, match=r"merges\.txt is not the file that the run began with"):
+    with pytest.raises(RunError, match=r"merges\.txt: not the files that the run began with"):
         fetch(described)
-    assert list((cache / "partial").iterdir()) == []
+    assert leftovers(cache) == []
     enter_node("driver")
     later = describe_checkpoint(relay.uri(bucket_folder))
     assert {name for name in later.files if later.files[name] != described.files[name]} == {"merges.txt"}
 
 
 def test_objects_that_are_not_there(
-    bucket_folder: str, server: S3Server, relay: Relay, enter_node: Enter
+    bucket_folder: str, s3: S3Server, relay: Relay, enter_node: Enter
 ) -> None:
     described = describe_checkpoint(relay.uri(bucket_folder))
-    server.client().delete_object(Bucket=BUCKET, Key=f"{bucket_folder}/{WEIGHTS}")
+    s3.client().delete_object(Bucket=BUCKET, Key=f"{bucket_folder}/{WEIGHTS}")
     enter_node("worker")
-    with pytest.raises(RunError, match=f"{WEIGHTS} is missing"):
+    with pytest.raises(RunError, match=f"holds no {WEIGHTS}"):
         fetch(described)
-    with pytest.raises(RunError, match="holds no weights"):
+    with pytest.raises(RunError, match=f"holds no {WEIGHTS}"):
         describe_checkpoint(relay.uri(bucket_folder))
     with pytest.raises(RunError, match=r"no-such-folder.* cannot be used"):
         describe_checkpoint(relay.uri("no-such-folder"))
@@ -391,20 +328,20 @@ def test_a_download_that_ends_early(bucket_folder: str, relay: Relay, enter_node
     relay.cut = WEIGHTS
     with pytest.raises(RunError, match=r"the model .* cannot be used"):
         fetch(described)
-    assert list((cache / "partial").iterdir()) == []
-    assert not (cache / "checkpoints").exists()
+    assert leftovers(cache) == []
+    assert not (cache / "checkpoints" / described.version).exists()
     relay.cut = None
-    assert fetch(described) == str(cache / "checkpoints" / described.digest)
+    assert fetch(described) == str(cache / "checkpoints" / described.version)
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_while_it_downloads(
-    bucket_folder: str, relay: Relay, enter_node: Enter, tmp_path: Path
+    bucket_folder: str, relay: Relay, enter_node: Enter
 ) -> None:
     described = describe_checkpoint(relay.uri(bucket_folder))
     cache = enter_node("worker")
     relay.stalled = WEIGHTS
-    process = start_process(described, tmp_path / "log")
+    process = start_process(described)
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -412,34 +349,21 @@ def test_a_process_that_is_killed_while_it_downloads(
     process.kill()
     process.communicate()
     relay.stalled = None
-    (left,) = (cache / "partial").iterdir()
-    (cache / "partial" / "of-another-uri").mkdir()
-    assert list(left.iterdir())
-    assert fetch(described) == str(cache / "checkpoints" / described.digest)
-    assert list((cache / "partial").iterdir()) == []
+    assert leftovers(cache) == [f"{described.version}.partial"]
+    assert fetch(described) == str(cache / "checkpoints" / described.version)
+    assert leftovers(cache) == []
 
 
 @pytest.mark.slow
-def test_a_full_disk(bucket_folder: str, relay: Relay, enter_node: Enter, tmp_path: Path) -> None:
+def test_a_full_disk(bucket_folder: str, relay: Relay, enter_node: Enter) -> None:
     """Played by a limit on the size of files, which fails a write in the same way."""
     described = describe_checkpoint(relay.uri(bucket_folder))
     cache = enter_node("worker")
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
-    process = start_process(described, tmp_path / "log", limit)
-    error = process.communicate("\n", timeout=120)[1]
-    assert error.splitlines()[-1].startswith("pipeline.errors.RunError: cannot write ")
+    error = start_process(described, limit).communicate("\n", timeout=120)[1]
+    assert error.splitlines()[-1].startswith("pipeline.errors.RunError: the model ")
     assert "make room, or name another folder in CLVP_CACHE" in error
-    assert list((cache / "partial").iterdir()) == []
-
-
-def test_a_damaged_cache_is_renewed(bucket_folder: str, relay: Relay, enter_node: Enter) -> None:
-    described = describe_checkpoint(relay.uri(bucket_folder))
-    local = Path(fetch(described))
-    with open(local / WEIGHTS, "r+b") as file:
-        file.truncate(1000)
-    fetch.cache_clear()
-    assert fetch(described) == str(local)
-    assert sha256(local / WEIGHTS) == described.files[WEIGHTS]
+    assert leftovers(cache) == []
 
 
 # ---- the cache ----

@@ -16,7 +16,7 @@ from tests.simulation.steps import Step, publishing, resume, scan_and_plan
 from tests.simulation.stream import Size, run_stream
 
 DELAY = 0.03  # seconds, of an object store's answer
-FILE_MB = 256
+FILE_MB = 128
 
 
 def main() -> None:
@@ -77,8 +77,8 @@ def all_steps(folder: Path, rows: int, rows_per_block: int) -> list[Step]:
 
 
 def _files(rows: int) -> tuple[int, int]:
-    """Files of 256 MB that so many rows make, and parts that wait to be published."""
-    return max(rows * 28 // 1_000_000, 1), min(150, rows // 512)
+    """Files of 128 MB that so many rows make, and parts that wait to be published."""
+    return max(rows * 56 // 1_000_000, 1), min(150, rows // 512)
 
 
 if __name__ == "__main__":
