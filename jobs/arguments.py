@@ -7,8 +7,18 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from pipeline.errors import ManifestError, RunError, Terminated
-from pipeline.run import Job, Summary
-from pipeline.settings import Dtype, ModelSettings, Normalizer, Pool, ScoringSettings
+from pipeline.run import Summary
+from pipeline.settings import (
+    Dtype,
+    ExecutionSettings,
+    ModelSettings,
+    Normalizer,
+    Pool,
+    RankingSettings,
+    ResultSettings,
+    Run,
+    ScoringSettings,
+)
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -20,7 +30,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def add_job(
+def add_run(
     parser: argparse.ArgumentParser, payload_help: str, required: bool = True
 ) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("input and output (paths or URIs such as s3://bucket/folder)")
@@ -43,11 +53,15 @@ def add_job(
     return group
 
 
-def read_job(options: argparse.Namespace) -> Job:
-    return Job(
+def read_run(
+    options: argparse.Namespace, results: ResultSettings | RankingSettings, execution: ExecutionSettings
+) -> Run:
+    return Run(
         tuple(options.manifest or ()),
         options.output,
         options.model,
+        results,
+        execution,
         options.retry_failed,
         getattr(options, "extend", None),
     )

@@ -13,24 +13,24 @@ from collections.abc import Sequence
 from jobs.arguments import (
     HelpFormatter,
     add_execution,
-    add_job,
     add_model,
+    add_run,
     add_scoring,
-    read_job,
     read_model,
     read_ranker_pool,
+    read_run,
     read_scoring,
     run_job,
 )
 from pipeline.run import rank, rank_again
-from pipeline.settings import ExecutionSettings
+from pipeline.settings import ExecutionSettings, RankingSettings
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m jobs.rank", description=__doc__, formatter_class=HelpFormatter
     )
-    group = add_job(parser, "speech_ids", required=False)
+    group = add_run(parser, "speech_ids", required=False)
     group.add_argument(
         "--run",
         metavar="OUTPUT",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (options.manifest is None) == (options.run is None):
         parser.error("give either --manifest or --run")
     try:
-        loading, scoring = read_model(options), read_scoring(options)
+        results = RankingSettings(read_model(options), read_scoring(options))
         execution = ExecutionSettings(
             rows_per_block=options.rows_per_block,
             rankers=read_ranker_pool(options),
@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_seconds=options.report_seconds,
             worker_logs=options.worker_logs,
         )
+        run = read_run(options, results, execution)
     except ValueError as error:
         parser.error(str(error))
-    job = read_job(options)
     if options.run is not None:
-        return run_job(parser, lambda: rank_again(job, options.run, loading, scoring, execution))
-    return run_job(parser, lambda: rank(job, loading, scoring, execution))
+        return run_job(parser, lambda: rank_again(run, options.run))
+    return run_job(parser, lambda: rank(run))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from clvp.sampling import EngineConfig
 from jobs.arguments import (
     HelpFormatter,
     add_execution,
-    add_job,
     add_model,
+    add_run,
     add_scoring,
     make_pool,
     pool_size,
-    read_job,
     read_model,
     read_ranker_pool,
+    read_run,
     read_scoring,
     run_job,
 )
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m jobs.synthesize", description=__doc__, formatter_class=HelpFormatter
     )
-    group = add_job(parser, "audio")
+    group = add_run(parser, "audio")
     group.add_argument(
         "--extend",
         metavar="OUTPUT",
@@ -167,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        settings, execution = read_settings(options), read_execution(options)
+        run = read_run(options, read_settings(options), read_execution(options))
     except ValueError as error:
         parser.error(str(error))
-    return run_job(parser, lambda: synthesize(read_job(options), settings, execution))
+    return run_job(parser, lambda: synthesize(run))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Everything a run can be told, separated by type into what changes results and what does not.
 
-`ResultSettings` decide tokens, scores and which candidates are kept: two runs may share an output only when
-theirs are equal. `ExecutionSettings` decide where and how fast; no value of theirs changes a result.
+`ResultSettings` (or `RankingSettings`, of a run that samples nothing) decide tokens, scores and which
+candidates are kept: two runs may share an output only when theirs are equal. `ExecutionSettings` decide where
+and how fast; no value of theirs changes a result. A `Run` is all of it, with what is read and written.
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,14 @@ class ScoringSettings:
     def __post_init__(self) -> None:
         _check("scoring_length", self.scoring_length, 4 <= self.scoring_length <= 100_000)
         _check("keep", self.keep, self.keep is None or self.keep >= 1)
+
+
+@dataclass(frozen=True)
+class RankingSettings:
+    """All that decides how candidates that exist already are scored and ranked."""
+
+    model: ModelSettings = ModelSettings()
+    scoring: ScoringSettings = ScoringSettings()
 
 
 @dataclass(frozen=True)
@@ -114,3 +123,19 @@ class ExecutionSettings:
         _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
         _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
         _check("report_seconds", self.report_seconds, self.report_seconds > 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what it reads, what it writes, the settings that change results, and those that do not."""
+
+    manifest: tuple[str, ...]  # paths, folders, globs or URIs
+    output: str  # path or URI
+    model: str  # checkpoint folder, hub id or URI
+    results: ResultSettings | RankingSettings
+    execution: ExecutionSettings = ExecutionSettings()
+    retry_failed: bool = False  # rows in the error table are rows to do
+    extend: str | None = None  # output of a run with fewer candidates, which are taken over
+
+    def __post_init__(self) -> None:
+        _check("extend", self.extend, self.extend is None or isinstance(self.results, ResultSettings))

@@ -8,8 +8,8 @@ import pytest
 from clvp.sampling import SamplingParams
 from pipeline.errors import ManifestError, RunError
 from pipeline.forecast import forecast
-from pipeline.run import Job, synthesize
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.run import synthesize
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from pipeline.stream.cluster import Cluster
 from pipeline.trial import Trialled, planned_fleet, run_trial
 from tests.pipeline.clips import write_clip, write_jsonl
@@ -61,7 +61,7 @@ def test_a_forecast_against_the_run(
     assert [block.rows for block in blocks] == [4] * 10
     assert trialled.cluster.gpus == 2
     expected = forecast(trialled.trial, trialled.fleet)
-    summary = synthesize(Job((str(manifest),), str(tmp_path / "out"), str(checkpoint)), SETTINGS, EXECUTION)
+    summary = synthesize(Run((str(manifest),), str(tmp_path / "out"), str(checkpoint), SETTINGS, EXECUTION))
     totals = summary.totals
     assert expected.failed.low <= totals.failed == BROKEN <= expected.failed.high
     assert expected.candidates.low <= totals.candidates <= expected.candidates.high
