@@ -19,10 +19,10 @@ INSTALLED_TEST := $(VENV)/.installed-test
 TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check test-kernels bench format clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
@@ -53,6 +53,9 @@ check: $(INSTALLED_TEST)  ## the quick loop: style, types, imports, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-kernels: $(INSTALLED_TEST)  ## run the tests that depend on arithmetic as other processors would
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m tests.kernels
 
 bench: $(INSTALLED_TEST)  ## run the benchmarks and print their figures
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)

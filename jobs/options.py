@@ -76,12 +76,11 @@ class Setting:
     def _metavar(self) -> str:
         if self.path.endswith(".min_size"):
             return "MIN[:MAX]"
-        if get_origin(self.kind) is Literal:
-            return "{" + ",".join(get_args(self.kind)) + "}"
-        for kind, name in ((int, "N"), (float, "X")):
-            if kind in (self.kind, *get_args(self.kind)):
-                return f"{name}|{self.none}" if self.none.isidentifier() else name
-        return self.path.rpartition(".")[2].upper()
+        kinds = (self.kind, *get_args(self.kind))
+        names = {int: f"N|{self.none}" if self.none.isidentifier() else "N", float: "X"}
+        names |= {kind: "{" + ",".join(get_args(kind)) + "}" for kind in kinds if get_origin(kind) is Literal}
+        found = [names[kind] for kind in kinds if kind in names]
+        return found[0] if found else self.path.rpartition(".")[2].upper()
 
 
 def settings_of(template: Any, path: str = "", pool: str = "") -> Iterator[Setting]:

@@ -21,7 +21,7 @@ class SamplingParams:
         ValueError: a value is out of range; the message names the field.
     """
 
-    max_new_tokens: int = 500  # at most; 21.5 are a second
+    max_new_tokens: int = 500  # speech tokens at most; 21.5 are a second
     min_new_tokens: int = 0  # the stop token is impossible before this many tokens
     do_sample: bool = True  # draw at random, not greedily the most probable token
     temperature: float = 0.8  # 1: as predicted
@@ -52,19 +52,24 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the sampler uses the machine. None of it is meant to change a token; see
-    `CandidateSampler.facts`."""
+    """How the sampler uses the machine. Of these, `lanes` on a GPU and `products` on a CPU are among the
+    `CandidateSampler.facts` that tokens depend on; the rest never changes a token.
+    """
 
     # candidates decoded in one step; on a GPU the shape of its products: keep it for identical tokens; None:
     # 64 on a CPU, 256 on a GPU
     lanes: int | None = None
     kv_budget_bytes: int | None = None  # for keys and values; None: what is free, with head room
+    # matrix products on a CPU, whose bits tokens depend on; None: the faster kind
+    products: Literal["packed", "plain"] | None = None
 
     def __post_init__(self) -> None:
         if self.lanes is not None and self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.kv_budget_bytes is not None and self.kv_budget_bytes < 1:
             raise ValueError(f"kv_budget_bytes={self.kv_budget_bytes} must be positive")
+        if self.products not in (None, "packed", "plain"):
+            raise ValueError(f'products={self.products!r} must be "packed", "plain" or None')
 
 
 @dataclass(frozen=True)

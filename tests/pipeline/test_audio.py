@@ -8,7 +8,7 @@ import torch
 import torchaudio
 
 from clvp import ClvpFeatureExtractor
-from clvp.mel import TORTOISE_MEL_NORMS, log_mel
+from clvp.audio.mel import TORTOISE_MEL_NORMS, log_mel
 from pipeline.stages import voices as audio_stage
 from pipeline.stages.voices import INPUT, OUTPUT, AudioToMels, voice_mels
 from tests.pipeline.clips import read_rows, write_clip, write_jsonl
