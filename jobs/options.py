@@ -77,10 +77,11 @@ class Setting:
         if self.path.endswith(".min_size"):
             return "MIN[:MAX]"
         kinds = (self.kind, *get_args(self.kind))
-        names = {int: f"N|{self.none}" if self.none.isidentifier() else "N", float: "X"}
-        names |= {kind: "{" + ",".join(get_args(kind)) + "}" for kind in kinds if get_origin(kind) is Literal}
-        found = [names[kind] for kind in kinds if kind in names]
-        return found[0] if found else self.path.rpartition(".")[2].upper()
+        for choices in (get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+            return "{" + ",".join(choices) + "}"
+        if int in kinds:
+            return f"N|{self.none}" if self.none.isidentifier() else "N"
+        return "X" if float in kinds else self.path.rpartition(".")[2].upper()
 
 
 def settings_of(template: Any, path: str = "", pool: str = "") -> Iterator[Setting]:
