@@ -7,17 +7,14 @@ The folder has the layout of susnato/clvp_dev, with Tortoise's tokenizer and sam
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from clvp.tortoise import convert_tortoise
-from jobs.arguments import EXIT_FAILED, HelpFormatter
+from jobs.cli import job_parser, print_result
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m jobs.convert", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = job_parser("convert", __doc__)
     parser.add_argument("--autoregressive", required=True, metavar="FILE", help="autoregressive.pth")
     parser.add_argument("--clvp", required=True, metavar="FILE", help="clvp2.pth")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the checkpoint is written")
@@ -34,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(argv)
-    try:
+
+    def convert() -> str:
         folder = convert_tortoise(
             options.autoregressive,
             options.clvp,
@@ -42,11 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             decoder_heads=options.decoder_heads,
             encoder_heads=options.encoder_heads,
         )
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    print(f"wrote {folder}")
-    return 0
+        return f"wrote {folder}"
+
+    return print_result(parser, convert)
 
 
 if __name__ == "__main__":

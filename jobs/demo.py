@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from clvp.random_checkpoint import write_random_checkpoint
+from jobs.cli import job_parser
 
 MANIFEST = Path(__file__).parents[1] / "examples" / "demo" / "manifest.jsonl"
 OUTPUT = Path("demo-output")
@@ -40,7 +40,7 @@ the machinery. With real weights:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m jobs.demo", description=__doc__)
+    parser = job_parser("demo", __doc__)
     parser.add_argument("--model", metavar="CHECKPOINT", help="checkpoint folder or hub id")
     return parser
 
@@ -69,25 +69,25 @@ def print_results(output: Path, model: str) -> None:
     """Print the best candidates of every row, and the rows that failed."""
     rows = sorted(_read(output / "data"), key=lambda row: row["id"])
     print(f"\nRanked candidates, the best {RANKS_SHOWN} of {NUM_CANDIDATES}, from {output}/data ({model})")
-    print_table(RANKED_HEADER, (line for row in rows for line in _ranked_lines(row)))
+    print_table(RANKED_HEADER, [line for row in rows for line in _ranked_lines(row)])
     errors = sorted(_read(output / "errors"), key=lambda row: row["id"])
     print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
-    print_table(ERROR_HEADER, ([row[name] for name in ERROR_HEADER] for row in errors))
+    print_table(ERROR_HEADER, [[row[name] for name in ERROR_HEADER] for row in errors])
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:
     return pq.read_table(folder).to_pylist()
 
 
-def _ranked_lines(row: dict[str, Any]) -> list[list[object]]:
+def _ranked_lines(row: dict[str, Any]) -> list[list[str]]:
     return [
         [
             row["id"],
             row["speaker"],
-            best["rank"],
-            best["candidate"],
+            str(best["rank"]),
+            str(best["candidate"]),
             f"{best['score']:.4f}",
-            best["num_tokens"],
+            str(best["num_tokens"]),
             f"{best['duration_s']:.2f}",
             "yes" if best["finished"] else "no",
             " ".join(map(str, best["speech_ids"][:CODES_SHOWN])) + " …",
@@ -96,15 +96,14 @@ def _ranked_lines(row: dict[str, Any]) -> list[list[object]]:
     ]
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns, numbers to the right; however long, a row is a line."""
+    table = Table(box=None, pad_edge=False)
     for name in header:
         table.add_column(name, justify="right" if name in NUMBERS else "left")
     for row in rows:
-        table.add_row(*map(str, row))
-    # A pipe has no width: nothing is folded there.
-    width = None if sys.stdout.isatty() else 1_000
-    Console(width=width, markup=False, highlight=False).print(table)
+        table.add_row(*row)
+    Console(width=1000, markup=False, emoji=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":

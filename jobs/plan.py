@@ -10,23 +10,19 @@ needs at least one of them. Time that nodes take to come, and work that is lost 
 import argparse
 from collections.abc import Sequence
 
-from jobs.arguments import HelpFormatter, add_model, add_scoring, print_result
-from jobs.synthesize import add_sampling, add_synthesis_execution, read_execution, read_settings
+from jobs.cli import job_parser, print_result
+from jobs.options import add_options, read_run
+from jobs.synthesize import TEMPLATE
 from pipeline.report.text import hours, integer, number
 from pipeline.trial import Forecast, run_trial
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m jobs.plan", description=__doc__, formatter_class=HelpFormatter
-    )
-    group = parser.add_argument_group("the run to plan")
-    group.add_argument("--manifest", required=True, nargs="+", metavar="FILE", help="as for jobs.synthesize")
-    group.add_argument("--model", required=True, metavar="CHECKPOINT", help="as for jobs.synthesize")
+    parser = job_parser("plan", __doc__)
+    group = parser.add_argument_group("the trial")
     group.add_argument(
         "--price-per-gpu-hour", type=float, metavar="P", help="in any currency; of a machine with one GPU"
     )
-    group = parser.add_argument_group("the trial")
     group.add_argument(
         "--sample-rows", type=int, metavar="R", help="rows to run (default: eight blocks for every GPU)"
     )
@@ -36,10 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="where the trial writes, below a name of its own; on a cluster a place that all nodes reach "
         "(default: this machine's folder for temporary files)",
     )
-    add_sampling(parser)
-    add_scoring(parser)
-    add_model(parser)
-    add_synthesis_execution(parser)
+    add_options(parser, TEMPLATE, without=("output", "retry_failed", "extend"))
     return parser
 
 
@@ -47,18 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the trial, print the forecast and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(argv)
-    try:
-        settings, execution = read_settings(options), read_execution(options)
-        if options.sample_rows is not None and options.sample_rows < 1:
-            raise ValueError(f"sample_rows={options.sample_rows} is out of range")
-    except ValueError as error:
-        parser.error(str(error))
+    run = read_run(parser, options, TEMPLATE, required=("manifest", "model"))
+    if options.sample_rows is not None and options.sample_rows < 1:
+        parser.error(f"sample_rows={options.sample_rows} is out of range")
 
     def plan() -> str:
-        manifest = tuple(options.manifest)
-        forecast = run_trial(
-            manifest, options.model, settings, execution, options.sample_rows, options.scratch
-        )
+        forecast = run_trial(run, options.sample_rows, options.scratch)
         return describe(forecast, options.price_per_gpu_hour)
 
     return print_result(parser, plan)

@@ -10,35 +10,21 @@ fields speech_ids, finished and candidate. Tokens come without start and stop to
 import argparse
 from collections.abc import Sequence
 
-from jobs.arguments import (
-    HelpFormatter,
-    add_execution,
-    add_job,
-    add_model,
-    add_scoring,
-    read_job,
-    read_model,
-    read_ranker_pool,
-    read_scoring,
-    run_job,
-)
-from pipeline.run import rank, rank_again
-from pipeline.settings import ExecutionSettings
+from jobs.cli import job_parser, run_job
+from jobs.options import add_options, read_run
+from pipeline.settings import RankingSettings, Run
+
+TEMPLATE = Run((), "", "", RankingSettings())
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m jobs.rank", description=__doc__, formatter_class=HelpFormatter
-    )
-    group = add_job(parser, "speech_ids", required=False)
-    group.add_argument(
+    parser = job_parser("rank", __doc__)
+    parser.add_argument(
         "--run",
         metavar="OUTPUT",
         help="rank the candidates of this finished run again, instead of a manifest",
     )
-    add_scoring(parser)
-    add_model(parser)
-    add_execution(parser)
+    add_options(parser, TEMPLATE, without=("extend",))
     return parser
 
 
@@ -46,24 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code: 0, 1 for a failed run, 2 for a bad manifest or option."""
     parser = make_parser()
     options = parser.parse_args(argv)
-    if (options.manifest is None) == (options.run is None):
+    run = read_run(parser, options, TEMPLATE, required=("output", "model"))
+    if bool(run.manifest) == bool(options.run):
         parser.error("give either --manifest or --run")
-    try:
-        loading, scoring = read_model(options), read_scoring(options)
-        execution = ExecutionSettings(
-            rows_per_block=options.rows_per_block,
-            rankers=read_ranker_pool(options),
-            gpus=options.gpus,
-            torch_threads=options.torch_threads,
-            report_seconds=options.report_seconds,
-            worker_logs=options.worker_logs,
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    job = read_job(options)
-    if options.run is not None:
-        return run_job(parser, lambda: rank_again(job, options.run, loading, scoring, execution))
-    return run_job(parser, lambda: rank(job, loading, scoring, execution))
+
+    from pipeline.run import rank, rank_again  # with Ray, which --help need not wait for
+
+    return run_job(parser, lambda: rank_again(run, options.run) if options.run else rank(run))
 
 
 if __name__ == "__main__":

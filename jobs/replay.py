@@ -3,22 +3,18 @@
     python -m jobs.replay --output outputs/run-1 --id utterance-17 --candidate 3
 
 Settings come from the output's run.json, text and clips from the manifest, the model from where the run had
-it. Ends with 0 when all tokens are identical, else with 1 after saying where they part and what differs.
+it. Ends with 0 when all tokens are identical, with 1 after saying where they part and what differs.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from jobs.arguments import EXIT_FAILED, HelpFormatter
-from pipeline.errors import ManifestError, RunError
+from jobs.cli import EXIT_FAILED, job_parser, print_result
 from pipeline.replay import Replay, ReplayedCandidate, Replayer, Sources
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m jobs.replay", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = job_parser("replay", __doc__)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a run's output, a path or URI")
     parser.add_argument("--id", required=True, nargs="+", metavar="ID", help="of the rows")
     parser.add_argument(
@@ -42,15 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Replay, print the comparison and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(argv)
-    try:
+    found: list[Replay] = []
+
+    def replay() -> str:
         sources = Sources(tuple(options.manifest), options.model)
         replayer = Replayer(options.output, sources, options.torch_threads)
-        found = [replayer.replay(row_id, options.candidate) for row_id in options.id]
-    except (ManifestError, RunError, ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_FAILED
-    print("\n".join(map(describe, found)))
-    return 0 if all(replay.identical for replay in found) else EXIT_FAILED
+        found.extend(replayer.replay(row_id, options.candidate) for row_id in options.id)
+        return "\n".join(map(describe, found))
+
+    code = print_result(parser, replay)
+    return code or (0 if all(replay.identical for replay in found) else EXIT_FAILED)
 
 
 def describe(found: Replay) -> str:

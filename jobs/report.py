@@ -6,21 +6,16 @@ Works on an output that is finished, still growing, or was killed, on a local di
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import RunError
+from jobs.cli import job_parser, print_result
 from pipeline.report.build import write_report
 from pipeline.report.text import hours, integer, number, percent
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m jobs.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("report", __doc__)
     parser.add_argument(
         "--output",
         required=True,
@@ -41,19 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the report, print its main figures and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(argv)
-    try:
+
+    def report() -> str:
         written = write_report(options.output, options.html, options.json, options.flags)
-    except (RunError, OSError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(describe(written.figures))
-    for name, uri in (("report", written.html), ("figures", written.json), ("flags", written.flags)):
-        if uri:
-            print(f"{name:>14}  {uri}")
-    return 0
+        places = (("report", written.html), ("figures", written.json), ("flags", written.flags))
+        lines = [f"{name:>14}  {uri}" for name, uri in places if uri]
+        return "\n".join([describe(written.figures), *lines])
+
+    return print_result(parser, report)
 
 
 def describe(figures: dict[str, Any]) -> str:

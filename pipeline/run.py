@@ -6,7 +6,7 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clvp import ClvpConfig
@@ -25,24 +25,13 @@ from pipeline.rows.manifest import Manifest, open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
-from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, ScoringSettings
+from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, Run, ScoringSettings
 from pipeline.stages import Work
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.retry import reports
 from pipeline.stream.stream import rows_per_block
 
 RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of blocks goes
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run reads and writes: paths or URIs, and a checkpoint folder, hub id or URI."""
-
-    manifest: tuple[str, ...]
-    output: str
-    model: str
-    retry_failed: bool = False  # rows in the error table are rows to do
-    extend: str | None = None  # output of a run with fewer candidates, which are taken over
 
 
 @dataclass(frozen=True)
@@ -80,33 +69,24 @@ class Recipe:
         return RANKED_CANDIDATES if self.synthesis is None else self.synthesis.num_candidates
 
 
-def synthesize(job: Job, settings: ResultSettings, execution: ExecutionSettings | None = None) -> Summary:
-    """Sample, score and store `settings.num_candidates` candidates for every row of a manifest.
+def synthesize(run: Run) -> Summary:
+    """Sample, score and store `run.results.num_candidates` candidates for every row of the manifest.
 
     Raises ManifestError and RunError before any model is loaded where they can be known by then.
     """
+    settings = run.results
+    assert isinstance(settings, ResultSettings)
     recipe = Recipe(AUDIO_PAYLOAD, settings.model, settings.scoring, settings, settings.sampling.seed)
-    return _run(job, recipe, execution or ExecutionSettings())
+    return _run(run, recipe, run.execution)
 
 
-def rank(
-    job: Job,
-    loading: ModelSettings,
-    scoring: ScoringSettings,
-    execution: ExecutionSettings | None = None,
-) -> Summary:
-    """Score and rank the speech tokens that a manifest brings along (id, text, speech_ids)."""
-    return _run(job, Recipe(SPEECH_PAYLOAD, loading, scoring), execution or ExecutionSettings())
+def rank(run: Run) -> Summary:
+    """Score and rank the speech tokens that the manifest brings along (id, text, speech_ids)."""
+    return _run(run, Recipe(SPEECH_PAYLOAD, run.results.model, run.results.scoring), run.execution)
 
 
-def rank_again(
-    job: Job,
-    source: str,
-    loading: ModelSettings,
-    scoring: ScoringSettings,
-    execution: ExecutionSettings | None = None,
-) -> Summary:
-    """Score and rank the candidates that the run in `source` has stored; `job.manifest` is not used.
+def rank_again(run: Run, source: str) -> Summary:
+    """Score and rank the candidates that the run in `source` has stored; `run.manifest` is not used.
 
     Raises RunError when `source` holds no run.
     """
@@ -115,12 +95,11 @@ def rank_again(
     if description is None:
         raise RunError(f"{folder.uri} holds no run: there is no run.json in it")
     sampling = description.get("settings", {}).get("ResultSettings", {}).get("sampling", {})
-    recipe = Recipe(STORED_PAYLOAD, loading, scoring, seed=sampling.get("seed"))
-    stored = Job((folder.folder("data"),), job.output, job.model, job.retry_failed)
-    return _run(stored, recipe, execution or ExecutionSettings())
+    recipe = Recipe(STORED_PAYLOAD, run.results.model, run.results.scoring, seed=sampling.get("seed"))
+    return _run(replace(run, manifest=(folder.folder("data"),)), recipe, run.execution)
 
 
-def _run(job: Job, recipe: Recipe, execution: ExecutionSettings) -> Summary:
+def _run(job: Run, recipe: Recipe, execution: ExecutionSettings) -> Summary:
     output = OutputFolder(storage.absolute(job.output))
     opened = open_manifest(job.manifest, recipe.payload)
     checkpoint = describe_checkpoint(job.model)
@@ -141,7 +120,7 @@ def _run(job: Job, recipe: Recipe, execution: ExecutionSettings) -> Summary:
 class _Session:
     """One process at work on an output that it holds."""
 
-    job: Job
+    job: Run
     recipe: Recipe
     checkpoint: Checkpoint
     execution: ExecutionSettings

@@ -1,7 +1,12 @@
 """Everything a run can be told, separated by type into what changes results and what does not.
 
-`ResultSettings` decide tokens, scores and which candidates are kept: two runs may share an output only when
-theirs are equal. `ExecutionSettings` decide where and how fast; no value of theirs changes a result.
+`ResultSettings` (or `RankingSettings`, of a run that samples nothing) decide tokens, scores and which
+candidates are kept: two runs may share an output only when theirs are equal. `ExecutionSettings` decide where
+and how fast; no value of theirs changes a result. A `Run` is all of it, with what is read and written.
+
+A field's comment is also the help of its option on the command line (`jobs.options`); "None: …" at its end is
+what is done where nothing is given. A field that is added here is an option, a key of configuration files
+and, if it changes results, a part of run.json.
 """
 
 from collections.abc import Mapping
@@ -31,8 +36,9 @@ def _check(name: str, value: object, good: bool) -> None:
 class ModelSettings:
     """How the checkpoint is used. Like all settings, raises ValueError naming a field out of range."""
 
+    # how numbers and abbreviations are spelled out: as in training, or as in transformers
     normalizer: Normalizer = "tortoise"
-    dtype: Dtype = "float32"
+    dtype: Dtype = "float32"  # of weights and activations
 
     def __post_init__(self) -> None:
         _check("normalizer", self.normalizer, self.normalizer in get_args(Normalizer))
@@ -43,8 +49,8 @@ class ModelSettings:
 class ScoringSettings:
     """How candidates are scored and ranked."""
 
-    scoring_length: int = SCORING_LENGTH  # codes are padded to this many; scores depend on it
-    unfinished_last: bool = True  # candidates without a stop token rank after those with one
+    scoring_length: int = SCORING_LENGTH  # speech tokens that a candidate is padded to before it is scored
+    unfinished_last: bool = True  # candidates without a stop token rank after all that have one
     keep: int | None = None  # best candidates of a row that are stored; None: all
 
     def __post_init__(self) -> None:
@@ -53,11 +59,19 @@ class ScoringSettings:
 
 
 @dataclass(frozen=True)
+class RankingSettings:
+    """All that decides how candidates that exist already are scored and ranked."""
+
+    model: ModelSettings = ModelSettings()
+    scoring: ScoringSettings = ScoringSettings()
+
+
+@dataclass(frozen=True)
 class ResultSettings:
     """All that decides a row's candidates, apart from the model's files and the row itself."""
 
     model: ModelSettings = ModelSettings()
-    num_candidates: int = PRESETS["ultra_fast"]
+    num_candidates: int = PRESETS["ultra_fast"]  # candidates per row
     sampling: SamplingParams = TORTOISE_SAMPLING
     scoring: ScoringSettings = ScoringSettings()
     audio_seconds: float = 6.0  # of each reference clip: longer ones are cut, shorter ones padded
@@ -76,10 +90,10 @@ class ResultSettings:
 class Pool:
     """Size of an actor pool, and what one actor reserves. None: decided by what the cluster has."""
 
-    min_size: int = 1
-    max_size: int | None = None
-    num_gpus: float | None = None
-    # Reserved by an actor without a GPU, not used up: 1 would starve the audio stage on 2 cores.
+    min_size: int = 1  # actors, as a range; None: from 1 to one per GPU
+    max_size: int | None = None  # None: one per GPU
+    num_gpus: float | None = None  # share of a GPU; None: where there are GPUs, all stages share one
+    # cores reserved without a GPU, not used up: 1 would starve the audio stage on 2 cores
     num_cpus: float = 0.25
 
     def __post_init__(self) -> None:
@@ -93,14 +107,14 @@ class Pool:
 class ExecutionSettings:
     """Where and how fast. Results are the same for every value."""
 
-    rows_per_block: int | None = None  # None: enough for the sampler's lanes
-    samplers: Pool = Pool()
-    rankers: Pool = Pool()
-    gpus: int | None = None  # that a growing cluster may come to; None: those there
+    rows_per_block: int | None = None  # rows that travel together; None: enough to fill the lanes
+    samplers: Pool = Pool()  # actors that sample
+    rankers: Pool = Pool()  # actors that score
+    gpus: int | None = None  # GPUs that a growing cluster may come to; None: those there
     engine: EngineConfig = field(default_factory=EngineConfig)
     torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
-    voices_cached: int = 4096  # conditioning latents kept by a sampler; one takes 4 KB
-    audio_root: str | None = None  # audio paths must lie below it
+    voices_cached: int = 4096  # conditioning latents that a sampler keeps; one takes 4 KB
+    audio_root: str | None = None  # folder that all audio must lie below; None: anywhere
     publish_bytes: int = 128 << 20  # of finished blocks that become one output file
     report_seconds: float = 10.0  # between two lines of progress
     worker_logs: bool = False  # print what the workers log, tracebacks included
@@ -112,3 +126,21 @@ class ExecutionSettings:
         _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
         _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
         _check("report_seconds", self.report_seconds, self.report_seconds > 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what it reads, what it writes, the settings that change results, and those that do not."""
+
+    # Parquet, JSONL or CSV files, folders or quoted globs, with id, text and audio, or speech_ids to rank
+    manifest: tuple[str, ...]
+    output: str  # folder in which data/ and errors/ are written
+    model: str  # checkpoint folder, hub id or URI
+    results: ResultSettings | RankingSettings
+    execution: ExecutionSettings = ExecutionSettings()
+    retry_failed: bool = False  # also try the rows again that are in the error table
+    # output of a finished run with fewer candidates, same manifest and settings: they are taken over
+    extend: str | None = None
+
+    def __post_init__(self) -> None:
+        _check("extend", self.extend, self.extend is None or isinstance(self.results, ResultSettings))

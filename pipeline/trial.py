@@ -27,8 +27,8 @@ from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.read import read_block
 from pipeline.rows.scan import RowIndex, scan
-from pipeline.run import Job, synthesize
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.run import synthesize
+from pipeline.settings import Pool, ResultSettings, Run
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.stream import rows_per_block
 
@@ -80,22 +80,17 @@ class Forecast:
         return self.wall_s * self.devices / 3600
 
 
-def run_trial(
-    manifest: tuple[str, ...],
-    model: str,
-    settings: ResultSettings,
-    execution: ExecutionSettings,
-    sample_rows: int | None = None,
-    scratch: str | None = None,
-) -> Forecast:
-    """Try some rows on the hardware at hand, for a run on `execution.gpus` GPUs (None: on this hardware).
+def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = None) -> Forecast:
+    """Try some rows of `run` on the hardware at hand, for `run.execution.gpus` GPUs (None: this hardware).
 
     `sample_rows` None takes eight blocks for every device. `scratch` is a folder or URI that all nodes
     reach; None is one for temporary files of this machine.
 
     Raises ManifestError and RunError as a run would.
     """
-    opened, index = scan(open_manifest(manifest, AUDIO_PAYLOAD))
+    execution = run.execution
+    assert isinstance(run.results, ResultSettings)
+    opened, index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
     todo = select_rows(index, pa.chunked_array([], pa.large_string())).todo
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
@@ -107,7 +102,7 @@ def run_trial(
                 "the trial needs a folder or URI that all nodes of this cluster reach: name it (scratch)"
             )
         planned = replace(cluster, gpus=execution.gpus or cluster.gpus)
-        size = rows_per_block(execution, settings.num_candidates, planned, len(todo))
+        size = rows_per_block(execution, run.results.num_candidates, planned, len(todo))
         wanted = sample_rows or BLOCKS_PER_DEVICE * size * max(int(cluster.gpus), 1)
         chosen = np.random.default_rng(0).choice(todo, min(wanted, len(todo)), replace=False)
         sample = storage.join(folder, "sample.parquet")
@@ -120,9 +115,9 @@ def run_trial(
             rankers=Pool(num_gpus=execution.rankers.num_gpus),
             report_seconds=min(execution.report_seconds, 1.0),
         )
-        job = Job((sample,), storage.join(folder, "output"), model)
-        synthesize(job, settings, at_hand)
-        return Forecast(_measured(OutputFolder(job.output)), len(todo), cluster, planned)
+        output = storage.join(folder, "output")
+        synthesize(replace(run, manifest=(sample,), output=output, execution=at_hand))
+        return Forecast(_measured(OutputFolder(output)), len(todo), cluster, planned)
 
 
 def _cluster_at_hand(gpus: int | None) -> Cluster:

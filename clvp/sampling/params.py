@@ -21,17 +21,18 @@ class SamplingParams:
         ValueError: a value is out of range; the message names the field.
     """
 
-    max_new_tokens: int = 500
+    max_new_tokens: int = 500  # speech tokens at most; 21.5 are a second
     min_new_tokens: int = 0  # the stop token is impossible before this many tokens
-    do_sample: bool = True  # False: greedy, the most probable token
-    temperature: float = 0.8
-    top_k: int = 50  # 0: off
-    top_p: float = 0.8  # 1: off
-    typical_p: float = 1.0  # 1: off
-    repetition_penalty: float = 2.0  # 1: off
-    seed: int = 0
-    mel_positions: MelPositions = "trained"  # 0,1,2,… or, as the reference generates, 0,2,3,…
-    penalized_tokens: tuple[int, ...] = ()  # counted as already seen; Tortoise's fake prompt is (1,)
+    do_sample: bool = True  # draw at random, not greedily the most probable token
+    temperature: float = 0.8  # 1: as predicted
+    top_k: int = 50  # most probable tokens to draw from; 0: all
+    top_p: float = 0.8  # probability mass to draw from; 1: all
+    typical_p: float = 1.0  # mass of the most typical tokens to draw from; 1: all
+    repetition_penalty: float = 2.0  # of tokens that were there before; 1: off
+    seed: int = 0  # of the random numbers
+    # of speech tokens: 0,1,2,… or, as the reference generates, 0,2,3,…
+    mel_positions: MelPositions = "trained"
+    penalized_tokens: tuple[int, ...] = ()  # counted as there before; Tortoise's fake prompt is (1,)
 
     def __post_init__(self) -> None:
         checks = {
@@ -55,11 +56,12 @@ class EngineConfig:
     `CandidateSampler.facts` that tokens depend on; the rest never changes a token.
     """
 
-    lanes: int | None = None  # candidates decoded in one step; None: 64 on a CPU, 256 on a GPU
-    kv_budget_bytes: int | None = (
-        None  # keys and values may take this much; None: what is free, with head room
-    )
-    products: Literal["packed", "plain"] | None = None  # of a CPU; None: the faster kind, see `invariance`
+    # candidates decoded in one step; on a GPU the shape of its products: keep it for identical tokens; None:
+    # 64 on a CPU, 256 on a GPU
+    lanes: int | None = None
+    kv_budget_bytes: int | None = None  # for keys and values; None: what is free, with head room
+    # matrix products on a CPU, whose bits tokens depend on; None: the faster kind
+    products: Literal["packed", "plain"] | None = None
 
     def __post_init__(self) -> None:
         if self.lanes is not None and self.lanes < 1:

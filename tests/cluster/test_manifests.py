@@ -16,6 +16,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from jobs import synthesize
+from jobs.options import read_run
 
 ROOT = Path(__file__).parents[2]
 RAYJOB_SCHEMA = json.loads((ROOT / "tests/data/rayjob.schema.json").read_text())
@@ -172,7 +173,9 @@ def test_the_kuberay_job_knows_how_many_gpus_can_come(rayjob: dict[str, Any]) ->
     gpus = group["maxReplicas"] * int(container(group)["resources"]["limits"]["nvidia.com/gpu"])
     arguments = shlex.split(rayjob["spec"]["entrypoint"])
     assert arguments[:3] == ["python", "-m", "jobs.synthesize"]
-    assert synthesize.make_parser().parse_args(arguments[3:]).gpus == gpus
+    parser = synthesize.make_parser()
+    run = read_run(parser, parser.parse_args(arguments[3:]), synthesize.TEMPLATE)
+    assert run.execution.gpus == gpus
 
 
 def test_every_node_has_the_settings_that_ray_reads_where_it_starts(

@@ -38,7 +38,7 @@ class Workload:
 
 def arguments(manifest: Path, model: Path, output: Path, *more: str) -> list[str]:
     command = ["-m", "jobs.synthesize", "--manifest", str(manifest), "--output", str(output)]
-    command += ["--model", str(model), "--num-candidates", "16", "--max-speech-tokens", "120"]
+    command += ["--model", str(model), "--num-candidates", "16", "--max-new-tokens", "120"]
     return [*command, "--rows-per-block", "4", "--torch-threads", "1", "--report-seconds", "2", *more]
 
 

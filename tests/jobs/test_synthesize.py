@@ -9,22 +9,30 @@ import pytest
 from clvp import ClvpModelForConditionalGeneration
 from clvp.random_checkpoint import write_random_checkpoint
 from jobs import convert, rank, synthesize
-from jobs.arguments import describe, run_job
+from jobs.cli import describe, run_job
+from jobs.options import read_run
 from pipeline.errors import ManifestError, RunError, Terminated
 from pipeline.progress import Totals
 from pipeline.run import Summary
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 
 REQUIRED = ["--manifest", "m.csv", "--output", "out", "--model", "model"]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_tortoise"
 
 
+def read(*arguments: str) -> Run:
+    parser = synthesize.make_parser()
+    return read_run(parser, parser.parse_args([*REQUIRED, *arguments]), synthesize.TEMPLATE)
+
+
 def settings(*arguments: str) -> ResultSettings:
-    return synthesize.read_settings(synthesize.make_parser().parse_args([*REQUIRED, *arguments]))
+    results = read(*arguments).results
+    assert isinstance(results, ResultSettings)
+    return results
 
 
 def execution(*arguments: str) -> ExecutionSettings:
-    return synthesize.read_execution(synthesize.make_parser().parse_args([*REQUIRED, *arguments]))
+    return read(*arguments).execution
 
 
 def test_defaults_are_those_of_the_settings() -> None:
@@ -34,10 +42,10 @@ def test_defaults_are_those_of_the_settings() -> None:
 
 def test_options_reach_the_settings() -> None:
     given = settings(
-        *("--preset", "fast", "--seed", "5", "--temperature", "0.7", "--sample-top-k", "0", "--top-p", "0.9"),
-        *("--typical-p", "0.5", "--repetition-penalty", "1", "--max-speech-tokens", "300", "--greedy"),
-        *("--mel-positions", "skip_one", "--audio-seconds", "4", "--top-k", "3", "--scoring-length", "400"),
-        *("--rank-unfinished", "--dtype", "bfloat16", "--normalizer", "english"),
+        *("--preset", "fast", "--seed", "5", "--temperature", "0.7", "--top-k", "0", "--top-p", "0.9"),
+        *("--typical-p", "0.5", "--repetition-penalty", "1", "--max-new-tokens", "300", "--no-do-sample"),
+        *("--mel-positions", "skip_one", "--audio-seconds", "4", "--keep", "3", "--scoring-length", "400"),
+        *("--no-unfinished-last", "--dtype", "bfloat16", "--normalizer", "english"),
     )
     assert given.num_candidates == 96
     sampling = given.sampling
@@ -87,7 +95,7 @@ def test_help_names_every_option_with_its_default(module: object, capsys: pytest
     ("arguments", "expected"),
     [
         (["--temperature", "-1"], "temperature=-1.0 is out of range"),
-        (["--max-speech-tokens", "600"], "exceeds scoring_length"),
+        (["--max-new-tokens", "600"], "exceeds scoring_length"),
         (["--samplers", "4:2"], "max_size=2 is out of range"),
         (["--samplers", "many"], "invalid"),
         (["--preset", "slow"], "invalid choice"),

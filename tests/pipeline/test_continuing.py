@@ -15,8 +15,8 @@ import pytest
 from clvp.random_checkpoint import write_random_checkpoint
 from clvp.sampling import SamplingParams
 from pipeline.errors import RunError
-from pipeline.run import Job, rank_again, synthesize
-from pipeline.settings import ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from pipeline.run import rank_again, synthesize
+from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
 from tests.pipeline.clips import write_clip, write_jsonl
 from tests.pipeline.ray_instance import ray_instance
 
@@ -48,8 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, output: Path, checkpoint: Path, settings: ResultSettings = SETTINGS, **job: Any) -> Any:
-    task = Job((str(folder / "m.jsonl"),), str(output), str(checkpoint), **job)
-    return synthesize(task, settings, EXECUTION)
+    return synthesize(
+        Run((str(folder / "m.jsonl"),), str(output), str(checkpoint), settings, EXECUTION, **job)
+    )
 
 
 def rows_of(output: Path) -> dict[str, dict[str, Any]]:
@@ -181,11 +182,10 @@ def test_a_finished_output_is_ranked_again_with_another_model(
     finished: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     other = write_random_checkpoint(tmp_path / "other", seed=1)
-    loading, scoring = ModelSettings(), ScoringSettings()
     before = rows_of(finished)
     for model, name in ((checkpoint, "same"), (other, "different")):
-        job = Job((), str(tmp_path / name), str(model))
-        summary = rank_again(job, str(finished), loading, scoring, EXECUTION)
+        again = Run((), str(tmp_path / name), str(model), RankingSettings(), EXECUTION)
+        summary = rank_again(again, str(finished))
         assert (summary.totals.rows, summary.totals.candidates) == (20, 80)
     assert _ranking(rows_of(tmp_path / "same")) == _ranking(before)
     different = rows_of(tmp_path / "different")

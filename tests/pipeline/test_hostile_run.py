@@ -13,8 +13,8 @@ import pytest
 import soundfile
 
 from clvp.sampling import SamplingParams
-from pipeline.run import Job, synthesize
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.run import synthesize
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from tests.pipeline.clips import chirp, write_clip, write_jsonl
 from tests.pipeline.ray_instance import ray_instance
 
@@ -197,7 +197,7 @@ def test_every_hostile_row_ends_in_the_error_table_and_every_other_in_the_output
         audio_root=str(tmp_path / "voices"),
     )
     manifest = tuple(str(tmp_path / name) for name in ("a.jsonl", "b.csv", "c.parquet"))
-    synthesize(Job(manifest, str(tmp_path / "out"), str(checkpoint)), SETTINGS, execution)
+    synthesize(Run(manifest, str(tmp_path / "out"), str(checkpoint), SETTINGS, execution))
 
     errors = pq.read_table(tmp_path / "out" / "errors").to_pylist()
     print()

@@ -10,8 +10,8 @@ import pytest
 
 from clvp.sampling import EngineConfig, SamplingParams
 from pipeline.errors import ManifestError, RunError
-from pipeline.run import Job, Summary, rank, synthesize
-from pipeline.settings import ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from pipeline.run import Summary, rank, synthesize
+from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run, ScoringSettings
 from tests.pipeline.clips import write_clip, write_jsonl
 from tests.pipeline.ray_instance import ray_instance
 
@@ -75,7 +75,7 @@ def stored(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]
 
 
 def run(manifest: Path, output: Path, checkpoint: Path, execution: ExecutionSettings = CPU) -> Summary:
-    return synthesize(Job((str(manifest),), str(output), str(checkpoint)), SETTINGS, execution)
+    return synthesize(Run((str(manifest),), str(output), str(checkpoint), SETTINGS, execution))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_finished_run_has_nothing_to_do(
     assert stored(output) == before
     hotter = dataclasses.replace(SETTINGS, sampling=dataclasses.replace(SETTINGS.sampling, temperature=0.9))
     with pytest.raises(RunError, match=r"sampling\.temperature: 0\.8 there, 0\.9 here"):
-        synthesize(Job((str(manifest),), str(output), str(checkpoint)), hotter, CPU)
+        synthesize(Run((str(manifest),), str(output), str(checkpoint), hotter, CPU))
 
 
 def test_results_do_not_depend_on_how_the_run_is_executed(
@@ -182,8 +182,9 @@ def test_ranking_what_was_sampled_finds_the_same_scores_and_order(
     sampled, _ = stored(finished[0])
     tokens = [{"id": i, "text": r["text"], "speech_ids": r["candidates"][::-1]} for i, r in sampled.items()]
     pq.write_table(pa.Table.from_pylist(tokens[:40]), tmp_path / "tokens.parquet")
-    job = Job((str(tmp_path / "tokens.parquet"),), str(tmp_path / "ranked"), str(checkpoint))
-    summary = rank(job, ModelSettings(), ScoringSettings(keep=2), CPU)
+    settings = RankingSettings(scoring=ScoringSettings(keep=2))
+    tokens_file = str(tmp_path / "tokens.parquet")
+    summary = rank(Run((tokens_file,), str(tmp_path / "ranked"), str(checkpoint), settings, CPU))
     ranked, _ = stored(tmp_path / "ranked")
     assert summary.totals.candidates == 80
     assert len(ranked) == 40
@@ -215,14 +216,14 @@ def test_what_is_wrong_beforehand_is_found_beforehand(checkpoint: Path, voices: 
 
     was_running = ray.is_initialized()
     manifest = write_jsonl(tmp_path / "m.jsonl", [good_row(voices, 0)])
-    job = Job((str(manifest),), str(tmp_path / "out"), str(checkpoint))
+    job = Run((str(manifest),), str(tmp_path / "out"), str(checkpoint), SETTINGS)
     with pytest.raises(ManifestError, match="no such file"):
-        synthesize(dataclasses.replace(job, manifest=("/no/such.csv",)), SETTINGS)
+        synthesize(dataclasses.replace(job, manifest=("/no/such.csv",)))
     with pytest.raises(RunError, match="no_such_model"):
-        synthesize(dataclasses.replace(job, model=str(tmp_path / "no_such_model")), SETTINGS)
+        synthesize(dataclasses.replace(job, model=str(tmp_path / "no_such_model")))
     long = dataclasses.replace(
         SETTINGS, sampling=SamplingParams(max_new_tokens=700), scoring=ScoringSettings(scoring_length=700)
     )
     with pytest.raises(RunError, match="exceeds the model's 608 positions"):
-        synthesize(job, long)
+        synthesize(dataclasses.replace(job, results=long))
     assert ray.is_initialized() == was_running

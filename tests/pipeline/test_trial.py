@@ -1,14 +1,15 @@
 """A trial on a real Ray instance, against the run that it foretells."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clvp.sampling import SamplingParams
 from pipeline.errors import ManifestError, RunError
-from pipeline.run import Job, synthesize
-from pipeline.settings import ExecutionSettings, ResultSettings
+from pipeline.run import synthesize
+from pipeline.settings import ExecutionSettings, ResultSettings, Run
 from pipeline.stream.cluster import Cluster
 from pipeline.trial import Forecast, Trial, run_trial
 from tests.pipeline.clips import write_clip, write_jsonl
@@ -42,27 +43,26 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_forecast_against_the_run(
     ray_instance: None, manifest: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    run = run_trial(
-        (str(manifest),), str(checkpoint), SETTINGS, EXECUTION, sample_rows=40, scratch=str(tmp_path)
-    )
+    run = Run((str(manifest),), str(tmp_path / "out"), str(checkpoint), SETTINGS, EXECUTION)
+    forecast = run_trial(run, sample_rows=40, scratch=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert (run.trial.rows, run.num_rows) == (40, ROWS)
-    assert run.tried_on.gpus == run.devices == 2
-    summary = synthesize(Job((str(manifest),), str(tmp_path / "out"), str(checkpoint)), SETTINGS, EXECUTION)
+    assert (forecast.trial.rows, forecast.num_rows) == (40, ROWS)
+    assert forecast.tried_on.gpus == forecast.devices == 2
+    summary = synthesize(run)
     totals = summary.totals
     assert totals.failed == BROKEN
     # 40 rows of this manifest give speech and bytes within some percent; its files have a kilobyte each that
     # does not grow with the rows.
-    assert run.scaled(run.trial.failed) == pytest.approx(BROKEN, abs=8)
-    assert run.scaled(run.trial.candidates) == pytest.approx(totals.candidates, rel=0.1)
-    assert run.scaled(run.trial.all_s) / 3600 == pytest.approx(totals.audio_hours, rel=0.2)
-    assert 0 < run.trial.best_s < run.trial.all_s
+    assert forecast.scaled(forecast.trial.failed) == pytest.approx(BROKEN, abs=8)
+    assert forecast.scaled(forecast.trial.candidates) == pytest.approx(totals.candidates, rel=0.1)
+    assert forecast.scaled(forecast.trial.all_s) / 3600 == pytest.approx(totals.audio_hours, rel=0.2)
+    assert 0 < forecast.trial.best_s < forecast.trial.all_s
     size = sum(
         path.stat().st_size for name in ("data", "errors") for path in (tmp_path / "out" / name).iterdir()
     )
-    assert run.scaled(run.trial.num_bytes) == pytest.approx(size, rel=0.5)
-    assert {"sample", "rank", "write"} < set(run.trial.stages)
-    assert 0 < run.trial.pace * run.trial.rows <= run.trial.seconds <= run.wall_s
+    assert forecast.scaled(forecast.trial.num_bytes) == pytest.approx(size, rel=0.5)
+    assert {"sample", "rank", "write"} < set(forecast.trial.stages)
+    assert 0 < forecast.trial.pace * forecast.trial.rows <= forecast.trial.seconds <= forecast.wall_s
 
 
 def trial_of(rows: int = 50) -> Trial:
@@ -84,10 +84,10 @@ def test_the_start_counts_once_and_the_pace_for_every_row() -> None:
 @pytest.mark.slow
 def test_nothing_to_try(ray_instance: None, checkpoint: Path, tmp_path: Path) -> None:
     rows = [{"id": None, "text": "a", "audio": "a.wav"}]
-    manifest = (str(write_jsonl(tmp_path / "m.jsonl", rows)),)
+    run = Run((str(write_jsonl(tmp_path / "m.jsonl", rows)),), "", str(checkpoint), SETTINGS, EXECUTION)
     with pytest.raises(ManifestError, match="no row"):
-        run_trial(manifest, str(checkpoint), SETTINGS, EXECUTION)
+        run_trial(run)
     write_jsonl(tmp_path / "m.jsonl", [{"id": "a", "text": "a", "audio": "a.wav"}])
     with pytest.raises(RunError, match="cannot be used"):
-        run_trial(manifest, str(tmp_path), SETTINGS, EXECUTION, scratch=str(tmp_path))
+        run_trial(replace(run, model=str(tmp_path)), scratch=str(tmp_path))
     assert os.listdir(tmp_path) == ["m.jsonl"]

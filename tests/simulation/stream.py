@@ -18,7 +18,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from clvp.random_checkpoint import write_random_checkpoint
 from pipeline import run, stages
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from tests.simulation.gauge import Gauge, Look
 from tests.simulation.stand_ins import StandInAudio, StandInRanker, StandInSampler
 from tests.simulation.workload import write_manifest
@@ -55,7 +55,6 @@ def run_stream(size: Size, folder: Path) -> Result:
     manifest = folder / "manifest.parquet"
     write_manifest(manifest, size.rows)
     checkpoint = write_random_checkpoint(folder / "checkpoint")
-    job = run.Job((str(manifest),), str(folder / "output"), str(checkpoint))
     pool = Pool(max_size=size.actors, min_size=size.actors, num_cpus=0, num_gpus=1)
     execution = ExecutionSettings(
         rows_per_block=size.rows_per_block,
@@ -64,10 +63,12 @@ def run_stream(size: Size, folder: Path) -> Result:
         publish_bytes=size.publish_bytes,
         report_seconds=30,
     )
+    settings = ResultSettings(num_candidates=16)
+    whole = Run((str(manifest),), str(folder / "output"), str(checkpoint), settings, execution)
     clock = _Clock()
     with _ray(size), _stand_ins(size), Gauge(lambda: clock.rows, _store_usage) as gauge:
         with mock.patch.object(run, "reports", clock.watch(run.reports)):
-            run.synthesize(job, ResultSettings(num_candidates=16), execution)
+            run.synthesize(whole)
         gauge.look()
     files = [path.stat().st_size for path in (folder / "output" / "data").glob("*.parquet")]
     first = clock.first - clock.began

@@ -19,12 +19,12 @@ from tests.soak.processes import kill_session
 REPOSITORY = Path(__file__).parents[2]
 OPTIONS = {
     "--num-candidates": "3",
-    "--max-speech-tokens": "24",
+    "--max-new-tokens": "24",
     "--seed": "11",
     "--torch-threads": "1",
     "--report-seconds": "2",
+    "--publish-bytes": "20000",  # a file for every few blocks, so that kills meet publishing as well
 }
-PUBLISH_BYTES = "20000"  # a file for every few blocks, so that kills meet publishing as well
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Run:
         output: str,
         options: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
-        command: Sequence[str] = ("-m", "tests.soak.job"),
+        command: Sequence[str] = ("-m", "jobs.synthesize"),
     ) -> None:
         self.temporary = Path(
             tempfile.mkdtemp(prefix="soak-", dir="/tmp")
@@ -111,7 +111,7 @@ class Run:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(REPOSITORY),
         }
-        variables |= {"RAY_USAGE_STATS_ENABLED": "0", "SOAK_PUBLISH_BYTES": PUBLISH_BYTES}
+        variables["RAY_USAGE_STATS_ENABLED"] = "0"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command, *(part for pair in given.items() for part in pair)],
