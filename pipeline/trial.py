@@ -31,14 +31,14 @@ from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import select_rows
 from pipeline.rows.scan import RowIndex, scan
-from pipeline.run import Recipe, check_model
-from pipeline.settings import ExecutionSettings, Pool, ResultSettings
-from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS, Work
+from pipeline.run import check_model
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
+from pipeline.stages import Work, gpu_shares, grouped, stages_of
 from pipeline.stream.autoscaler import launcher_gpus
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.envelope import Timing
 from pipeline.stream.retry import reports
-from pipeline.stream.stream import WRITE_CPUS, rows_per_block
+from pipeline.stream.stream import rows_per_block
 from pipeline.trial_rows import choose_rows
 
 BLOCKS_PER_SAMPLER = 8
@@ -73,8 +73,8 @@ def run_trial(
     Raises ManifestError and RunError as a run would.
     """
     checkpoint = describe_checkpoint(model)
-    recipe = Recipe(AUDIO_PAYLOAD, settings.model, settings.scoring, settings, settings.sampling.seed)
-    check_model(checkpoint, recipe)
+    run = Run(manifest, "", model, settings, execution)
+    check_model(checkpoint, run)
     opened, index = scan(open_manifest(manifest, AUDIO_PAYLOAD))
     todo = select_rows(index, pa.chunked_array([], pa.large_string())).todo
     if not len(todo):
@@ -86,23 +86,13 @@ def run_trial(
             raise RunError(
                 "the trial needs a folder or URI that all nodes of this cluster reach: name it (scratch)"
             )
-        fleet = planned_fleet(cluster, execution, gpus)
+        fleet = planned_fleet(cluster, run, gpus)
         wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
         size = rows_per_block(execution, settings.num_candidates, wanted, len(todo))
-        at_hand = _at_hand(execution, cluster)
-        work = Work(
-            opened,
-            checkpoint,
-            output,
-            at_hand,
-            settings.model,
-            settings.scoring,
-            settings,
-            settings.sampling.seed,
-            page_bytes=index.page_bytes,
-        )
-        samplers = cluster.pool(at_hand.samplers, SAMPLER_GPUS)["compute"].max_size
-        blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * samplers
+        run = replace(run, execution=_at_hand(run, cluster))
+        work = Work(run, opened, checkpoint, output, settings.sampling.seed, page_bytes=index.page_bytes)
+        samplers = planned_fleet(cluster, run, None).workers["sample"]
+        blocks = math.ceil(sample_rows / size) if sample_rows else BLOCKS_PER_SAMPLER * int(samplers)
         chosen = choose_rows(opened, index, todo, size, blocks)
         started = time.perf_counter()
         measured, startup = _run_blocks(work, cluster, index, chosen, size)
@@ -121,12 +111,13 @@ def _trial_cluster(gpus: int | None) -> Cluster:
     return Cluster.current(1)
 
 
-def _at_hand(execution: ExecutionSettings, cluster: Cluster) -> ExecutionSettings:
+def _at_hand(run: Run, cluster: Cluster) -> ExecutionSettings:
     """With pools that the hardware of the trial can fill."""
+    shares, execution = gpu_shares(stages_of(run)), run.execution
     return replace(
         execution,
-        samplers=_pool_at_hand(execution.samplers, SAMPLER_GPUS, cluster),
-        rankers=_pool_at_hand(execution.rankers, RANKER_GPUS, cluster),
+        samplers=_pool_at_hand(execution.samplers, shares["sample"], cluster),
+        rankers=_pool_at_hand(execution.rankers, shares["rank"], cluster),
     )
 
 
@@ -145,19 +136,23 @@ def _has_other_nodes() -> bool:
     return alive > 1 or not ray.cluster_resources().get("CPU", 0)
 
 
-def planned_fleet(cluster: Cluster, execution: ExecutionSettings, gpus: int | None) -> Fleet:
+def planned_fleet(cluster: Cluster, run: Run, gpus: int | None) -> Fleet:
     """Workers of a run on `gpus` GPUs with as many CPU cores as they need; None: on this cluster."""
     wanted = cluster if gpus is None else Cluster(cluster.cpus, gpus)
-    pools = {"sample": (execution.samplers, SAMPLER_GPUS), "rank": (execution.rankers, RANKER_GPUS)}
+    stages = stages_of(run)
+    shares = gpu_shares(stages)
     workers: dict[str, float] = {}
     reserved = 0.0
-    for name, (pool, share) in pools.items():
-        arguments = wanted.pool(pool, share)
-        workers[name] = arguments["compute"].max_size
-        reserved += workers[name] * arguments["num_cpus"]
+    for stage in stages:
+        if stage.pool is not None:
+            arguments = wanted.pool(stage.pool, shares[stage.name])
+            workers[stage.name] = arguments["compute"].max_size
+            reserved += workers[stage.name] * arguments["num_cpus"]
     if gpus is None:
         free = max(cluster.cpus - reserved, cluster.task_cpus)
-        workers |= {"prepare": free / cluster.task_cpus, "write": free / WRITE_CPUS}
+        for name, group in grouped(stages):
+            if group[0].pool is None:
+                workers[name] = free / cluster.cpus_of(group)
     return Fleet(workers, wanted.gpus or cluster.cpus, bool(wanted.gpus))
 
 
@@ -180,7 +175,7 @@ def _run_blocks(
     """The blocks of the rows at these positions, and the seconds until the first, without its own."""
     finished: list[tuple[tuple[Timing, ...], dict[str, Any]]] = []
     startup = 0.0
-    progress = Progress(len(rows), work.execution.report_seconds)
+    progress = Progress(len(rows), work.run.execution.report_seconds)
     progress.note(f"a trial of {len(rows):,} rows in blocks of up to {size}")
     with progress:
         for timings, report in reports(work, cluster, index, rows, size, progress.note):

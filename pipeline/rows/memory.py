@@ -23,7 +23,7 @@ MAX_EMBEDDED_BYTES = 64 * MIB  # of audio that lies in the manifest itself
 MAX_TOKEN_BYTES = 32 * MIB  # of speech tokens, as Parquet holds them
 MAX_EXTRA_BYTES = 16 * MIB  # of the pass-through columns of a row
 MAX_CLIPS = 64  # of one voice
-MAX_CANDIDATES = 4_096  # of one row that comes with its speech tokens
+MAX_CANDIDATES = 4_096  # of one row, sampled or brought along: what a run stores can be ranked again
 
 # Limits of what is held at a time.
 PIECE_ROWS, PIECE_BYTES = 64, 16 * MIB  # of rows on their way from a file to a block

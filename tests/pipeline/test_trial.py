@@ -1,6 +1,7 @@
 """A trial on a real Ray instance, against the run that it foretells."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ __all__ = ["ray_instance"]
 
 SETTINGS = ResultSettings(num_candidates=4, sampling=SamplingParams(max_new_tokens=24, seed=5))
 EXECUTION = ExecutionSettings(rows_per_block=4, torch_threads=1)
+RUN = Run((), "", "", SETTINGS, EXECUTION)
 ROWS, BROKEN = 96, 12
 
 
@@ -76,17 +78,17 @@ def test_a_forecast_against_the_run(
 
 @pytest.mark.slow
 def test_a_fleet_of_eight_gpus(trialled: Trialled) -> None:
-    one = forecast(trialled.trial, planned_fleet(trialled.cluster, EXECUTION, 1))
-    eight = forecast(trialled.trial, planned_fleet(trialled.cluster, EXECUTION, 8))
+    one = forecast(trialled.trial, planned_fleet(trialled.cluster, RUN, 1))
+    eight = forecast(trialled.trial, planned_fleet(trialled.cluster, RUN, 8))
     start = one.wall_s.expected - 8 * (one.wall_s.expected - eight.wall_s.expected) / 7
     assert eight.wall_s.expected == pytest.approx(start + (one.wall_s.expected - start) / 8)
     assert eight.feeding_cores == pytest.approx(8 * one.feeding_cores)
 
 
 def test_workers_of_a_fleet() -> None:
-    fleet = planned_fleet(Cluster(16, 1), ExecutionSettings(samplers=Pool(1, 6)), 8)
+    fleet = planned_fleet(Cluster(16, 1), replace(RUN, execution=ExecutionSettings(samplers=Pool(1, 6))), 8)
     assert (fleet.workers, fleet.devices, fleet.is_gpu) == ({"sample": 6, "rank": 8}, 8, True)
-    fleet = planned_fleet(Cluster(4, 0), ExecutionSettings(), None)
+    fleet = planned_fleet(Cluster(4, 0), replace(RUN, execution=ExecutionSettings()), None)
     assert fleet.workers == {"sample": 1, "rank": 1, "prepare": 3.5, "write": 14}
     assert (fleet.devices, fleet.is_gpu) == (4, False)
 
