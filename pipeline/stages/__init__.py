@@ -192,8 +192,13 @@ def stages_of(run: Run) -> list[Stage]:
         if missing := set(stage.input) - given:
             raise ValueError(f"no stage before {stage.name} gives it {sorted(f.name for f in missing)}")
         given |= set(stage.output)
-    later = [{*stage.input.names, *stage.optional.names} for stage in stages] + [set(stages[-1].output.names)]
-    return [replace(s, later=frozenset().union(*later[i + 1 :])) for i, s in enumerate(stages)]
+    named = [{*stage.input.names, *stage.optional.names} for stage in stages[1:]] + [
+        {*stages[-1].output.names}
+    ]
+    return [
+        replace(stage, later=frozenset[str]().union(*(named[i:-1] or named[-1:])))
+        for i, stage in enumerate(stages)
+    ]
 
 
 def computed_columns(stages: Iterable[Stage]) -> list[pa.Field]:
