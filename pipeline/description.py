@@ -85,7 +85,7 @@ def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Descri
 
 
 def load(output: OutputFolder) -> Description | None:
-    """What `run.json` holds, None where there is none. Raises RunError when it cannot be used."""
+    """What `run.json` holds, None where there is none. Raises RunError that says why it cannot be used."""
     uri = output.file("", NAME)
     if not storage.exists(uri):
         return None
@@ -93,20 +93,17 @@ def load(output: OutputFolder) -> Description | None:
         value = json.loads(storage.read_bytes(uri))
         if not isinstance(value, dict):
             raise ValueError("no JSON object")
-        return parse(value, output.uri)
+        version = value.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise RunError(
+                f"{uri} has schema version {version!r}, and this version reads {SCHEMA_VERSION}: "
+                "go on with the version that made it, or use another output"
+            )
+        if not all(isinstance(value.get(name), dict) for name in ("settings", "model_files", "columns")):
+            raise ValueError("settings, model_files or columns are missing")
+        return from_json(Description, value)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{uri} is damaged ({error}): restore it, or use another output") from error
-
-
-def parse(value: Mapping[str, Any], output: str) -> Description:
-    """Raises RunError for another version's description, ValueError or TypeError for none at all."""
-    version = value.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise RunError(
-            f"{output} has a run.json of schema version {version!r}, and this version reads "
-            f"{SCHEMA_VERSION}: go on with the version that made it, or use another output"
-        )
-    return from_json(Description, value)
 
 
 def save(output: OutputFolder, description: Description) -> Description:

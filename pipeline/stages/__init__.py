@@ -92,16 +92,14 @@ def declared(run: Run) -> list[Stage]:
 
 
 def _reading(run: Run) -> Stage:
-    results = run.results
-    seconds = results.audio_seconds if isinstance(results, ResultSettings) else None
-    payload = SPEECH_IDS if seconds is None else AUDIO
+    payload = AUDIO if isinstance(run.results, ResultSettings) else SPEECH_IDS
     return Stage(
         "read",
         lambda work: lambda slices: read_block(work.manifest, as_slices(slices)),
         input=SLICES,
         output=pa.schema([ID, TEXT, payload, SOURCE, ERROR]),
         group="prepare",
-        memory=lambda work, rows: reading_memory(rows, seconds, work.page_bytes, CLIPS_PER_ROW),
+        memory=lambda work, rows: reading_memory(rows, None, work.page_bytes),
     )
 
 
@@ -119,7 +117,14 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
         extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
         return AudioToMels(extractor.log_mel, results.audio_seconds, run.execution.audio_root)
 
-    return Stage("audio", make, voices.INPUT, voices.OUTPUT, group="prepare")
+    return Stage(
+        "audio",
+        make,
+        input=voices.INPUT,
+        output=voices.OUTPUT,
+        group="prepare",
+        memory=lambda work, rows: reading_memory(rows, results.audio_seconds, work.page_bytes, CLIPS_PER_ROW),
+    )
 
 
 def _extension() -> Stage:
@@ -192,13 +197,12 @@ def stages_of(run: Run) -> list[Stage]:
         if missing := set(stage.input) - given:
             raise ValueError(f"no stage before {stage.name} gives it {sorted(f.name for f in missing)}")
         given |= set(stage.output)
-    named = [{*stage.input.names, *stage.optional.names} for stage in stages[1:]] + [
-        {*stages[-1].output.names}
-    ]
-    return [
-        replace(stage, later=frozenset[str]().union(*(named[i:-1] or named[-1:])))
-        for i, stage in enumerate(stages)
-    ]
+    derived: list[Stage] = []
+    used: set[str] = set()
+    for stage in reversed(stages):
+        derived.insert(0, replace(stage, later=frozenset(used or stage.output.names)))
+        used |= {*stage.input.names, *stage.optional.names}
+    return derived
 
 
 def computed_columns(stages: Iterable[Stage]) -> list[pa.Field]:

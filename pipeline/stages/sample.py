@@ -44,8 +44,6 @@ class Sampler:
     Rows that have a value in a column `stored` (of the type of SPEECH_IDS) keep those candidates, and only
     the indices from `sampled_before` on are sampled for them.
 
-    `candidates` are indices, instead of all up to the settings' number.
-
     Raises RunError when the engine's facts are not `expected_facts`: its tokens may be others than those that
     the output holds already.
     """
@@ -59,11 +57,10 @@ class Sampler:
         torch_threads: int | None = None,
         sampled_before: int = 0,
         expected_facts: Mapping[str, Any] | None = None,
-        candidates: Sequence[int] | None = None,
     ) -> None:
         self.settings = settings
         self.sampled_before = sampled_before
-        self.candidates = range(settings.num_candidates) if candidates is None else candidates
+        self.candidates: Sequence[int] = range(settings.num_candidates)  # a replay asks for some of them
         device = pick_device(torch_threads)
         dtype = settings.model.dtype
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)

@@ -10,6 +10,8 @@ import torchaudio
 from clvp import ClvpFeatureExtractor
 from clvp.mel import TORTOISE_MEL_NORMS, log_mel
 from pipeline.rows.columns import INPUT_IDS
+from pipeline.settings import ResultSettings, Run
+from pipeline.stages import stages_of
 from pipeline.stages import voices as audio_stage
 from pipeline.stages.voices import OUTPUT, AudioToMels, voice_mels
 from tests.pipeline.clips import read_rows, write_clip, write_jsonl
@@ -117,3 +119,11 @@ def test_other_lengths_and_empty_blocks(tmp_path: Path) -> None:
     out = AudioToMels(log_mel, 2.0)(table)
     assert voice_mels(out["voice"][0].as_py(), 2.0)[0].shape == (80, 173)
     assert len(AudioToMels(log_mel, 2.0)(table.slice(0, 0))) == 0
+
+
+def test_a_stage_refuses_blocks_of_another_stage(tmp_path: Path) -> None:
+    table = stage_input(tmp_path, [row(0, "a.wav")]).drop_columns("audio")
+    run = Run((), "out", "model", ResultSettings())
+    (stage,) = (stage for stage in stages_of(run) if stage.name == "audio")
+    with pytest.raises(TypeError, match="'audio'"):
+        stage.apply(AudioToMels(log_mel, 6.0), table)

@@ -137,7 +137,9 @@ def test_credentials_stay_out(output: OutputFolder) -> None:
     assert "hush" not in str(described)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"schema_version": 3}', b'{"schema_version": 3, "settings": []}']
+)
 def test_a_damaged_description_is_an_error(output: OutputFolder, content: bytes) -> None:
     output.write("", "run.json", content)
     with pytest.raises(RunError, match=r"run\.json is damaged"):
