@@ -1,9 +1,8 @@
 """`OUTPUT/run.json`: what a run was told, and all that its results depend on.
 
-The *fingerprint* decides whether a run may continue an output: the version of this package, the settings that
-change results, the digests of the model's files, the types of the manifest's columns, and the facts of the
-engine that drew the tokens, which are added once the first block is there. `about` is for people: where the
-manifest and the model lie, and when it began. How a run is executed is not in it.
+The *fingerprint* decides whether a run may continue an output: all but `about`, which is for people and says
+where the manifest and the model lie, and when it began. The facts of the engine that drew the tokens are
+added once the first block is there. How a run is executed is not in it. Loads neither torch nor Ray.
 """
 
 import dataclasses
@@ -11,64 +10,105 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import REJECTED_FILE, RETRIED
 
-SCHEMA_VERSION = 2
+if TYPE_CHECKING:
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.settings import RankingSettings, ResultSettings, Run
+
+SCHEMA_VERSION = 3
 NAME = "run.json"
-ENGINE = "engine"
 PACKAGE = "clvp"
 
-Description = dict[str, Any]
+
+@dataclass(frozen=True)
+class About:
+    """For people; a run that differs here may continue the output."""
+
+    manifest: tuple[str, ...] = ()
+    model: str = ""
+    extended: str | None = None
+    began: str = ""
+    python: str = ""
+    ray: str = ""
 
 
-def describe(
-    settings: Sequence[Any],
-    checkpoint: Checkpoint,
-    columns: pa.Schema,
-    manifest: Sequence[str],
-    extended: str | None = None,
-) -> Description:
-    """The description of a run about to begin. `settings` are frozen dataclasses, `columns` pass through."""
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "package_version": importlib.metadata.version(PACKAGE),
-        "settings": {type(part).__name__: dataclasses.asdict(part) for part in settings},
-        "model_files": dict(checkpoint.files),
-        "columns": {field.name: str(field.type) for field in columns},
-        ENGINE: None,
-        "about": {
-            "manifest": [public(storage.absolute(uri)) for uri in manifest],
-            "model": public(checkpoint.location),
-            "extended": extended,
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "python": platform.python_version(),
-            "ray": importlib.metadata.version("ray"),
-        },
-    }
-    return json.loads(json.dumps(description))
+@dataclass(frozen=True)
+class Description:
+    """The fields of run.json, as they are named and nested there."""
+
+    schema_version: int
+    package_version: str
+    job: str  # "synthesize" or "rank"
+    settings: Mapping[str, Any]  # ResultSettings or RankingSettings, field by field
+    model_files: Mapping[str, str]  # sha256 by name
+    columns: Mapping[str, str]  # Arrow types by name: the manifest's that pass through, and those of stages
+    engine: Mapping[str, Any] | None = None  # facts
+    about: About = field(default_factory=About)
+
+    @property
+    def results(self) -> "ResultSettings | RankingSettings":
+        """Raises RunError for settings that this version does not know."""
+        from pipeline.settings import RankingSettings, ResultSettings
+
+        return from_json(ResultSettings if self.job == "synthesize" else RankingSettings, self.settings)
 
 
-def read_description(output: OutputFolder) -> Description | None:
-    """What `run.json` holds, None where there is none. Raises RunError when it is damaged."""
+def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Description:
+    """The description of a run about to begin. `columns` are those of the output beside its own."""
+    settings = json.loads(json.dumps(dataclasses.asdict(run.results)))
+    return Description(
+        SCHEMA_VERSION,
+        importlib.metadata.version(PACKAGE),
+        "synthesize" if "sampling" in settings else "rank",
+        settings,
+        dict(checkpoint.files),
+        {column.name: str(column.type) for column in columns},
+        about=About(
+            tuple(public(storage.absolute(uri)) for uri in run.manifest),
+            public(checkpoint.location),
+            run.extend and public(run.extend),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            platform.python_version(),
+            importlib.metadata.version("ray"),
+        ),
+    )
+
+
+def load(output: OutputFolder) -> Description | None:
+    """What `run.json` holds, None where there is none. Raises RunError that says why it cannot be used."""
     uri = output.file("", NAME)
     if not storage.exists(uri):
         return None
     try:
         value = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        version = value.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise RunError(
+                f"{uri} has schema version {version!r}, and this version reads {SCHEMA_VERSION}: "
+                "go on with the version that made it, or use another output"
+            )
+        if not all(isinstance(value.get(name), dict) for name in ("settings", "model_files", "columns")):
+            raise ValueError("settings, model_files or columns are missing")
+        return from_json(Description, value)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{uri} is damaged ({error}): restore it, or use another output") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{uri} is damaged (no JSON object): restore it, or use another output")
-    return value
+
+
+def save(output: OutputFolder, description: Description) -> Description:
+    output.write("", NAME, json.dumps(dataclasses.asdict(description), indent=2).encode())
+    return description
 
 
 def settle(output: OutputFolder, now: Description) -> Description:
@@ -78,11 +118,10 @@ def settle(output: OutputFolder, now: Description) -> Description:
 
     Raises RunError naming every field of the fingerprint that differs.
     """
-    before = read_description(output)
+    before = load(output)
     differing = differences(before, now) if before is not None else []
     if before is None or (differing and not _holds_rows(output)):
-        write(output, now)
-        return now
+        return save(output, now)
     if differing:
         raise RunError(
             f"{output.uri} was made with other settings ({'; '.join(differing)}): "
@@ -93,32 +132,28 @@ def settle(output: OutputFolder, now: Description) -> Description:
 
 def _holds_rows(output: OutputFolder) -> bool:
     """Rejected rows do not count: they follow from the manifest alone, and every run writes them anew."""
-    files = [
-        name for folder in ("data", "errors", "_parts", RETRIED) for name in output.parquet_files(folder)
-    ]
-    return any(name != REJECTED_FILE for name in files)
+    folders = ("data", "errors", "_parts", RETRIED)
+    return any(name != REJECTED_FILE for folder in folders for name in output.parquet_files(folder))
 
 
-def settle_engine(output: OutputFolder, description: Description, facts: Mapping[str, Any]) -> None:
+def settle_engine(output: OutputFolder, description: Description, facts: Mapping[str, Any]) -> Description:
     """Record the engine's facts with the first block. Raises RunError for a block of another engine."""
-    if description[ENGINE] is None:
-        description[ENGINE] = dict(facts)
-        write(output, description)
-        return
-    differing = sorted(_differences(description[ENGINE], dict(facts), ENGINE))
+    if description.engine is None:
+        return save(output, replace(description, engine=dict(facts)))
+    differing = sorted(_differences(description.engine, facts, "engine"))
     if differing:
         raise RunError(
             f"the samplers of this run are not alike ({'; '.join(differing)}), so their tokens may differ: "
             "use one kind of device for an output. What was sampled alike is kept"
         )
+    return description
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Description, now: Description) -> list[str]:
     """The fields of the fingerprint that differ, as text. An engine not known yet differs from none."""
-    left, right = ({k: v for k, v in d.items() if k != "about"} for d in (before, now))
-    if left.get(ENGINE) is None or right.get(ENGINE) is None:
-        left.pop(ENGINE, None)
-        right.pop(ENGINE, None)
+    if before.engine is None or now.engine is None:
+        before, now = replace(before, engine=None), replace(now, engine=None)
+    left, right = (dataclasses.asdict(replace(d, about=About())) for d in (before, now))
     return sorted(_differences(left, right))
 
 
@@ -127,12 +162,20 @@ def public(uri: str) -> str:
     return uri if storage.is_local(uri) else uri.partition("?")[0]
 
 
-def write(output: OutputFolder, description: Description) -> None:
-    output.write("", NAME, json.dumps(description, indent=2).encode())
+def from_json(kind: Any, value: Any) -> Any:
+    """A frozen dataclass from what `dataclasses.asdict` and JSON have made of it."""
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        return tuple(value) if isinstance(value, list) else value
+    hints = get_type_hints(kind)
+    unknown = value.keys() - hints.keys()
+    if unknown:
+        raise RunError(f"run.json has settings that this version does not know: {', '.join(sorted(unknown))}")
+    given = [item.name for item in fields(kind) if item.name in value]
+    return kind(**{name: from_json(hints[name], value[name]) for name in given})
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in before.keys() | now.keys():
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:

@@ -15,7 +15,7 @@ ERROR_TYPE = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message
 ERROR = pa.field("error", ERROR_TYPE)  # null: the row is good so far
 
 MAX_MESSAGE_CHARS = 500
-MAX_MANIFEST_MESSAGE_CHARS = 2_000
+MAX_RUN_MESSAGE_CHARS = 2_000  # of an error that ends the run
 
 # The accelerator is lost for the process: every later row would fail as well, so none is to blame.
 _FATAL_MARKS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
@@ -25,7 +25,7 @@ class ManifestError(ValueError):
     """The manifest as a whole cannot be used: no such file or column, unreadable, clashing column names."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message, MAX_MANIFEST_MESSAGE_CHARS))
+        super().__init__(printable(message, MAX_RUN_MESSAGE_CHARS))
 
 
 class RunError(RuntimeError):
@@ -44,10 +44,13 @@ class RowError(Exception):
         self.kind = kind
 
 
-def error_record(stage: str, error: BaseException) -> dict[str, str]:
-    """The value of the `error` column for a row that failed in `stage`."""
+ErrorRecord = dict[str, str]  # a value of ERROR_TYPE
+
+
+def error_record(stage: str, error: BaseException, max_chars: int = MAX_MESSAGE_CHARS) -> ErrorRecord:
+    """What is kept of an error: the `error` column of a row that failed in `stage`, or why a run must end."""
     kind = error.kind if isinstance(error, RowError) else type(error).__name__
-    return {"stage": stage, "type": kind, "message": printable(str(error) or repr(error), MAX_MESSAGE_CHARS)}
+    return {"stage": stage, "type": kind, "message": printable(str(error) or repr(error), max_chars)}
 
 
 def printable(text: str, max_chars: int) -> str:
@@ -75,7 +78,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def error_array(records: Sequence[dict[str, str] | None]) -> pa.Array:
+def error_array(records: Sequence[ErrorRecord | None]) -> pa.Array:
     return pa.array(records, type=ERROR_TYPE)
 
 

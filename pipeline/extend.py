@@ -6,67 +6,35 @@ since all candidates are scored and ranked again. Where the earlier run kept onl
 dropped cannot be among the best of more.
 """
 
-import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-from pipeline import storage
-from pipeline.description import ENGINE, Description, differences, read_description, write
+from pipeline.description import Description, differences, load
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
-from pipeline.output.stored_candidates import StoredCandidates, open_stored
+from pipeline.settings import ResultSettings
 
 
-@dataclass(frozen=True)
-class Extended:
-    """The earlier run."""
-
-    output: OutputFolder
-    description: Description
-
-    @property
-    def sampled(self) -> int:
-        return int(_results(self.description)["num_candidates"])
-
-    def inherit_engine(self, output: OutputFolder, description: Description) -> Description:
-        """The new run's description with the facts of the engine that drew the first candidates."""
-        if description[ENGINE] is None and self.description[ENGINE] is not None:
-            description = {**description, ENGINE: self.description[ENGINE]}
-            write(output, description)
-        return description
-
-    def open(self) -> StoredCandidates:
-        return open_stored(self.output, self.sampled)
-
-
-def check_extendable(source: str, output: OutputFolder, now: Description) -> Extended:
-    """The run in `source`, if a run described by `now` can extend it; else RunError says why not."""
-    folder = OutputFolder(storage.absolute(source))
-    before = read_description(folder)
+def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Description) -> Description:
+    """What the earlier run was told, if one described by `now` can extend it; else RunError says why not."""
+    before = load(earlier)
     if before is None:
-        raise RunError(f"{folder.uri} holds no run to extend: there is no run.json in it")
-    if folder.uri == output.uri:
+        raise RunError(f"{earlier.uri} holds no run to extend: there is no run.json in it")
+    if earlier.uri == output.uri:
         raise RunError("a run is extended into an output of its own: name another folder as --output")
-    if "ResultSettings" not in before.get("settings", {}):
-        raise RunError(f"{folder.uri} was not sampled but ranked only; there is nothing to extend")
-    old, new = _results(before), _results(now)
-    if new["num_candidates"] < old["num_candidates"]:
+    old, new = before.results, now.results
+    if not isinstance(old, ResultSettings) or not isinstance(new, ResultSettings):
+        raise RunError(f"{earlier.uri} was not sampled but ranked only; there is nothing to extend")
+    if new.num_candidates < old.num_candidates:
         raise RunError(
-            f"{folder.uri} has {old['num_candidates']} candidates a row, more than {new['num_candidates']}"
+            f"{earlier.uri} has {old.num_candidates} candidates a row, more than {new.num_candidates}"
         )
-    kept = old["scoring"]["keep"]
-    if kept is not None and (new["scoring"]["keep"] is None or new["scoring"]["keep"] > kept):
+    kept, keep = old.scoring.keep, new.scoring.keep
+    if kept is not None and (keep is None or keep > kept):
         raise RunError(
-            f"{folder.uri} kept the best {kept} candidates: a run that extends it can keep no more"
+            f"{earlier.uri} kept the best {kept} candidates: a run that extends it can keep no more"
         )
-    aligned = copy.deepcopy(before)
-    _results(aligned)["num_candidates"] = new["num_candidates"]
-    _results(aligned)["scoring"]["keep"] = new["scoring"]["keep"]
-    differing = differences(aligned, now)
+    more = {"num_candidates": new.num_candidates, "scoring": {**before.settings["scoring"], "keep": keep}}
+    differing = differences(replace(before, settings={**before.settings, **more}), now)
     if differing:
-        raise RunError(f"{folder.uri} cannot be extended with other settings: {'; '.join(differing)}")
-    return Extended(folder, before)
-
-
-def _results(description: Description) -> dict[str, Any]:
-    return description["settings"]["ResultSettings"]
+        raise RunError(f"{earlier.uri} cannot be extended with other settings: {'; '.join(differing)}")
+    return before

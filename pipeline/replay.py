@@ -6,9 +6,9 @@ part, the facts that differ are named.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +17,17 @@ import pyarrow.parquet as pq
 
 from clvp.sampling import EngineConfig
 from pipeline import storage
-from pipeline.checkpoint import describe_checkpoint, fetch
-from pipeline.description import ENGINE, Description, describe, differences, read_description
+from pipeline.checkpoint import describe_checkpoint
+from pipeline.description import Description, describe, differences, load
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
+from pipeline.rows.columns import EXTRA_PREFIX
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
 from pipeline.rows.scan import scan
-from pipeline.settings import ExecutionSettings, ResultSettings
-from pipeline.stages import Work, preparation
+from pipeline.settings import ExecutionSettings, ResultSettings, Run
+from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of
 from pipeline.stages.sample import Sampler
 
 
@@ -70,96 +71,76 @@ class Sources:
 
 
 class Replayer:
-    """Replays rows of one output; the model is loaded once.
+    """Replays rows of one output; models are loaded once.
 
     Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """
 
     def __init__(self, output: str, sources: Sources = Sources(), torch_threads: int | None = None) -> None:
-        self.output = OutputFolder(storage.absolute(output))
-        before = read_description(self.output)
-        if before is None or "ResultSettings" not in before.get("settings", {}):
-            raise RunError(f"{self.output.uri} holds no run that sampled: no run.json with its settings")
+        folder = OutputFolder(storage.absolute(output))
+        before = load(folder)
+        if before is None or not isinstance(before.results, ResultSettings):
+            raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
         self.before = before
-        self.settings = from_json(ResultSettings, before["settings"]["ResultSettings"])
-        self.execution = ExecutionSettings(engine=_engine(before), torch_threads=torch_threads)
-        about = before.get("about", {})
-        self.checkpoint = describe_checkpoint(sources.model or about["model"])
-        opened = open_manifest(sources.manifest or tuple(about["manifest"]), AUDIO_PAYLOAD)
-        self.manifest, self.index = scan(opened)
-        self._sampler: Sampler | None = None
+        run = Run(
+            sources.manifest or before.about.manifest,
+            folder.uri,
+            sources.model or before.about.model,
+            before.results,
+            ExecutionSettings(engine=_engine(before), torch_threads=torch_threads),
+        )
+        checkpoint = describe_checkpoint(run.model)
+        manifest, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
+        self.work = Work(run, manifest, checkpoint, folder, before.results.sampling.seed)
+        self.now = describe(run, checkpoint, output_columns(run, manifest))
+        self._chain: Chain | None = None
 
     def replay(self, row_id: str, wanted: Sequence[int] = ()) -> Replay:
         """Sample the `wanted` candidates of a row again (none: all that are stored) and compare.
 
         Raises RunError when the output has no such row or candidate, or the row fails now.
         """
-        row = _stored_row(self.output, row_id)
+        row = _stored_row(self.work.output, row_id)
         stored = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
         missing = [index for index in wanted if index not in stored]
         if missing:
             raise RunError(f"row {row_id!r} has no candidate {missing[0]}; stored are {sorted(stored)}")
         indices = sorted(wanted or stored)
-        block = self._prepared(row_id)
-        sampler = self._loaded()
-        sampler.candidates = indices
-        result = sampler(block)
-        _raise_if_failed(result)
-        sampled = {c["candidate"]: c["speech_ids"] for c in result["speech_ids"][0].as_py()}
-        now = describe((self.settings,), self.checkpoint, self.manifest.extra, ())
-        differing = differences(self.before, now | {ENGINE: json.loads(sampler.engine)})
-        for name in ("text", "voice_key"):
-            there, here = row[name], block[name][0].as_py()
+        found = self._run(row_id, indices)
+        sampled = {c["candidate"]: c["speech_ids"] for c in found["candidates"]}
+        now = replace(self.now, engine=json.loads(found["engine"]))
+        compared = ["text", "voice_key"]
+        if len(indices) == len(stored):  # what stages have computed is of all candidates
+            compared += [column.name for column in computed_columns(stages_of(self.work.run))]
+        differing = differences(self.before, now)
+        for name in compared:
+            there, here = row[name], found.get(EXTRA_PREFIX + name, found.get(name))
             if there != here:
                 differing.append(f"{name}: {there!r:.80} there, {here!r:.80} here")
         return Replay(row_id, [ReplayedCandidate(i, stored[i], sampled[i]) for i in indices], differing)
 
-    def _prepared(self, row_id: str) -> pa.Table:
-        """The row as the sampler takes it, read from the manifest and the clips."""
+    def _run(self, row_id: str, candidates: Sequence[int]) -> dict[str, Any]:
+        """The row as it would be written, with these candidates."""
         places = np.flatnonzero(pc.equal(self.index.ids, row_id).fill_null(False).to_numpy())
         if not len(places):
-            names = ", ".join(file.uri for file in self.manifest.files)
+            names = ", ".join(file.uri for file in self.work.manifest.files)
             raise RunError(f"row {row_id!r} is not in the manifest any more: {names}")
-        work = Work(
-            self.manifest,
-            self.checkpoint,
-            self.output,
-            self.execution,
-            self.settings.model,
-            self.settings.scoring,
-            self.settings,
-            self.settings.sampling.seed,
-        )
-        block = preparation(work)(make_plan(self.index, places[:1], 1).block(0))
-        _raise_if_failed(block)
-        return block
-
-    def _loaded(self) -> Sampler:
-        if self._sampler is None:
-            self._sampler = Sampler(
-                fetch(self.checkpoint),
-                self.settings,
-                self.execution.engine,
-                torch_threads=self.execution.torch_threads,
+        if self._chain is None:
+            self._chain = Chain(stages_of(self.work.run)[:-1], self.work)
+        for _, stage in self._chain.steps:
+            if isinstance(stage, Sampler):
+                stage.candidates = candidates
+        row = self._chain(make_plan(self.index, places[:1], 1).slices_of(0)).to_pylist()[0]
+        if (error := row["error"]) is not None:
+            raise RunError(
+                f"the row fails now, in stage {error['stage']}: {error['type']}: {error['message']}"
             )
-        return self._sampler
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """A frozen dataclass from what `dataclasses.asdict` and JSON have made of it."""
-    if not isinstance(kind, type) or not is_dataclass(kind):
-        return tuple(value) if isinstance(value, list) else value
-    hints = get_type_hints(kind)
-    unknown = value.keys() - hints.keys()
-    if unknown:
-        raise RunError(f"run.json has settings that this version does not know: {', '.join(sorted(unknown))}")
-    given = [field.name for field in fields(kind) if field.name in value]
-    return kind(**{name: from_json(hints[name], value[name]) for name in given})
+        return row
 
 
 def _engine(description: Description) -> EngineConfig:
     """On a GPU the width of all products is the number of lanes, and the tokens depend on it."""
-    facts: Mapping[str, Any] = description.get(ENGINE) or {}
+    facts = description.engine or {}
     on_gpu = "cpu" not in str(facts.get("device", "cpu"))
     return EngineConfig(lanes=facts["quantum"] if on_gpu else None)
 
@@ -186,9 +167,3 @@ def _matching(output: OutputFolder, folder: str, row_id: str) -> Iterator[pa.Tab
                 if pc.any(pc.equal(ids, row_id)).as_py():
                     rows = parquet.read_row_group(group)
                     yield rows.filter(pc.equal(rows["id"], row_id))
-
-
-def _raise_if_failed(block: pa.Table) -> None:
-    error = block["error"][0].as_py()
-    if error is not None:
-        raise RunError(f"the row fails now, in stage {error['stage']}: {error['type']}: {error['message']}")

@@ -4,29 +4,38 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+
+import numpy as np
 
 from clvp import ClvpConfig
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
-from pipeline.description import ENGINE, Description, describe, read_description, settle, settle_engine
+from pipeline.description import Description, describe, load, settle, settle_engine
 from pipeline.errors import RunError
-from pipeline.extend import Extended, check_extendable
+from pipeline.extend import check_extendable
 from pipeline.metrics import MetricsLog
 from pipeline.output.folder import OutputFolder
-from pipeline.output.lock import Check, exclusive
-from pipeline.output.publish import drop_parts, forget_failures, past_attempts, publish_rejected, recover
+from pipeline.output.lock import exclusive
+from pipeline.output.publish import (
+    Recovered,
+    drop_parts,
+    forget_failures,
+    past_attempts,
+    publish_rejected,
+    recover,
+)
 from pipeline.output.publisher import Publisher
+from pipeline.output.stored_candidates import open_stored
 from pipeline.progress import Progress, Totals
-from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
-from pipeline.settings import ExecutionSettings, ModelSettings, ResultSettings, Run, ScoringSettings
-from pipeline.stages import Work
+from pipeline.settings import ResultSettings, Run
+from pipeline.stages import Work, output_columns
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.retry import reports
 from pipeline.stream.stream import rows_per_block
@@ -50,39 +59,18 @@ class Summary:
         return self.totals.tokens / max(self.seconds, 1e-9)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The settings of a run that change its results."""
-
-    payload: Payload
-    loading: ModelSettings
-    scoring: ScoringSettings
-    synthesis: ResultSettings | None = None
-    seed: int | None = None
-
-    @property
-    def settings(self) -> tuple[Any, ...]:
-        return (self.loading, self.scoring) if self.synthesis is None else (self.synthesis,)
-
-    @property
-    def num_candidates(self) -> int:
-        return RANKED_CANDIDATES if self.synthesis is None else self.synthesis.num_candidates
-
-
 def synthesize(run: Run) -> Summary:
     """Sample, score and store `run.results.num_candidates` candidates for every row of the manifest.
 
     Raises ManifestError and RunError before any model is loaded where they can be known by then.
     """
-    settings = run.results
-    assert isinstance(settings, ResultSettings)
-    recipe = Recipe(AUDIO_PAYLOAD, settings.model, settings.scoring, settings, settings.sampling.seed)
-    return _run(run, recipe, run.execution)
+    assert isinstance(run.results, ResultSettings)
+    return _run(run, AUDIO_PAYLOAD, run.results.sampling.seed)
 
 
 def rank(run: Run) -> Summary:
     """Score and rank the speech tokens that the manifest brings along (id, text, speech_ids)."""
-    return _run(run, Recipe(SPEECH_PAYLOAD, run.results.model, run.results.scoring), run.execution)
+    return _run(run, SPEECH_PAYLOAD, None)
 
 
 def rank_again(run: Run, source: str) -> Summary:
@@ -91,108 +79,91 @@ def rank_again(run: Run, source: str) -> Summary:
     Raises RunError when `source` holds no run.
     """
     folder = OutputFolder(storage.absolute(source))
-    description = read_description(folder)
-    if description is None:
+    before = load(folder)
+    if before is None:
         raise RunError(f"{folder.uri} holds no run: there is no run.json in it")
-    sampling = description.get("settings", {}).get("ResultSettings", {}).get("sampling", {})
-    recipe = Recipe(STORED_PAYLOAD, run.results.model, run.results.scoring, seed=sampling.get("seed"))
-    return _run(replace(run, manifest=(folder.folder("data"),)), recipe, run.execution)
+    seed = before.results.sampling.seed if isinstance(before.results, ResultSettings) else None
+    return _run(replace(run, manifest=(folder.folder("data"),)), STORED_PAYLOAD, seed)
 
 
-def _run(job: Run, recipe: Recipe, execution: ExecutionSettings) -> Summary:
-    output = OutputFolder(storage.absolute(job.output))
-    opened = open_manifest(job.manifest, recipe.payload)
-    checkpoint = describe_checkpoint(job.model)
-    check_model(checkpoint, recipe)
+def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
+    output = OutputFolder(storage.absolute(run.output))
+    opened = open_manifest(run.manifest, payload)
+    checkpoint = describe_checkpoint(run.model)
+    check_model(checkpoint, run)
     manifest, index = scan(opened)
-    now = describe(recipe.settings, checkpoint, manifest.extra, job.manifest, job.extend)
-    extended = check_extendable(job.extend, output, now) if job.extend else None
+    now = describe(run, checkpoint, output_columns(run, manifest))
+    earlier = OutputFolder(storage.absolute(run.extend)) if run.extend is not None else None
+    extended = None if earlier is None else check_extendable(earlier, output, now)
     with exclusive(output, lambda message: print(message, flush=True)) as check:
         description = settle(output, now)
-        if extended is not None:
-            description = extended.inherit_engine(output, description)
-        return _Session(job, recipe, checkpoint, execution, output, description, check).run(
-            manifest, index, extended
-        )
+        work = Work(run, manifest, checkpoint, output, seed)
+        if earlier is not None and extended is not None:
+            work = replace(work, stored=open_stored(earlier, extended.settings["num_candidates"]))
+            if description.engine is None and extended.engine is not None:
+                description = settle_engine(output, description, extended.engine)
+        return _finish(work, index, description, check)
 
 
-@dataclass(frozen=True)
-class _Session:
-    """One process at work on an output that it holds."""
+def _finish(work: Work, index: RowIndex, description: Description, check: Callable[[], None]) -> Summary:
+    """Do what is left to do in an output that is held; `check` raises when it is not any more."""
+    output, execution = work.output, work.run.execution
+    recovered = _recovered(work, description)
+    selection = select_rows(index, recovered.ids)
+    rejected = publish_rejected(output, rejected_rows(work.manifest, index, selection))
+    todo = len(selection.todo)
+    progress = Progress(todo, execution.report_seconds)
+    publisher = Publisher(output, execution.publish_bytes, recovered.parts, past_attempts(output), check)
+    progress.note(
+        f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
+        f"{rejected:,} rejected, {todo:,} to do"
+    )
+    with publisher:
+        if todo:
+            with connected(execution.worker_logs):
+                _stream(work, index, selection.todo, description, progress, publisher)
+    finished = progress.totals.rows + progress.totals.failed
+    if finished != todo:
+        raise RunError(
+            f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
+        )
+    drop_parts(output)
+    return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)
 
-    job: Run
-    recipe: Recipe
-    checkpoint: Checkpoint
-    execution: ExecutionSettings
-    output: OutputFolder
-    description: Description  # gets the engine's facts with the first block
-    check: Check  # raises when the output is no longer held
 
-    def run(self, manifest: Manifest, index: RowIndex, extended: Extended | None) -> Summary:
-        engine = self.description[ENGINE]
-        recovered = recover(self.output, None if engine is None else json.dumps(engine, sort_keys=True))
-        if self.job.retry_failed and recovered.failed:
-            forget_failures(self.output, recovered.parts)
-            recovered = recover(self.output)
-        selection = select_rows(index, recovered.ids)
-        rejected = publish_rejected(self.output, rejected_rows(manifest, index, selection))
-        todo = len(selection.todo)
-        progress = Progress(todo, self.execution.report_seconds)
-        attempts = past_attempts(self.output)
-        publisher = Publisher(
-            self.output, self.execution.publish_bytes, recovered.parts, attempts, self.check
-        )
-        progress.note(
-            f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
-            f"{rejected:,} rejected, {todo:,} to do"
-        )
-        with publisher:
-            if todo:
-                with connected(self.execution.worker_logs):
-                    self._stream(manifest, index, selection.todo, extended, progress, publisher)
-        finished = progress.totals.rows + progress.totals.failed
-        if finished != todo:
-            raise RunError(
-                f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
-            )
-        drop_parts(self.output)
-        return Summary(
-            self.output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed
-        )
+def _recovered(work: Work, description: Description) -> Recovered:
+    """What the output holds already, without the failures that are to be tried again."""
+    engine = description.engine
+    recovered = recover(work.output, None if engine is None else json.dumps(engine, sort_keys=True))
+    if work.run.retry_failed and recovered.failed:
+        forget_failures(work.output, recovered.parts)
+        recovered = recover(work.output)
+    return recovered
 
-    def _stream(
-        self,
-        manifest: Manifest,
-        index: RowIndex,
-        todo: Any,
-        extended: Extended | None,
-        progress: Progress,
-        publisher: Publisher,
-    ) -> None:
-        cluster = Cluster.current(self.execution.gpus)
-        size = rows_per_block(self.execution, self.recipe.num_candidates, cluster, len(todo))
-        work = Work(
-            manifest,
-            self.checkpoint,
-            self.output,
-            self.execution,
-            self.recipe.loading,
-            self.recipe.scoring,
-            self.recipe.synthesis,
-            self.recipe.seed,
-            self.description[ENGINE],
-            extended.open() if extended else None,
-        )
-        metrics = MetricsLog(self.output.uri, self.execution.report_seconds)
-        progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")
-        with progress, _last_sample(metrics, progress, cluster):
-            for timings, report in reports(work, cluster, index, todo, size, progress.note):
-                self.check()
-                if report["engine"] is not None:
-                    settle_engine(self.output, self.description, json.loads(report["engine"]))
-                publisher.add(report["part"], report["num_bytes"])
-                progress.add(report, timings)
-                metrics.add(progress.sample(cluster.gpus))
+
+def _stream(
+    work: Work,
+    index: RowIndex,
+    todo: np.ndarray,
+    description: Description,
+    progress: Progress,
+    publisher: Publisher,
+) -> None:
+    results, execution = work.run.results, work.run.execution
+    candidates = results.num_candidates if isinstance(results, ResultSettings) else RANKED_CANDIDATES
+    cluster = Cluster.current(execution.gpus)
+    size = rows_per_block(execution, candidates, cluster, len(todo))
+    work = replace(work, engine=description.engine)
+    metrics = MetricsLog(work.output.uri, execution.report_seconds)
+    progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")
+    with progress, _last_sample(metrics, progress, cluster):
+        for timings, report in reports(work, cluster, index, todo, size, progress.note):
+            publisher.check()
+            if report["engine"] is not None:
+                description = settle_engine(work.output, description, json.loads(report["engine"]))
+            publisher.add(report["part"], report["num_bytes"])
+            progress.add(report, timings)
+            metrics.add(progress.sample(cluster.gpus))
 
 
 @contextmanager
@@ -207,14 +178,14 @@ def _last_sample(metrics: MetricsLog, progress: Progress, cluster: Cluster) -> I
     metrics.add(progress.sample(cluster.gpus), last=True)
 
 
-def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def check_model(checkpoint: Checkpoint, run: Run) -> None:
     """Raise RunError when the model is unreadable, or has fewer positions than the longest candidate."""
     try:
         config = ClvpConfig.from_pretrained(fetch(checkpoint))
     except (OSError, ValueError) as error:
         raise RunError(f"the model {checkpoint.location} cannot be used: {error}") from error
-    if recipe.synthesis is not None:
-        sampling = recipe.synthesis.sampling
+    if isinstance(run.results, ResultSettings):
+        sampling = run.results.sampling
         positions = config.decoder_config.max_position_embeddings - (sampling.mel_positions == "skip_one")
         if sampling.max_new_tokens > positions:
             raise RunError(

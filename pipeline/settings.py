@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from clvp.sampling import EngineConfig, SamplingParams
 from clvp.scoring import SCORING_LENGTH
+from pipeline.rows.memory import MAX_CANDIDATES
 
 Normalizer = Literal["tortoise", "english"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -23,8 +24,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 # are the defaults of SamplingParams and the fake prompt token that its repetition penalty sees.
 PRESETS: Mapping[str, int] = {"ultra_fast": 16, "fast": 96, "standard": 256, "high_quality": 256}
 TORTOISE_SAMPLING = SamplingParams(penalized_tokens=(1,))
-
-MAX_CANDIDATES = 32_767
 
 
 def _check(name: str, value: object, good: bool) -> None:

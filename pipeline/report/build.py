@@ -63,11 +63,11 @@ def write_report(
 
 def read_totals(stored: StoredOutput) -> tuple[RunTotals, FailureTotals]:
     """One pass over all that is stored."""
-    description = stored.description()
+    settings = stored.settings()
     totals = RunTotals(
-        _find_int(description, "num_candidates"),
-        _find_int(description, "keep"),
-        _find(description, "unfinished_last") is False,
+        _find_int(settings, "num_candidates"),
+        _find_int(settings, "keep"),
+        _find(settings, "unfinished_last") is False,
     )
     failures = FailureTotals()
     for batch in stored.read():

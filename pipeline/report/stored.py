@@ -5,7 +5,7 @@ a run that goes on, or was killed, misses nothing that the run itself would coun
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.description import NAME, load
 from pipeline.errors import RunError
+from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import ID, TEXT
 from pipeline.rows.token_measures import longest_runs, repeated_ngram_shares
 
-DESCRIPTION = "run.json"
 MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
 BATCH_ROWS = 1024
 
@@ -73,18 +74,26 @@ class StoredOutput:
         self.uri = storage.absolute(output)
         folders = ("data", "errors", "_parts")
         written = any(storage.list_names(self._folder(name), ".parquet") for name in folders)
-        if not written and not storage.exists(storage.join(self.uri, DESCRIPTION)):
-            raise RunError(f"{self.uri} holds no run: no {DESCRIPTION}, data or errors are in it")
+        if not written and not storage.exists(storage.join(self.uri, NAME)):
+            raise RunError(f"{self.uri} holds no run: no {NAME}, data or errors are in it")
 
     def description(self) -> Any:
         """What `run.json` holds; None where there is none or it is no JSON."""
-        uri = storage.join(self.uri, DESCRIPTION)
+        uri = storage.join(self.uri, NAME)
         if not storage.exists(uri):
             return None
         try:
             return json.loads(storage.read_bytes(uri))
         except (ValueError, RecursionError):
             return None
+
+    def settings(self) -> Mapping[str, Any]:
+        """Those that the run was told; none where there is no `run.json` that this version reads."""
+        try:
+            description = load(OutputFolder(self.uri))
+        except RunError:
+            return {}
+        return {} if description is None else description.settings
 
     def read(self) -> Iterator[Rows | Failures]:
         """Everything once: published files first, then the rest of the blocks that are not published yet."""

@@ -1,13 +1,18 @@
 """The columns that travel between the stages, and the helpers that keep every block on one schema.
 
-Each stage states its own input and output columns as a `pyarrow.Schema`. A manifest's other columns travel
-beside them under the prefix `extra.`, so that no manifest can clash with a working column.
+Each stage states as a `pyarrow.Schema` the columns that it needs and those that it adds; others travel on.
+A manifest's other columns have the prefix `extra.`, so that no manifest can clash with a working column.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.errors import ERROR, error_array, error_record, is_fatal
+
+Value = TypeVar("Value")
 
 ID = pa.field("id", pa.string())
 TEXT = pa.field("text", pa.string())
@@ -57,21 +62,40 @@ def require_columns(table: pa.Table, expected: pa.Schema) -> None:
             raise TypeError(f"stage input column {field.name!r}: expected {field.type}, found {found}")
 
 
-def replace_columns(
-    table: pa.Table, output: pa.Schema, added: Mapping[str, pa.Array | pa.ChunkedArray]
-) -> pa.Table:
-    """A block with exactly the columns of `output` plus the pass-through ones.
-
-    Columns come from `added` where it has them, else from `table`.
-    """
-    fields = [*output, *extra_fields(table.schema)]
-    columns = [added[field.name] if field.name in added else table[field.name] for field in fields]
-    return pa.table(columns, schema=pa.schema(fields))
+def set_columns(table: pa.Table, columns: Mapping[pa.Field, pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """The block with these columns in the place of those of the same name, or at its end."""
+    for field, column in columns.items():
+        place = table.schema.get_field_index(field.name)
+        if place >= 0:
+            table = table.set_column(place, field, column)
+        else:
+            table = table.append_column(field, column)
+    return table
 
 
 def good_rows(table: pa.Table) -> list[int]:
     """Indices of the rows that no stage has rejected so far."""
     return np.flatnonzero(table["error"].is_null().to_numpy(zero_copy_only=False)).tolist()
+
+
+def map_rows(
+    table: pa.Table, stage: str, function: Callable[[int], Value]
+) -> tuple[list[Value | None], pa.Table]:
+    """What `function` makes of each good row, given its index, and the block with the errors of rows that it
+    raised an exception for. None where a row is bad.
+
+    Raises what means that the process cannot go on.
+    """
+    values: list[Value | None] = [None] * len(table)
+    errors = table["error"].to_pylist()
+    for i in good_rows(table):
+        try:
+            values[i] = function(i)
+        except Exception as error:  # whatever a row may cause must stay with the row
+            if is_fatal(error):
+                raise
+            errors[i] = error_record(stage, error)
+    return values, set_columns(table, {ERROR: error_array(errors)})
 
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:

@@ -18,7 +18,7 @@ MAX_JSON_CONTAINERS = 20_000  # lists and objects in one line; 4,096 candidates 
 MAX_EMBEDDED_BYTES = 64 * MIB  # of audio that lies in the manifest itself
 MAX_EXTRA_BYTES = 16 * MIB  # of the pass-through columns of a row
 MAX_CLIPS = 64  # of one voice
-MAX_CANDIDATES = 4_096  # of one row that comes with its speech tokens
+MAX_CANDIDATES = 4_096  # of one row, sampled or brought along: what a run stores can be ranked again
 
 # Limits of what is held at a time.
 PIECE_ROWS, PIECE_BYTES = 64, 16 * MIB  # of rows on their way from a file to a block

@@ -18,22 +18,42 @@ from pipeline.rows.manifest import Manifest, Slice
 from pipeline.rows.memory import MAX_BLOCK_BYTES
 from pipeline.rows.scan import RowIndex
 
+# Of a block, where a stream of blocks begins: one row for every `Slice`.
+SLICES = pa.schema(
+    [
+        ("file", pa.int32()),
+        ("group", pa.int32()),
+        ("begin", pa.int64()),
+        ("end", pa.int64()),
+        ("first_row", pa.int64()),
+        ("rows", pa.list_(pa.int64())),
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """`slices` has the columns block, file, group, begin, end, first_row, rows; sorted by block."""
+    """The rows of every block. Pickles well: a few arrays, whatever the number of blocks."""
 
-    slices: pa.Table
+    slices: pa.Table  # SLICES of all blocks
+    blocks: np.ndarray  # [slices], the number of the block of each, ascending
     starts: np.ndarray  # [num_blocks], which of the planned rows is the first of each block
     num_blocks: int
     num_rows: int
     rows_per_block: int  # at most
 
+    def slices_of(self, number: int) -> pa.Table:
+        """SLICES of one block."""
+        first, last = np.searchsorted(self.blocks, [number, number + 1])
+        return self.slices.slice(first, last - first)
+
     def block(self, number: int) -> list[Slice]:
-        blocks = self.slices["block"].to_numpy()
-        first, last = np.searchsorted(blocks, [number, number + 1])
-        rows = self.slices.slice(first, last - first).drop_columns("block").to_pylist()
-        return [Slice(**{**row, "rows": row["rows"] and tuple(row["rows"])}) for row in rows]
+        return as_slices(self.slices_of(number))
+
+
+def as_slices(table: pa.Table) -> list[Slice]:
+    """The rows of SLICES."""
+    return [Slice(**{**row, "rows": row["rows"] and tuple(row["rows"])}) for row in table.to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -104,17 +124,17 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     rows = [_wanted_rows(chosen["row"][a:b]) for a, b in zip(starts, ends, strict=True)]
     slices = pa.table(
         {
-            "block": blocks[starts],
             "file": chosen["file"][starts],
             "group": chosen["group"][starts],
             "begin": chosen["begin"][starts],
             "end": chosen["end"][ends - 1],
             "first_row": chosen["row"][starts],
             "rows": pa.array(rows, type=pa.list_(pa.int64())),
-        }
+        },
+        schema=SLICES,
     )
     begins = np.flatnonzero(np.diff(blocks, prepend=-1))
-    return Plan(slices, begins, len(begins), len(chosen), rows_per_block)
+    return Plan(slices, blocks[starts], begins, len(begins), len(chosen), rows_per_block)
 
 
 def _wanted_rows(rows: np.ndarray) -> list[int] | None:

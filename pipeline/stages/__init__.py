@@ -1,12 +1,13 @@
-"""The stages of a run as recipes: small values that any process can turn into the working stage.
+"""The stages of a run: `declared` lists them, and says of each all that there is to say.
 
-The stream of a pass (`pipeline.stream.stream`), rows that are tried alone (`pipeline.stream.isolate`) and a
-replay all make their stages here, so that they cannot differ.
+All else derives from the list: the operators and pools of the stream, shares of GPUs, names in metrics and
+errors, rows that are tried alone, replays, and how far which columns travel. A new stage is one more entry.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -14,124 +15,239 @@ import pyarrow as pa
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
 from pipeline.checkpoint import Checkpoint, fetch
+from pipeline.errors import ERROR, ManifestError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.stored_candidates import StoredCandidates
-from pipeline.rows.manifest import Manifest, Slice
+from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT, VOICE_KEY, extra_fields, require_columns
+from pipeline.rows.manifest import Manifest
+from pipeline.rows.memory import reading_memory
+from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
+from pipeline.rows.plan import SLICES, as_slices
 from pipeline.rows.read import read_block
-from pipeline.settings import ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from pipeline.settings import Pool, ResultSettings, Run
+from pipeline.stages import rank, sample, tokens, voices, write
 from pipeline.stages.rank import Ranker
 from pipeline.stages.sample import Sampler
 from pipeline.stages.tokens import TextToTokens, load_encoder
 from pipeline.stages.voices import AudioToMels
 from pipeline.stages.write import BlockWriter
 
+CLIPS_PER_ROW = 4  # different ones, for which memory is reserved
+NOTHING = pa.schema([])
+
+OnBlock = Callable[[pa.Table], pa.Table]
+
 
 @dataclass(frozen=True)
 class Work:
-    """What every stage of a run is made from."""
+    """A run whose inputs were found: what its stages are made from, in whatever process."""
 
+    run: Run
     manifest: Manifest
     checkpoint: Checkpoint
     output: OutputFolder
-    execution: ExecutionSettings
-    loading: ModelSettings
-    scoring: ScoringSettings
-    synthesis: ResultSettings | None  # None: the manifest brings its candidates along
-    seed: int | None  # that the candidates were sampled with
-    engine_facts: dict[str, Any] | None = None  # of what the output holds already
+    seed: int | None  # that the candidates are or were sampled with
+    engine: Mapping[str, Any] | None = None  # facts of the one that has sampled what the output holds already
     stored: StoredCandidates | None = None  # of the run that this one extends
 
-    @property
-    def writer(self) -> BlockWriter:
-        return BlockWriter(self.output, self.seed)
-
 
 @dataclass(frozen=True)
-class Preparation:
-    """The stages on CPUs: `read` (the manifest's rows, text to tokens) and `audio` (clips to log-mels)."""
+class Stage:
+    """One stage: what it is called, does, needs, gives and reserves.
 
-    manifest: Manifest
-    checkpoint: Checkpoint
-    normalizer: str
-    max_text_tokens: int
-    audio: AudioToMels | None
-    stored: StoredCandidates | None
-
-    def __call__(self, slices: Sequence[Slice]) -> pa.Table:
-        return self.hear(self.read(slices))
-
-    def read(self, slices: Sequence[Slice]) -> pa.Table:
-        encode = load_encoder(fetch(self.checkpoint), self.normalizer)
-        return TextToTokens(encode, self.max_text_tokens)(read_block(self.manifest, slices))
-
-    def hear(self, table: pa.Table) -> pa.Table:
-        """Log-mels of the rows' voices, and candidates of the run that is extended."""
-        if self.audio is not None:
-            table = self.audio(table)
-        return table if self.stored is None else self.stored.attach(table)
-
-
-def preparation(work: Work) -> Preparation:
-    folder = fetch(work.checkpoint)
-    decoder = ClvpConfig.from_pretrained(folder).decoder_config
-    audio = None
-    if work.synthesis is not None:
-        extractor = ClvpFeatureExtractor.from_pretrained(folder)
-        audio = AudioToMels(extractor.log_mel, work.synthesis.audio_seconds, work.execution.audio_root)
-    return Preparation(
-        work.manifest,
-        work.checkpoint,
-        work.loading.normalizer,
-        decoder.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT,
-        audio,
-        work.stored,
-    )
-
-
-Loader = Callable[[], Callable[[pa.Table], pa.Table]]
-
-
-@dataclass(frozen=True)
-class ModelStage:
-    """A stage that holds a model: its name, how to load it, its actors and what one of them reserves."""
+    Columns that it does not name travel on, until no later stage names them. Those that it adds under the
+    prefix `extra.` are stored in the output, like the manifest's own.
+    """
 
     name: str
-    load: Loader
-    pool: Pool
-    gpu_share: float  # of an actor, unless the pool says otherwise
+    make: Callable[[Work], OnBlock]  # called once in every process that runs the stage
+    input: pa.Schema
+    output: pa.Schema  # what it adds or replaces
+    optional: pa.Schema = NOTHING  # what it uses where an earlier stage gives it
+    pool: Pool | None = None  # of actors, which keep a model; None: tasks on CPUs
+    gpu_share: float = 0.0  # of an actor; less where the shares of a run's stages are more than one
+    group: str = ""  # neighbours of one group are one task, which is timed under this name
+    num_cpus: float | None = None  # of a task; None: a core
+    memory: Callable[[Work, int], int] = lambda work, rows: 0  # bytes that a task takes for so many rows
+    later: frozenset[str] = frozenset()  # columns that later stages name
+
+    def apply(self, stage: OnBlock, table: pa.Table) -> pa.Table:
+        """The block after this stage, which `make` has given."""
+        require_columns(table, self.input)
+        table = stage(table)
+        require_columns(table, self.output)
+        return table.select([n for n in table.column_names if n in self.later or n.startswith(EXTRA_PREFIX)])
 
 
-def model_stages(work: Work) -> list[ModelStage]:
-    """`sample`, where candidates are sampled, and `rank`."""
-    execution = work.execution
-    stages = []
-    if work.synthesis is not None:
-        load = partial(
-            _load,
-            Sampler,
-            work.checkpoint,
-            settings=work.synthesis,
-            engine=execution.engine,
-            voices_cached=execution.voices_cached,
-            torch_threads=execution.torch_threads,
-            sampled_before=work.stored.sampled if work.stored else 0,
-            expected_facts=work.engine_facts,
-        )
-        stages.append(ModelStage("sample", load, execution.samplers, SAMPLER_GPUS))
-    load = partial(
-        _load,
-        Ranker,
-        work.checkpoint,
-        loading=work.loading,
-        settings=work.scoring,
-        torch_threads=execution.torch_threads,
+def declared(run: Run) -> list[Stage]:
+    """The stages of a run, in order."""
+    stages = [_reading(run), _validation(run)]
+    if isinstance(run.results, ResultSettings):
+        stages.append(_hearing(run, run.results))
+        if run.extend is not None:
+            stages.append(_extension())
+        stages.append(_sampling(run, run.results))
+    return [*stages, _ranking(run), _writing()]
+
+
+def _reading(run: Run) -> Stage:
+    payload = AUDIO if isinstance(run.results, ResultSettings) else SPEECH_IDS
+    return Stage(
+        "read",
+        lambda work: lambda slices: read_block(work.manifest, as_slices(slices)),
+        input=SLICES,
+        output=pa.schema([ID, TEXT, payload, SOURCE, ERROR]),
+        group="prepare",
+        memory=lambda work, rows: reading_memory(rows, None),
     )
-    return [*stages, ModelStage("rank", load, execution.rankers, RANKER_GPUS)]
 
 
-# A sampler and a ranker share a GPU unless the settings say otherwise.
-SAMPLER_GPUS, RANKER_GPUS = 0.75, 0.25
+def _validation(run: Run) -> Stage:
+    def make(work: Work) -> OnBlock:
+        model = fetch(work.checkpoint)
+        most = ClvpConfig.from_pretrained(model).decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
+        return TextToTokens(load_encoder(model, run.results.model.normalizer), most)
+
+    return Stage("validate", make, tokens.INPUT, tokens.OUTPUT, group="prepare")
 
 
-def _load(stage: Any, checkpoint: Checkpoint, **arguments: Any) -> Callable[[pa.Table], pa.Table]:
-    return stage(fetch(checkpoint), **arguments)
+def _hearing(run: Run, results: ResultSettings) -> Stage:
+    def make(work: Work) -> OnBlock:
+        extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
+        return AudioToMels(extractor.log_mel, results.audio_seconds, run.execution.audio_root)
+
+    return Stage(
+        "audio",
+        make,
+        input=voices.INPUT,
+        output=voices.OUTPUT,
+        group="prepare",
+        memory=lambda work, rows: reading_memory(rows, results.audio_seconds, CLIPS_PER_ROW),
+    )
+
+
+def _extension() -> Stage:
+    def make(work: Work) -> OnBlock:
+        assert work.stored is not None
+        return work.stored.attach
+
+    needed = pa.schema([ID, TEXT, VOICE_KEY, ERROR])
+    return Stage("extend", make, needed, pa.schema([STORED]), group="prepare")
+
+
+def _sampling(run: Run, results: ResultSettings) -> Stage:
+    return Stage(
+        "sample",
+        lambda work: Sampler(
+            fetch(work.checkpoint),
+            settings=results,
+            engine=run.execution.engine,
+            voices_cached=run.execution.voices_cached,
+            torch_threads=run.execution.torch_threads,
+            sampled_before=work.stored.sampled if work.stored else 0,
+            expected_facts=work.engine,
+        ),
+        input=sample.INPUT,
+        output=sample.OUTPUT,
+        optional=pa.schema([STORED]),
+        pool=run.execution.samplers,
+        gpu_share=0.75,
+    )
+
+
+def _ranking(run: Run) -> Stage:
+    return Stage(
+        "rank",
+        lambda work: Ranker(
+            fetch(work.checkpoint),
+            loading=run.results.model,
+            settings=run.results.scoring,
+            torch_threads=run.execution.torch_threads,
+        ),
+        input=rank.INPUT,
+        output=rank.OUTPUT,
+        pool=run.execution.rankers,
+        gpu_share=0.25,
+    )
+
+
+def _writing() -> Stage:
+    return Stage(
+        "write",
+        lambda work: BlockWriter(work.output, work.seed),
+        input=write.INPUT,
+        output=write.REPORT,
+        optional=write.SAMPLED,
+        num_cpus=0.25,
+    )
+
+
+# ---- what derives from the list ----
+
+
+def stages_of(run: Run) -> list[Stage]:
+    """The stages of a run, in order, each with the columns that the ones behind it name.
+
+    Raises ValueError for a stage that names a column which no earlier one gives.
+    """
+    stages = declared(run)
+    given = set(SLICES)
+    for stage in stages:
+        if missing := set(stage.input) - given:
+            raise ValueError(f"no stage before {stage.name} gives it {sorted(f.name for f in missing)}")
+        given |= set(stage.output)
+    derived: list[Stage] = []
+    used: set[str] = set()
+    for stage in reversed(stages):
+        derived.insert(0, replace(stage, later=frozenset(used or stage.output.names)))
+        used |= {*stage.input.names, *stage.optional.names}
+    return derived
+
+
+def computed_columns(stages: Iterable[Stage]) -> list[pa.Field]:
+    """The columns that stages add to the output, under their names there."""
+    fields = [field for stage in stages for field in extra_fields(stage.output)]
+    return [field.with_name(field.name.removeprefix(EXTRA_PREFIX)) for field in fields]
+
+
+def output_columns(run: Run, manifest: Manifest) -> pa.Schema:
+    """Columns of the output beside its own: the manifest's, and those that stages add.
+
+    Raises ManifestError for one that is both.
+    """
+    computed = computed_columns(stages_of(run))
+    for column in computed:
+        if column.name in manifest.extra.names:
+            raise ManifestError(f"the manifest has a column {column.name!r}, which a stage of this run adds")
+    return pa.schema([*manifest.extra, *computed])
+
+
+def grouped(stages: Iterable[Stage]) -> list[tuple[str, list[Stage]]]:
+    """The stages by the workers that run them, with the name of those."""
+    return [(name, list(group)) for name, group in groupby(stages, lambda stage: stage.group or stage.name)]
+
+
+def gpu_shares(stages: Iterable[Stage]) -> dict[str, float]:
+    """What an actor of each stage reserves where there are GPUs.
+
+    Together it is one GPU at most: where the settings give some stages a share, the others have what is left.
+    """
+    pools = {stage.name: (stage.pool.num_gpus, stage.gpu_share) for stage in stages if stage.pool}
+    told = {name: given for name, (given, _) in pools.items() if given is not None}
+    wanted = {name: share for name, (given, share) in pools.items() if given is None}
+    left = 1 - sum(told.values())
+    scale = min(1.0, (left if left > 0 else 1.0) / max(sum(wanted.values()), 1e-9))
+    # Ray counts in ten thousandths.
+    return told | {name: math.floor(share * scale * 10_000 + 1e-6) / 10_000 for name, share in wanted.items()}
+
+
+class Chain:
+    """Stages at work one behind the other in one process, made for a run. Callable on a block."""
+
+    def __init__(self, stages: Sequence[Stage], work: Work) -> None:
+        self.steps = [(stage, stage.make(work)) for stage in stages]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        for stage, made in self.steps:
+            table = stage.apply(made, table)
+        return table

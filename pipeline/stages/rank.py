@@ -14,21 +14,16 @@ import torch
 
 from clvp import ClvpModelForConditionalGeneration
 from clvp.scoring import pad_and_fix_codes, score_candidates
-from pipeline.errors import ERROR, RowError, error_array, error_record, is_fatal
+from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import (
     CANDIDATE_TYPE,
     CANDIDATES,
-    ENGINE,
-    ID,
     INPUT_IDS,
-    SOURCE,
     TEXT,
     TOKENS_PER_SECOND,
-    VOICE_KEY,
-    good_rows,
+    map_rows,
     offsets_of,
-    replace_columns,
-    require_columns,
+    set_columns,
     token_lists,
 )
 from pipeline.rows.payloads import SPEECH_IDS
@@ -36,9 +31,8 @@ from pipeline.rows.token_measures import quality_columns
 from pipeline.settings import ModelSettings, ScoringSettings
 from pipeline.stages.device import pick_device
 
-INPUT = pa.schema([ID, TEXT, INPUT_IDS, SPEECH_IDS, SOURCE, ERROR])
-OUTPUT = pa.schema([ID, TEXT, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
-SAMPLED = (VOICE_KEY, ENGINE)  # null where the candidates were not sampled by this run
+INPUT = pa.schema([TEXT, INPUT_IDS, SPEECH_IDS, ERROR])
+OUTPUT = pa.schema([CANDIDATES])
 
 
 @dataclass(frozen=True)
@@ -66,26 +60,12 @@ class Ranker:
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
-        require_columns(table, INPUT)
-        errors = table["error"].to_pylist()
-        ranked: list[list[Scored] | None] = [None] * len(table)
-        for i in good_rows(table):
-            try:
-                scored = self._score(table["input_ids"][i].as_py(), table["speech_ids"][i])
-                ranked[i] = order_candidates(scored, self.settings)
-            except Exception as error:
-                if is_fatal(error):
-                    raise
-                errors[i] = error_record("rank", error)
-        absent = {f.name: pa.nulls(len(table), f.type) for f in SAMPLED if f.name not in table.column_names}
-        return replace_columns(
-            table,
-            OUTPUT,
-            {
-                **absent,
-                "candidates": _candidate_column(ranked, table["text"].to_pylist()),
-                "error": error_array(errors),
-            },
+        ranked, table = map_rows(table, "rank", lambda i: self._ranked(table, i))
+        return set_columns(table, {CANDIDATES: _candidate_column(ranked, table["text"].to_pylist())})
+
+    def _ranked(self, table: pa.Table, i: int) -> list[Scored]:
+        return order_candidates(
+            self._score(table["input_ids"][i].as_py(), table["speech_ids"][i]), self.settings
         )
 
     def _score(self, input_ids: list[int], sampled: pa.ListScalar) -> list[Scored]:

@@ -15,18 +15,15 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
-from pipeline.errors import ERROR, RunError, error_array, error_record, is_fatal
+from pipeline.errors import ERROR, RunError, is_fatal
 from pipeline.rows.columns import (
     ENGINE,
     ID,
     INPUT_IDS,
-    SOURCE,
-    TEXT,
     VOICE_KEY,
-    good_rows,
+    map_rows,
     offsets_of,
-    replace_columns,
-    require_columns,
+    set_columns,
     token_lists,
 )
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
@@ -34,8 +31,8 @@ from pipeline.settings import ResultSettings
 from pipeline.stages.device import pick_device
 from pipeline.stages.voices import VOICE, voice_mels
 
-INPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])
-OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, SPEECH_IDS, ENGINE, SOURCE, ERROR])
+INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, ERROR])
+OUTPUT = pa.schema([SPEECH_IDS, ENGINE])
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +43,6 @@ class Sampler:
     `model` is a checkpoint folder or hub id. Runs on the GPU it is given, else with `torch_threads` threads.
     Rows that have a value in a column `stored` (of the type of SPEECH_IDS) keep those candidates, and only
     the indices from `sampled_before` on are sampled for them.
-
-    `candidates` are indices, instead of all up to the settings' number.
 
     Raises RunError when the engine's facts are not `expected_facts`: its tokens may be others than those that
     the output holds already.
@@ -62,11 +57,10 @@ class Sampler:
         torch_threads: int | None = None,
         sampled_before: int = 0,
         expected_facts: Mapping[str, Any] | None = None,
-        candidates: Sequence[int] | None = None,
     ) -> None:
         self.settings = settings
         self.sampled_before = sampled_before
-        self.candidates = range(settings.num_candidates) if candidates is None else candidates
+        self.candidates: Sequence[int] = range(settings.num_candidates)  # a replay asks for some of them
         device = pick_device(torch_threads)
         dtype = settings.model.dtype
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
@@ -79,29 +73,13 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
-        require_columns(table, INPUT)
-        errors = table["error"].to_pylist()
-        prompts: dict[int, PromptRow] = {}
-        for i in good_rows(table):
-            try:
-                prompts[i] = self._prompt(table, i)
-            except Exception as error:
-                _raise_if_fatal(error)
-                errors[i] = error_record("sample", error)
-        sampled = self._sample(prompts, errors)
+        prompts, table = map_rows(table, "sample", lambda i: self._prompt(table, i))
+        sampled, table = self._sample(prompts, table)
         rows = [
-            None if i not in sampled else [*_stored_candidates(table, i), *sampled[i]]
-            for i in range(len(table))
+            None if new is None else [*_stored_candidates(table, i), *new] for i, new in enumerate(sampled)
         ]
-        return replace_columns(
-            table,
-            OUTPUT,
-            {
-                "speech_ids": _candidate_column(rows),
-                "engine": pa.array([self.engine] * len(table), ENGINE.type),
-                "error": error_array(errors),
-            },
-        )
+        engine = pa.array([self.engine] * len(table), ENGINE.type)
+        return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: engine})
 
     def _prompt(self, table: pa.Table, i: int) -> PromptRow:
         key = table["voice_key"][i].as_py()
@@ -117,26 +95,25 @@ class Sampler:
         return PromptRow(table["id"][i].as_py(), prefix_PD, wanted)
 
     def _sample(
-        self, prompts: dict[int, PromptRow], errors: list[dict[str, str] | None]
-    ) -> dict[int, Sequence[Candidate]]:
-        """Candidates by row. When the rows fail together, each is tried alone, and may get its own error."""
+        self, prompts: Sequence[PromptRow | None], table: pa.Table
+    ) -> tuple[Sequence[Sequence[Candidate] | None], pa.Table]:
+        """When the rows fail together, each is tried alone and may get its own error."""
         params = self.settings.sampling
+        good = [prompt for prompt in prompts if prompt is not None]
         try:
-            results = self.sampler.sample(list(prompts.values()), params)
-            return dict(zip(prompts, results, strict=True))
+            results = iter(self.sampler.sample(good, params))
+            return [None if prompt is None else next(results) for prompt in prompts], table
         except Exception as error:
-            _raise_if_fatal(error)
-            logger.warning(
-                "a block of %d rows failed (%s); its rows are tried one by one", len(prompts), error
-            )
-        sampled: dict[int, Sequence[Candidate]] = {}
-        for i, prompt in prompts.items():
-            try:
-                sampled[i] = self.sampler.sample([prompt], params)[0]
-            except Exception as error:
-                _raise_if_fatal(error)
-                errors[i] = error_record("sample", error)
-        return sampled
+            if is_fatal(error):
+                raise
+            logger.warning("a block of %d rows failed (%s); its rows are tried one by one", len(good), error)
+
+        def alone(i: int) -> Sequence[Candidate]:
+            prompt = prompts[i]
+            assert prompt is not None, "the rows that are good still are those that have one"
+            return self.sampler.sample([prompt], params)[0]
+
+        return map_rows(table, "sample", alone)
 
 
 def check_facts(expected: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
@@ -182,11 +159,6 @@ class _LatestUsed:
         self.items[key] = latent_D
         if len(self.items) > self.size:
             self.items.popitem(last=False)
-
-
-def _raise_if_fatal(error: Exception) -> None:
-    if is_fatal(error):
-        raise error
 
 
 def _candidate_column(rows: Sequence[Sequence[Candidate] | None]) -> pa.ListArray:

@@ -6,21 +6,12 @@ from functools import lru_cache
 import pyarrow as pa
 
 from clvp import ClvpTokenizer
-from pipeline.errors import ERROR, RowError, error_array, error_record, shown
-from pipeline.rows.columns import (
-    EXTRA_PREFIX,
-    ID,
-    INPUT_IDS,
-    SOURCE,
-    TEXT,
-    good_rows,
-    replace_columns,
-    require_columns,
-)
+from pipeline.errors import ERROR, RowError, shown
+from pipeline.rows.columns import INPUT_IDS, TEXT, map_rows, set_columns
 from pipeline.settings import Normalizer
 
-INPUT = pa.schema([ID, TEXT, SOURCE, ERROR])  # and the job's own column, audio or speech_ids
-ADDED = INPUT_IDS
+INPUT = pa.schema([TEXT, ERROR])
+OUTPUT = pa.schema([INPUT_IDS])
 
 Encode = Callable[[str], list[int]]
 
@@ -33,18 +24,8 @@ class TextToTokens:
         self.max_tokens = max_tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        require_columns(table, INPUT)
-        errors = table["error"].to_pylist()
-        tokens: list[list[int] | None] = [None] * len(table)
-        for i in good_rows(table):
-            try:
-                tokens[i] = self._tokens(table["text"][i].as_py())
-            except Exception as error:  # whatever a normalizer may do must stay with the row
-                errors[i] = error_record("validate", error)
-        output = pa.schema([f for f in table.schema if not f.name.startswith(EXTRA_PREFIX)]).append(ADDED)
-        return replace_columns(
-            table, output, {"input_ids": pa.array(tokens, INPUT_IDS.type), "error": error_array(errors)}
-        )
+        tokens, table = map_rows(table, "validate", lambda i: self._tokens(table["text"][i].as_py()))
+        return set_columns(table, {INPUT_IDS: pa.array(tokens, INPUT_IDS.type)})
 
     def _tokens(self, text: str) -> list[int]:
         # Blanks, controls and what is unassigned: a tokenizer may well have a token for them.

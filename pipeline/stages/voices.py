@@ -7,7 +7,7 @@ and only a few of them exist at a time.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,17 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.errors import ERROR, RowError, error_array, error_record
-from pipeline.rows.columns import (
-    ID,
-    INPUT_IDS,
-    SOURCE,
-    TEXT,
-    VOICE_KEY,
-    good_rows,
-    replace_columns,
-    require_columns,
-)
+from pipeline.errors import ERROR, RowError
+from pipeline.rows.columns import VOICE_KEY, good_rows, map_rows, set_columns
 from pipeline.rows.memory import NUM_MELS, clips_at_once, mel_frames
 from pipeline.rows.payloads import AUDIO
 from pipeline.stages.decode import SAMPLE_RATE, decode_clip
@@ -33,10 +24,11 @@ from pipeline.stages.decode import SAMPLE_RATE, decode_clip
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
 
-INPUT = pa.schema([ID, TEXT, INPUT_IDS, AUDIO, SOURCE, ERROR])
-OUTPUT = pa.schema([ID, TEXT, INPUT_IDS, VOICE_KEY, VOICE, SOURCE, ERROR])
+INPUT = pa.schema([AUDIO, ERROR])
+OUTPUT = pa.schema([VOICE_KEY, VOICE])
 
 Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
+Voice = tuple[Identity, ...]
 LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
 
 
@@ -49,25 +41,13 @@ class AudioToMels:
         self.audio_root = audio_root
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        require_columns(table, INPUT)
-        errors = table["error"].to_pylist()
         audio = table["audio"]
         clips = _Clips(self._decode, self.log_mel, clips_at_once(self.seconds))
-        rows = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
+        names = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
         clips.flush()
-        voices: dict[int, tuple[Identity, ...]] = {}
-        for i, names in rows.items():
-            failed = next((clips.failures[name] for name in names if name in clips.failures), None)
-            if failed is not None:
-                errors[i] = error_record("audio", failed)
-            else:
-                voices[i] = names
-        keys, column = _voice_columns(len(table), voices, clips.mels)
-        return replace_columns(
-            table,
-            OUTPUT,
-            {"voice_key": pa.array(keys, VOICE_KEY.type), "voice": column, "error": error_array(errors)},
-        )
+        voices, table = map_rows(table, "audio", lambda i: clips.voice(names[i]))
+        keys, column = _voice_columns(voices, clips.mels)
+        return set_columns(table, {VOICE_KEY: pa.array(keys, VOICE_KEY.type), VOICE: column})
 
     def _decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
         """A waveform [seconds * 22050], or the reason why there is none."""
@@ -114,6 +94,13 @@ class _Clips:
             self.mels |= zip(self.waiting, mels, strict=True)
             self.waiting = {}
 
+    def voice(self, names: Voice) -> Voice:
+        """The clips of a voice. Raises what is wrong with the first that cannot be used."""
+        for name in names:
+            if name in self.failures:
+                raise self.failures[name]
+        return names
+
 
 def _identity(clip: dict[str, Any]) -> Identity:
     """What makes two clips of a block the same: their bytes, or else their path."""
@@ -123,12 +110,12 @@ def _identity(clip: dict[str, Any]) -> Identity:
 
 
 def _voice_columns(
-    count: int, voices: dict[int, tuple[Identity, ...]], mels: dict[Identity, np.ndarray]
+    voices: Sequence[Voice | None], mels: dict[Identity, np.ndarray]
 ) -> tuple[list[str | None], pa.DictionaryArray]:
-    """Keys [count] and the column [count] of the rows' voices. Empties `mels` as it goes: with 64 clips in
+    """Keys [n] and the column [n] of the rows' voices. Empties `mels` as it goes: with 64 clips in
     every row, the log-mels of a block are gigabytes.
     """
-    entries = {names: number for number, names in enumerate(dict.fromkeys(voices.values()))}
+    entries = {names: number for number, names in enumerate(dict.fromkeys(filter(None, voices)))}
     sizes = [sum(mels[name].nbytes for name in names) for names in entries]
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     data = np.empty(offsets[-1], np.uint8)
@@ -144,7 +131,7 @@ def _voice_columns(
     digests = [
         hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest() for begin, end in pairwise(offsets)
     ]
-    numbers = [entries[voices[i]] if i in voices else None for i in range(count)]
+    numbers = [None if voice is None else entries[voice] for voice in voices]
     values = pa.Array.from_buffers(
         pa.large_binary(), len(entries), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )

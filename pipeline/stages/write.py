@@ -6,12 +6,12 @@ merges the files of many blocks into few in `data` and `errors`, which is all th
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ERROR
+from pipeline.errors import ERROR, ErrorRecord
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import (
     CANDIDATES,
@@ -22,10 +22,11 @@ from pipeline.rows.columns import (
     TEXT,
     VOICE_KEY,
     extra_fields,
-    require_columns,
+    set_columns,
 )
 
-INPUT = pa.schema([ID, TEXT, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+INPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])
+SAMPLED = pa.schema([VOICE_KEY, ENGINE])  # null where the candidates were not sampled by this run
 # And the pass-through columns, prefixed.
 PART = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
 
@@ -44,7 +45,7 @@ REPORT = pa.schema(
 )
 
 
-def lost_row(row_id: str, source: str, error: Mapping[str, str], extra: Sequence[pa.Field]) -> pa.Table:
+def lost_row(row_id: str, source: str, error: ErrorRecord, extra: Sequence[pa.Field]) -> pa.Table:
     """A block [1] in the place of a row that no stage could bring to an end. `extra`: prefixed fields."""
     known = {"id": row_id, "source": source, "error": error}
     fields = [*INPUT, *extra]
@@ -59,9 +60,10 @@ class BlockWriter:
         self.seed = seed
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        require_columns(table, INPUT)
         if not len(table):
             return REPORT.empty_table()
+        absent = [field for field in SAMPLED if field.name not in table.column_names]
+        table = set_columns(table, {field: pa.nulls(len(table), field.type) for field in absent})
         name = part_name(table["id"].to_pylist())
         num_bytes = self.output.write_table("_parts", name, as_part(table, self.seed))
         return report_of(table, name, num_bytes)

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.errors import RunError, Terminated
 from pipeline.settings import Pool
+from pipeline.stages import Stage
 from pipeline.stream.envelope import Envelope
 from pipeline.stream.workers import raise_stopped
 
@@ -53,12 +54,16 @@ class Cluster:
         """For a task that decodes audio: a whole core, unless the only one must be shared with the actors."""
         return 0.25 if 0 < self.cpus < 2 else 1
 
+    def cpus_of(self, group: Sequence[Stage]) -> float:
+        """For a task of some stages."""
+        return max(self.task_cpus if stage.num_cpus is None else stage.num_cpus for stage in group)
+
     def task_memory(self, wanted: int) -> dict[str, Any]:
         """`map_batches` arguments of tasks that take `wanted` bytes at most.
 
         One that is larger than the largest node would wait for ever; it runs alone there instead.
         """
-        return {"memory": min(wanted, self.node_memory)} if self.node_memory else {}
+        return {"memory": min(wanted, self.node_memory)} if wanted and self.node_memory else {}
 
     def resources(self, pool: Pool, gpu_share: float) -> dict[str, float]:
         """What one actor of the pool reserves.
@@ -138,6 +143,18 @@ def block_reports(dataset: Dataset, lost_blocks: int) -> Iterator[tuple[Envelope
                     yield envelope, report
     except LOST:
         raise
+    except ray.exceptions.RayError as error:
+        raise RunError(f"the cluster failed: {summary(error)}") from error
+
+
+def surviving(dataset: Dataset) -> Dataset:
+    """The blocks that come to a dataset's end, computed and kept, without those that a process died with.
+
+    Raises RunError when the cluster fails otherwise.
+    """
+    dataset.context.max_errored_blocks = -1
+    try:
+        return dataset.materialize()
     except ray.exceptions.RayError as error:
         raise RunError(f"the cluster failed: {summary(error)}") from error
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import ERROR_TYPE, ErrorRecord
+
 _TIMING = pa.struct([("stage", pa.string()), ("seconds", pa.float64()), ("worker", pa.string())])
-_STOPPED = pa.struct([("stage", pa.string()), ("kind", pa.string()), ("message", pa.string())])
 
 ENVELOPE = pa.schema(
     [
         ("block", pa.int64()),
         ("table", pa.large_binary()),  # Arrow IPC; null before the first stage and where the run must end
         ("timings", pa.list_(_TIMING)),
-        ("stopped", _STOPPED),
+        ("stopped", ERROR_TYPE),
     ]
 )
 NUMBER = "id"  # the column of a block's number before the first stage
@@ -35,36 +36,26 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """An error that concerns the run, not a row."""
-
-    stage: str
-    kind: str  # "ManifestError" or "RunError"
-    message: str
-
-
-@dataclass(frozen=True)
 class Envelope:
     block: int
     table: pa.Table | None = None
     timings: tuple[Timing, ...] = ()
-    stopped: Stopped | None = None
+    stopped: ErrorRecord | None = None  # an error that concerns the run, not a row
 
     def with_result(self, table: pa.Table, timing: Timing) -> "Envelope":
         return replace(self, table=table, timings=(*self.timings, timing))
 
-    def stop(self, reason: Stopped) -> "Envelope":
+    def stop(self, reason: ErrorRecord) -> "Envelope":
         return replace(self, table=None, stopped=reason)
 
     def seal(self) -> pa.Table:
         """The row [1] that ENVELOPE describes."""
         timings = [vars(timing) for timing in self.timings]
-        stopped = None if self.stopped is None else vars(self.stopped)
         columns = [
             pa.array([self.block], ENVELOPE.field("block").type),
             _cell(self.table),
             pa.array([timings], ENVELOPE.field("timings").type),
-            pa.array([stopped], ENVELOPE.field("stopped").type),
+            pa.array([self.stopped], ENVELOPE.field("stopped").type),
         ]
         return pa.table(columns, schema=ENVELOPE)
 
@@ -74,12 +65,11 @@ class Envelope:
         if row.schema.names == [NUMBER]:
             return cls(row[NUMBER][0].as_py())
         data = row["table"][0]
-        stopped = row["stopped"][0].as_py()
         return cls(
             row["block"][0].as_py(),
             pa.ipc.open_stream(data.as_buffer()).read_all() if data.is_valid else None,
             tuple(Timing(**timing) for timing in row["timings"][0].as_py()),
-            None if stopped is None else Stopped(**stopped),
+            row["stopped"][0].as_py(),
         )
 
 

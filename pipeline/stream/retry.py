@@ -2,9 +2,9 @@
 
 Ray tries a block twice. If its process dies both times, the block is not among those that the pass brings to
 an end, and its rows belong to the next pass, in blocks a quarter of the size: whatever row is to blame parts
-company with the others. The few rows that are left in the end are tried one by one
-(`pipeline.stream.isolate`), and what then ends its process goes into the error table. Isolation is nothing
-but a resume within a run.
+company with the others. The few rows that are left in the end have a last pass, in which the cluster works on
+one row at a time, and what then ends its process goes into the error table. Isolation is nothing but a resume
+within a run.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,23 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import RunError
-from pipeline.rows.plan import Plan, make_plan
+from pipeline.errors import RowError, RunError, error_record
+from pipeline.rows.columns import EXTRA_PREFIX
+from pipeline.rows.plan import Plan, make_plan, source_of
 from pipeline.rows.scan import RowIndex
-from pipeline.stages import Work, preparation
-from pipeline.stages.write import part_name
-from pipeline.stream.cluster import LOST, Cluster, block_reports, summary
+from pipeline.stages import Work
+from pipeline.stages.write import BlockWriter, lost_row, part_name
+from pipeline.stream.cluster import LOST, TASK_RETRIES, Cluster, block_reports, summary, surviving
 from pipeline.stream.envelope import Timing
-from pipeline.stream.isolate import rows_alone
-from pipeline.stream.stream import stream
+from pipeline.stream.stream import Stream, block_numbers
 
 SHRINK = 4  # how much smaller the blocks of the next pass are
-ROWS_ALONE = 32  # so few rows are tried one by one at once
+ROWS_ALONE = 32  # so few rows are tried one by one at once, and as many at a time
 MAX_ROWS_ALONE = 1000  # more of them have yet another pass first, in blocks of one row
 DEATHS_BEFORE_GIVING_UP = 20
 MIN_LOST_BLOCKS = 32  # a pass ends early when it has lost more than this many, and more than a tenth
 
 Report = dict[str, Any]
+Reports = Iterator[tuple[tuple[Timing, ...], Report]]
 
 
 def reports(
@@ -38,21 +39,19 @@ def reports(
     todo: np.ndarray,
     rows_per_block: int,
     note: Callable[[str], None],
-) -> Iterator[tuple[tuple[Timing, ...], Report]]:
+) -> Reports:
     """Timings and report of each block, until every row at the positions `todo` has come to an end.
 
     Raises ManifestError and RunError for what concerns the run.
     """
-    recipe = preparation(work)
     finished_any = False
     while len(todo):
         plan = make_plan(index, todo, rows_per_block)
         size = min(rows_per_block, plan.rows_per_block)
         written: set[str] = set()
-        limit = max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
         failure = None
         try:
-            for envelope, report in block_reports(stream(work, cluster, plan, recipe), limit):
+            for envelope, report in block_reports(Stream(work, cluster, plan).whole(), _most_lost(plan)):
                 written.add(report["part"])
                 finished_any = True
                 yield envelope.timings, report
@@ -67,15 +66,17 @@ def reports(
         single = size == 1 and (len(todo) <= MAX_ROWS_ALONE or not written)
         if len(todo) <= ROWS_ALONE or single:
             note(f"{len(todo):,} rows were lost with their processes: they are tried one by one")
-            yield from rows_alone(
-                work, cluster, recipe, index, todo, None if written else DEATHS_BEFORE_GIVING_UP
-            )
+            yield from rows_alone(work, cluster, index, todo, None if written else DEATHS_BEFORE_GIVING_UP)
             return
         rows_per_block = max(1, size // SHRINK)
         note(
             f"{len(todo):,} rows were lost with their processes or nodes: they are tried again, "
             f"in blocks of {rows_per_block}"
         )
+
+
+def _most_lost(plan: Plan) -> int:
+    return max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
 
 
 def _left(index: RowIndex, todo: np.ndarray, plan: Plan, written: set[str]) -> np.ndarray:
@@ -88,3 +89,49 @@ def _left(index: RowIndex, todo: np.ndarray, plan: Plan, written: set[str]) -> n
         if part_name(index.ids.take(rows).to_pylist()) not in written:
             left.append(rows)
     return np.concatenate([todo[:0], *left])
+
+
+def rows_alone(
+    work: Work, cluster: Cluster, index: RowIndex, todo: np.ndarray, most_deaths: int | None
+) -> Reports:
+    """The last pass: rows as blocks of their own. What ends its process in every try is a failed row.
+
+    Raises RunError when more than `most_deaths` rows at a time, and all of them, end their process.
+    """
+    for begin in range(0, len(todo), ROWS_ALONE):
+        rows = todo[begin : begin + ROWS_ALONE]
+        stream = Stream(work, cluster, make_plan(index, rows, 1))
+        blocks, alive = block_numbers(len(rows)), set(range(len(rows)))
+        died: dict[int, str] = {}  # stages, by block
+        # One stage at a time: a process that dies has been at work on one row alone, and takes none along.
+        for stage in stream.stages:
+            blocks = surviving(stream.behind(blocks, stage.group or stage.name, [stage], alone=True))
+            if blocks.count() < len(alive):
+                left = {row["block"] for row in blocks.select_columns("block").iter_rows()}
+                died |= dict.fromkeys(alive - left, stage.name)
+                alive = left
+        if most_deaths is not None and len(died) == len(rows) > most_deaths:
+            raise RunError(
+                f"stage {died[len(rows) - 1]} died with each of the last {len(rows)} rows; it is not the rows"
+            )
+        for envelope, report in block_reports(blocks, 0):
+            yield envelope.timings, report
+        for number, name in sorted(died.items()):
+            yield (), _failed_row(work, index, rows[number], name)
+
+
+def _failed_row(work: Work, index: RowIndex, position: int, stage: str) -> Report:
+    """Written here, since the row cannot pass the stage."""
+    location = index.locations[position]
+    problem = RowError(
+        "ProcessDied",
+        f"the process of this stage died each of {1 + TASK_RETRIES} times with the row: "
+        "a crash in native code, or out of memory",
+    )
+    row = lost_row(
+        index.ids[position].as_py(),
+        source_of(work.manifest, int(location["file"]), int(location["row"])),
+        error_record(stage, problem),
+        [field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra],
+    )
+    return BlockWriter(work.output, work.seed)(row).to_pylist()[0]

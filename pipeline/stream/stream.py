@@ -10,12 +10,13 @@ are read by the tasks that need them.
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data._internal.execution.interfaces import BlockEntry, BlockSlice, RefBundle
 from ray.data._internal.logical.interfaces import LogicalPlan
 from ray.data._internal.logical.operators import InputData
@@ -24,20 +25,15 @@ from ray.data.block import BlockMetadata
 from ray.util.annotations import RayDeprecationWarning
 
 from clvp.sampling.sampler import DEFAULT_LANES
-from pipeline.rows.memory import reading_memory
 from pipeline.rows.plan import Plan
 from pipeline.settings import ExecutionSettings
-from pipeline.stages import Preparation, Work, model_stages
+from pipeline.stages import Stage, Work, gpu_shares, grouped, stages_of
 from pipeline.stream.cluster import TASK_RETRIES, Cluster
-from pipeline.stream.envelope import Envelope
-from pipeline.stream.workers import guarded, on_table, shared, stage_actor
+from pipeline.stream.workers import stage_actor, stage_task
 
-WRITE_CPUS = 0.25
 LANES_PER_BLOCK = {"cpu": 2, "cuda": 8}  # blocks hold this many times the candidates that run at once
 MAX_ROWS_PER_BLOCK = 256
-CLIPS_PER_ROW = 4  # different ones, for which memory is reserved
 NUMBERS = pa.schema([("id", pa.int64())])  # of blocks, where the stream begins
-ONE_BLOCK = {"batch_size": 1, "batch_format": "pyarrow"}  # a block is one row
 
 
 def rows_per_block(execution: ExecutionSettings, num_candidates: int, cluster: Cluster, num_rows: int) -> int:
@@ -51,43 +47,48 @@ def rows_per_block(execution: ExecutionSettings, num_candidates: int, cluster: C
     return max(1, min(wanted, MAX_ROWS_PER_BLOCK, math.ceil(num_rows / (4 * samplers))))
 
 
-def stream(work: Work, cluster: Cluster, plan: Plan, preparation: Preparation) -> Dataset:
-    """The stream of the envelopes of block reports; nothing runs until it is consumed."""
-    reference = ray.put((preparation, plan))
+class Stream:
+    """The stages of a run as operators on the blocks of a plan; nothing runs until a dataset is consumed."""
 
-    # What Ray Data calls deprecated is passed by names that it does not have yet.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        return _connected(work, cluster, plan, reference)
+    def __init__(self, work: Work, cluster: Cluster, plan: Plan) -> None:
+        self.work = work
+        self.cluster = cluster
+        self.stages = stages_of(work.run)
+        self.shares = gpu_shares(self.stages)
+        self.plan = plan
+        self.references = ray.put(work), ray.put(plan)  # read once per process
 
+    def whole(self) -> Dataset:
+        """The envelopes of block reports."""
+        blocks = block_numbers(self.plan.num_blocks)
+        for name, group in grouped(self.stages):
+            blocks = self.behind(blocks, name, group)
+        return blocks
 
-def _connected(work: Work, cluster: Cluster, plan: Plan, reference: Any) -> Dataset:
-    def prepare(envelope: Envelope) -> pa.Table:
-        recipe, blocks = shared(reference)
-        return recipe(blocks.block(envelope.block))
+    def behind(self, blocks: Dataset, name: str, group: Sequence[Stage], alone: bool = False) -> Dataset:
+        """The blocks after some stages that share a process. `alone`: one block at a time in the cluster."""
+        arguments: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block is one row
+        pool = group[0].pool
+        if pool is None:
+            arguments |= self._task_arguments(group)
+            if alone:
+                arguments["compute"] = TaskPoolStrategy(size=1)
+            function: Any = stage_task(name, group, *self.references)
+        else:
+            arguments |= self.cluster.pool(pool, self.shares[group[0].name])
+            if alone:
+                arguments["compute"] = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
+            arguments["fn_constructor_kwargs"] = {"group": group, "work": self.references[0]}
+            function = stage_actor(name)
+        # What Ray Data calls deprecated is passed by names that it does not have yet.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return blocks.map_batches(function, **arguments)
 
-    blocks = block_numbers(plan.num_blocks).map_batches(
-        guarded("prepare", prepare),
-        **ONE_BLOCK,
-        num_cpus=cluster.task_cpus,
-        max_retries=TASK_RETRIES,
-        **cluster.task_memory(_memory(work, plan)),
-    )
-    for stage in model_stages(work):
-        blocks = blocks.map_batches(
-            stage_actor(stage.name),
-            fn_constructor_kwargs={"load": stage.load},
-            **ONE_BLOCK,
-            **cluster.pool(stage.pool, stage.gpu_share),
-        )
-    writer = guarded("write", on_table(work.writer))
-    return blocks.map_batches(writer, **ONE_BLOCK, num_cpus=WRITE_CPUS, max_retries=TASK_RETRIES)
-
-
-def _memory(work: Work, plan: Plan) -> int:
-    """What a task that prepares a block reserves: enough for any file, and for a few clips in every row."""
-    seconds = work.synthesis.audio_seconds if work.synthesis else None
-    return reading_memory(plan.rows_per_block, seconds, CLIPS_PER_ROW)
+    def _task_arguments(self, group: Sequence[Stage]) -> dict[str, Any]:
+        memory = max(stage.memory(self.work, self.plan.rows_per_block) for stage in group)
+        resources = {"num_cpus": self.cluster.cpus_of(group), **self.cluster.task_memory(memory)}
+        return {**resources, "max_retries": TASK_RETRIES}
 
 
 def block_numbers(num_blocks: int) -> Dataset:

@@ -8,28 +8,39 @@ later stages, and the driver raises it there.
 import logging
 import os
 import socket
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from pipeline.errors import ManifestError, RunError, is_fatal
-from pipeline.stages import Loader
-from pipeline.stream.envelope import Envelope, Stopped, Timing
-from pipeline.stream.starts import counted_start
+from pipeline.errors import (
+    MAX_RUN_MESSAGE_CHARS,
+    ErrorRecord,
+    ManifestError,
+    RunError,
+    error_record,
+    is_fatal,
+)
+from pipeline.stages import Chain, OnBlock, Stage
+from pipeline.stream.envelope import Envelope, Timing
 
 EXIT_DEVICE_LOST = 70
-
-Stage = Callable[[Envelope], pa.Table]
+MAX_DEATHS_LOADING = 3
 
 logger = logging.getLogger(__name__)
 
 
-def guarded(name: str, stage: Stage) -> Callable[[pa.Table], pa.Table]:
-    """The stage as a function from envelope row to envelope row, named after the stage."""
+def guarded(name: str, stage: OnBlock, plan: Any = None) -> Callable[[pa.Table], pa.Table]:
+    """Stages as a function from envelope row to envelope row.
+
+    `plan` refers to the one whose blocks they begin with; without it blocks come with their tables.
+    """
 
     def run_stage(row: pa.Table) -> pa.Table:
         envelope = Envelope.open(row)
@@ -37,9 +48,10 @@ def guarded(name: str, stage: Stage) -> Callable[[pa.Table], pa.Table]:
             return row
         started = time.perf_counter()
         try:
-            table = stage(envelope)
+            table = envelope.table if envelope.table is not None else shared(plan).slices_of(envelope.block)
+            result = stage(table)
             timing = Timing(name, time.perf_counter() - started, worker_name())
-            return envelope.with_result(table, timing).seal()
+            return envelope.with_result(result, timing).seal()
         except Exception as error:
             leave_if_fatal(name, error)
             logger.exception("stage %s, block %d", name, envelope.block)
@@ -49,24 +61,15 @@ def guarded(name: str, stage: Stage) -> Callable[[pa.Table], pa.Table]:
     return run_stage
 
 
-def on_table(stage: Callable[[pa.Table], pa.Table]) -> Stage:
-    """A stage that needs the block's table alone."""
-    return lambda envelope: stage(envelope.table)
+def stage_task(name: str, group: Sequence[Stage], work: Any, plan: Any) -> Callable[[pa.Table], pa.Table]:
+    """Stages for tasks; `work` and `plan` are references. They are made once per process."""
+    group = ray.put(group)
+    return guarded(name, lambda table: _chain(group, work)(table), plan)
 
 
-def stop_reason(stage: str, error: Exception) -> Stopped:
-    """What to tell the user: our own errors speak for themselves, any other is named."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ManifestError):
-        return Stopped(stage, "ManifestError", text)
-    if isinstance(error, RunError) or type(error).__module__.startswith("clvp."):
-        return Stopped(stage, "RunError", text)
-    return Stopped(stage, "RunError", f"stage {stage} failed: {type(error).__name__}: {text}")
-
-
-def raise_stopped(reason: Stopped) -> None:
-    """Raise in the driver what `stop_reason` recorded in a worker."""
-    raise (ManifestError if reason.kind == "ManifestError" else RunError)(reason.message)
+@lru_cache(maxsize=16)
+def _chain(group: Any, work: Any) -> Chain:
+    return Chain(ray.get(group), shared(work))
 
 
 def stage_actor(name: str) -> type:
@@ -77,8 +80,8 @@ def stage_actor(name: str) -> type:
     """
 
     class Actor:
-        def __init__(self, load: Loader) -> None:
-            self.run = guarded(name, on_table(_loaded(name, load)))
+        def __init__(self, group: Sequence[Stage], work: Any) -> None:
+            self.run = guarded(name, _loaded(name, group, work))
 
         def __call__(self, row: pa.Table) -> pa.Table:
             return self.run(row)
@@ -87,11 +90,11 @@ def stage_actor(name: str) -> type:
     return Actor
 
 
-def _loaded(name: str, load: Loader) -> Callable[[pa.Table], pa.Table]:
+def _loaded(name: str, group: Sequence[Stage], work: Any) -> OnBlock:
     try:
-        with counted_start(f"the model of stage {name}"):
+        with _counted_start(f"the model of stage {name}"):
             try:
-                return load()
+                return Chain(group, ray.get(work))
             except Exception as error:
                 leave_if_fatal(name, error)
                 raise
@@ -104,10 +107,44 @@ def _loaded(name: str, load: Loader) -> Callable[[pa.Table], pa.Table]:
         return fail
 
 
+@contextmanager
+def _counted_start(what: str) -> Iterator[None]:
+    """Around the loading of a model in an actor. Raises RunError if that has ended the process too often.
+
+    Ray starts an actor anew as often as it dies, and Ray Data waits for it: a model that takes more memory
+    than the node has would be loaded for ever. A file of the node counts; the actor's id stays the same.
+    """
+    actor = ray.get_runtime_context().get_actor_id()
+    count = Path(tempfile.gettempdir(), f"clvp-start-{actor}")
+    deaths = count.stat().st_size if count.exists() else 0
+    try:
+        if deaths >= MAX_DEATHS_LOADING:
+            raise RunError(
+                f"the process that loads {what} has died {deaths} times in a row on {socket.gethostname()}: "
+                "is there enough memory for the model, and does the GPU work?"
+            )
+        count.write_bytes(bytes(deaths + 1))
+        yield
+    finally:  # an exception is reported by itself; only what ends the process leaves its mark
+        count.unlink(missing_ok=True)
+
+
 @lru_cache(maxsize=4)
 def shared(reference: Any) -> Any:
     """The value of an object reference, read once per process."""
     return ray.get(reference)
+
+
+def stop_reason(stage: str, error: Exception) -> ErrorRecord:
+    """What to tell the user: our own errors speak for themselves, any other is named."""
+    if not isinstance(error, ManifestError | RunError) and not type(error).__module__.startswith("clvp."):
+        error = RunError(f"stage {stage} failed: {type(error).__name__}: {error}")
+    return error_record(stage, error, MAX_RUN_MESSAGE_CHARS)
+
+
+def raise_stopped(reason: ErrorRecord) -> None:
+    """Raise in the driver what `stop_reason` recorded in a worker."""
+    raise (ManifestError if reason["type"] == ManifestError.__name__ else RunError)(reason["message"])
 
 
 def worker_name() -> str:

@@ -10,10 +10,10 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from pipeline.rows.memory import reading_memory
-from pipeline.settings import Pool
-from pipeline.stages import RANKER_GPUS, SAMPLER_GPUS
+from pipeline.settings import Pool, ResultSettings, Run
+from pipeline.stages import CLIPS_PER_ROW, gpu_shares, stages_of
 from pipeline.stream.cluster import Cluster
-from pipeline.stream.stream import CLIPS_PER_ROW, MAX_ROWS_PER_BLOCK, WRITE_CPUS
+from pipeline.stream.stream import MAX_ROWS_PER_BLOCK
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -79,14 +79,16 @@ def audio_task(rows: int) -> Shape:
     return {"CPU": 1, "memory": reading_memory(rows, 6.0, clips_per_row=CLIPS_PER_ROW)}
 
 
-SAMPLER, RANKER = actor(SAMPLER_GPUS), actor(RANKER_GPUS)
+STAGES = {stage.name: stage for stage in stages_of(Run((), "", "", ResultSettings()))}
+SHARES = gpu_shares(STAGES.values())
+SAMPLER, RANKER = actor(SHARES["sample"]), actor(SHARES["rank"])
 
 
 def test_audio_tasks_bring_cpu_nodes_only(types: dict[str, NodeTypeConfig]) -> None:
     per_node = int(types["cpu_worker"].resources["CPU"])
     for count in (1, per_node, per_node + 1, 4 * per_node):
         assert nodes_for(types, (count, audio_task(32))) == {"cpu_worker": -(-count // per_node)}
-    assert nodes_for(types, (1, {"CPU": WRITE_CPUS})) == {"cpu_worker": 1}
+    assert nodes_for(types, (1, {"CPU": STAGES["write"].num_cpus or 0})) == {"cpu_worker": 1}
 
 
 def test_the_largest_blocks_fit_every_node(types: dict[str, NodeTypeConfig]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.description import SCHEMA_VERSION
 from pipeline.errors import ERROR_TYPE
 from pipeline.metrics import MetricsLog, Sample
 from pipeline.output.publish import DATA, ERRORS
@@ -130,14 +131,20 @@ def error(
     }
 
 
-def write_description(output: Path, **changes: Any) -> None:
+def write_description(output: Path, num_candidates: int = 16, **changes: Any) -> None:
     settings = {
-        "num_candidates": 16,
+        "num_candidates": num_candidates,
         "audio_seconds": 6.0,
         "sampling": {"temperature": 0.8, "top_k": 50, "top_p": 0.8, "repetition_penalty": 2.0, "seed": 0},
         "scoring": {"keep": None, "scoring_length": 500, "unfinished_last": True},
     }
-    description = {"schema_version": 1, "settings": {"ResultSettings": settings}, **changes}
+    known = {
+        "schema_version": SCHEMA_VERSION,
+        "package_version": "0",
+        "job": "synthesize",
+        "settings": settings,
+    }
+    description = {**known, "model_files": {}, "columns": {}, "engine": None, "about": {}, **changes}
     output.mkdir(parents=True, exist_ok=True)
     (output / "run.json").write_text(json.dumps(description))
 

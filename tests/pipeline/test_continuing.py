@@ -162,7 +162,7 @@ def test_the_best_of_the_kept_and_the_new_are_the_best_of_all(
         (dataclasses.replace(SETTINGS, num_candidates=2), "has 4 candidates a row, more than 2"),
         (
             dataclasses.replace(SETTINGS, num_candidates=9, audio_seconds=3.0),
-            r"settings\.ResultSettings\.audio_seconds: 6\.0 there, 3\.0 here",
+            r"settings\.audio_seconds: 6\.0 there, 3\.0 here",
         ),
     ],
 )

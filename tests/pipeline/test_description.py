@@ -1,6 +1,7 @@
 """run.json: which runs may continue an output, and which fields are named when they may not."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,16 +9,33 @@ import pytest
 
 from clvp.sampling import SamplingParams
 from pipeline.checkpoint import Checkpoint
-from pipeline.description import describe, differences, read_description, settle, settle_engine
+from pipeline.description import (
+    SCHEMA_VERSION,
+    Description,
+    describe,
+    differences,
+    from_json,
+    load,
+    settle,
+    settle_engine,
+)
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
-from pipeline.replay import from_json
-from pipeline.settings import ExecutionSettings, ResultSettings, ScoringSettings
+from pipeline.settings import ExecutionSettings, RankingSettings, ResultSettings, Run, ScoringSettings
 
 SETTINGS = ResultSettings()
 CHECKPOINT = Checkpoint("/models/a", {"config.json": "aa", "model.safetensors": "bb"})
 COLUMNS = pa.schema([("speaker", pa.string())])
 FACTS = {"device": "NVIDIA H200", "quantum": 256, "torch": "2.11.0"}
+
+
+def told(
+    settings: ResultSettings | RankingSettings = SETTINGS,
+    checkpoint: Checkpoint = CHECKPOINT,
+    columns: pa.Schema = COLUMNS,
+    manifest: str = "m.csv",
+) -> Description:
+    return describe(Run((manifest,), "out", "model", settings), checkpoint, columns)
 
 
 @pytest.fixture
@@ -26,11 +44,11 @@ def output(tmp_path: Path) -> OutputFolder:
 
 
 def test_the_same_run_continues_wherever_manifest_and_model_lie_now(output: OutputFolder) -> None:
-    first = settle(output, describe((SETTINGS,), CHECKPOINT, COLUMNS, ["/data/m.csv"]))
+    first = settle(output, told(manifest="/data/m.csv"))
     elsewhere = dataclasses.replace(CHECKPOINT, location="s3://models/a")
-    again = settle(output, describe((SETTINGS,), elsewhere, COLUMNS, ["s3://data/m.csv"]))
+    again = settle(output, told(checkpoint=elsewhere, manifest="s3://data/m.csv"))
     assert again == first
-    assert first["about"]["manifest"] == ["/data/m.csv"]
+    assert first.about.manifest == ("/data/m.csv",)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +58,13 @@ def test_the_same_run_continues_wherever_manifest_and_model_lie_now(output: Outp
             ResultSettings(sampling=SamplingParams(temperature=0.9, penalized_tokens=(1,))),
             CHECKPOINT,
             COLUMNS,
-            "settings.ResultSettings.sampling.temperature: 0.8 there, 0.9 here",
+            "settings.sampling.temperature: 0.8 there, 0.9 here",
         ),
         (
             ResultSettings(scoring=ScoringSettings(scoring_length=600)),
             CHECKPOINT,
             COLUMNS,
-            "settings.ResultSettings.scoring.scoring_length: 500 there, 600 here",
+            "settings.scoring.scoring_length: 500 there, 600 here",
         ),
         (
             SETTINGS,
@@ -65,30 +83,30 @@ def test_the_same_run_continues_wherever_manifest_and_model_lie_now(output: Outp
 def test_another_run_is_refused_with_the_field_that_differs(
     output: OutputFolder, settings: ResultSettings, checkpoint: Checkpoint, columns: pa.Schema, expected: str
 ) -> None:
-    settle(output, describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"]))
+    settle(output, told())
     output.write_table("_parts", "a.parquet", pa.table({"id": ["a"]}))
     with pytest.raises(RunError) as caught:
-        settle(output, describe((settings,), checkpoint, columns, ["m.csv"]))
+        settle(output, told(settings, checkpoint, columns))
     assert f"({expected}): use them again, or another output" in str(caught.value)
 
 
 def test_a_run_that_has_stored_nothing_binds_nobody(output: OutputFolder) -> None:
-    settle(output, describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"]))
-    other = describe((ResultSettings(audio_seconds=3.0),), CHECKPOINT, COLUMNS, ["m.csv"])
-    assert settle(output, other) == read_description(output) == other
+    settle(output, told())
+    other = told(ResultSettings(audio_seconds=3.0))
+    assert settle(output, other) == load(output) == other
 
 
 def test_the_engine_is_recorded_once_and_then_must_be_the_same(output: OutputFolder) -> None:
-    description = settle(output, describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"]))
-    settle_engine(output, description, FACTS)
-    settle_engine(output, description, FACTS)
-    stored = read_description(output)
+    description = settle(output, told())
+    description = settle_engine(output, description, FACTS)
+    assert settle_engine(output, description, FACTS) == description
+    stored = load(output)
     assert stored is not None
-    assert stored["engine"] == FACTS
-    assert settle(output, describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"])) == stored
+    assert stored.engine == FACTS
+    assert settle(output, told()) == stored
     with pytest.raises(RunError, match=r"engine\.device: 'NVIDIA H200' there, 'NVIDIA L40S' here"):
         settle_engine(output, description, FACTS | {"device": "NVIDIA L40S"})
-    assert read_description(output) == stored
+    assert load(output) == stored
 
 
 def test_settings_of_execution_are_no_part_of_it() -> None:
@@ -96,8 +114,8 @@ def test_settings_of_execution_are_no_part_of_it() -> None:
     results = {field.name for field in dataclasses.fields(ResultSettings)}
     execution = {field.name for field in dataclasses.fields(ExecutionSettings)}
     assert not results & execution
-    described = describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"])
-    assert set(described["settings"]["ResultSettings"]) == results
+    described = told()
+    assert set(described.settings) == results
 
 
 def test_every_setting_comes_back_from_json() -> None:
@@ -106,28 +124,57 @@ def test_every_setting_comes_back_from_json() -> None:
         sampling=SamplingParams(seed=5, penalized_tokens=(1, 2)),
         scoring=ScoringSettings(keep=3),
     )
-    described = describe((settings,), CHECKPOINT, COLUMNS, ["m.csv"])
-    assert from_json(ResultSettings, described["settings"]["ResultSettings"]) == settings
+    assert told(settings).results == settings
+    ranking = RankingSettings(scoring=ScoringSettings(keep=3))
+    assert told(ranking).results == ranking
     with pytest.raises(RunError, match="does not know: colour"):
         from_json(ResultSettings, {"colour": "blue"})
 
 
 def test_credentials_stay_out(output: OutputFolder) -> None:
     uri = "s3://key:secret@bucket/m.csv?endpoint_override=host&secret_key=hush"
-    described = describe((SETTINGS,), dataclasses.replace(CHECKPOINT, location=uri), COLUMNS, [uri])
+    described = told(checkpoint=dataclasses.replace(CHECKPOINT, location=uri), manifest=uri)
     assert "hush" not in str(described)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"schema_version": 3}', b'{"schema_version": 3, "settings": []}']
+)
 def test_a_damaged_description_is_an_error(output: OutputFolder, content: bytes) -> None:
     output.write("", "run.json", content)
     with pytest.raises(RunError, match=r"run\.json is damaged"):
-        settle(output, describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"]))
+        settle(output, told())
+
+
+@pytest.mark.parametrize("version", [1, 2, SCHEMA_VERSION + 1, None])
+def test_a_description_of_another_version_is_refused(output: OutputFolder, version: int | None) -> None:
+    """In version 2 the settings lay under the name of their class."""
+    value = {
+        "schema_version": version,
+        "settings": {"ResultSettings": {"num_candidates": 16}},
+        "engine": None,
+    }
+    output.write("", "run.json", json.dumps(value).encode())
+    with pytest.raises(RunError) as caught:
+        settle(output, told())
+    assert f"schema version {version}, and this version reads {SCHEMA_VERSION}: go on with" in str(
+        caught.value
+    )
+
+
+def test_fields_have_stable_names(output: OutputFolder) -> None:
+    settle(output, told())
+    stored = json.loads(Path(output.file("", "run.json")).read_text())
+    assert list(stored) == [field.name for field in dataclasses.fields(Description)]
+    assert (stored["schema_version"], stored["job"]) == (3, "synthesize")
+    assert list(stored["settings"]) == ["model", "num_candidates", "sampling", "scoring", "audio_seconds"]
+    assert list(told(RankingSettings()).settings) == ["model", "scoring"]
 
 
 def test_an_unknown_engine_differs_from_none() -> None:
-    described = describe((SETTINGS,), CHECKPOINT, COLUMNS, ["m.csv"])
-    assert differences(described, described | {"engine": FACTS}) == []
-    assert differences(described | {"engine": FACTS}, described | {"engine": FACTS | {"quantum": 8}}) == [
+    unknown = told()
+    known = dataclasses.replace(unknown, engine=FACTS)
+    assert differences(unknown, known) == []
+    assert differences(known, dataclasses.replace(unknown, engine=FACTS | {"quantum": 8})) == [
         "engine.quantum: 256 there, 8 here"
     ]

@@ -7,8 +7,8 @@ import pytest
 
 from clvp.checkpoint import CheckpointError
 from pipeline.errors import ManifestError, RunError
-from pipeline.stream.envelope import ENVELOPE, Envelope, Stopped, Timing
-from pipeline.stream.workers import EXIT_DEVICE_LOST, guarded, on_table, raise_stopped
+from pipeline.stream.envelope import ENVELOPE, Envelope, Timing
+from pipeline.stream.workers import EXIT_DEVICE_LOST, guarded, raise_stopped
 
 TABLE = pa.table(
     {
@@ -28,8 +28,9 @@ def test_an_envelope_brings_its_table_back() -> None:
     assert found.table.equals(TABLE)
     assert found.table.schema == TABLE.schema
     assert (found.block, found.timings, found.stopped) == (7, sent.timings, None)
-    stopped = Envelope.open(sent.stop(Stopped("rank", "RunError", "no")).seal())
-    assert (stopped.table, stopped.stopped) == (None, Stopped("rank", "RunError", "no"))
+    reason = {"stage": "rank", "type": "RunError", "message": "no"}
+    stopped = Envelope.open(sent.stop(reason).seal())
+    assert (stopped.table, stopped.stopped) == (None, reason)
     assert Envelope.open(pa.table({"id": [3]})) == Envelope(3)
 
 
@@ -56,19 +57,19 @@ def test_an_exception_reaches_the_driver_past_the_later_stages(
     def never(_: pa.Table) -> pa.Table:
         raise AssertionError("the block has stopped before")
 
-    row = guarded("write", on_table(never))(guarded("rank", on_table(fail))(Envelope(1, TABLE).seal()))
+    row = guarded("write", never)(guarded("rank", fail)(Envelope(1, TABLE).seal()))
     stopped = Envelope.open(row).stopped
     assert stopped is not None
-    assert stopped.stage == "rank"
+    assert stopped["stage"] == "rank"
     with pytest.raises(kind) as caught:
         raise_stopped(stopped)
     assert str(caught.value) == message
 
 
 def test_stages_are_timed_and_named() -> None:
-    stage = guarded("sample", on_table(lambda table: table.slice(1)))
+    stage = guarded("sample", lambda table: table.slice(1))
     assert stage.__name__ == "sample"
-    found = Envelope.open(guarded("rank", on_table(lambda table: table))(stage(Envelope(0, TABLE).seal())))
+    found = Envelope.open(guarded("rank", lambda table: table)(stage(Envelope(0, TABLE).seal())))
     assert found.table["id"].to_pylist() == ["b"]
     assert [timing.stage for timing in found.timings] == ["sample", "rank"]
     assert all(timing.worker.endswith(f":{os.getpid()}") and timing.seconds >= 0 for timing in found.timings)
@@ -89,4 +90,4 @@ def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(Ended):
-        guarded("sample", on_table(fail))(Envelope(1, TABLE).seal())
+        guarded("sample", fail)(Envelope(1, TABLE).seal())

@@ -26,7 +26,7 @@ from pipeline.output.publish import (
 )
 from pipeline.rows.columns import CANDIDATE_TYPE
 from pipeline.rows.plan import Rejected
-from pipeline.stages.write import INPUT, REPORT, BlockWriter
+from pipeline.stages.write import INPUT, REPORT, SAMPLED, BlockWriter
 from tests.s3_server import S3Server
 
 ENGINE = '{"device": "cpu"}'
@@ -58,10 +58,10 @@ def block(ids: Sequence[str], failed: Sequence[str] = (), extra: bool = True) ->
         "source": [f"m.csv, row {i + 1}" for i in range(len(ids))],
         "error": [error if row_id in failed else None for row_id in ids],
     }
-    schema = INPUT
+    schema = pa.schema([*INPUT, *SAMPLED])
     if extra:
         columns |= {"extra.speaker": [f"s{row_id}" for row_id in ids], "extra.n": list(range(len(ids)))}
-        schema = INPUT.append(pa.field("extra.speaker", pa.string())).append(pa.field("extra.n", pa.int16()))
+        schema = schema.append(pa.field("extra.speaker", pa.string())).append(pa.field("extra.n", pa.int16()))
     return pa.Table.from_pydict(columns, schema=schema)
 
 

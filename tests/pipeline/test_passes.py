@@ -44,15 +44,12 @@ class FakeRay:
         self.deadly = deadly
         self.sizes: list[int] = []  # of the blocks of each pass
         self.alone: list[tuple[list[int], int | None]] = []
-        for name in ("stream", "block_reports", "preparation", "rows_alone"):
+        for name in ("Stream", "block_reports", "rows_alone"):
             monkeypatch.setattr(retry, name, getattr(self, name))
         self.notes: list[str] = []
 
-    def preparation(self, work: Any) -> None:
-        pass
-
-    def stream(self, work: Any, cluster: Any, plan: Plan, recipe: Any) -> Plan:
-        return plan
+    def Stream(self, work: Any, cluster: Any, plan: Plan) -> SimpleNamespace:
+        return SimpleNamespace(whole=lambda: plan)
 
     def block_reports(self, plan: Plan, lost_blocks: int) -> Iterator[tuple[Envelope, dict[str, Any]]]:
         self.sizes.append(plan.rows_per_block)
@@ -71,7 +68,7 @@ class FakeRay:
                 yield Envelope(number), {"part": part_name([f"r{row}" for row in rows]), "rows": rows}
 
     def rows_alone(
-        self, work: Any, _: Any, recipe: Any, index: RowIndex, todo: np.ndarray, most_deaths: int | None
+        self, work: Any, _: Any, index: RowIndex, todo: np.ndarray, most_deaths: int | None
     ) -> Iterator[tuple[tuple[()], dict[str, Any]]]:
         self.alone.append((todo.tolist(), most_deaths))
         for row in todo.tolist():

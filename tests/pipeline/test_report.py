@@ -280,7 +280,7 @@ def test_an_output_without_any_row(tmp_path: Path) -> None:
     }
     assert figures["candidates"]["all"]["score"] is None
     assert figures["best_of_n"]["points"] == figures["failures"] == []
-    assert figures["run"]["schema_version"] == 1
+    assert figures["run"]["schema_version"] == 3
 
 
 def test_an_output_of_errors_alone(tmp_path: Path) -> None:
@@ -326,9 +326,7 @@ def test_rows_that_keep_only_their_best(tmp_path: Path) -> None:
     write_data(tmp_path / "all", rows)
     whole = {point["n"]: point for point in report(tmp_path / "all")["best_of_n"]["points"]}
     write_data(tmp_path / "kept", [{**row, "candidates": row["candidates"][:3]} for row in rows])
-    write_description(
-        tmp_path / "kept", settings={"ResultSettings": {"num_candidates": 8, "scoring": {"keep": 3}}}
-    )
+    write_description(tmp_path / "kept", settings={"num_candidates": 8, "scoring": {"keep": 3}})
     kept = report(tmp_path / "kept")["best_of_n"]
     assert kept["rows_by_candidates"] == [{"sampled": 8, "stored": 3, "rows": 40}]
     assert [point["n"] for point in kept["points"]] == [6, 7, 8]

@@ -105,7 +105,7 @@ def test_every_section_is_there(honest: tuple[str, Page]) -> None:
         "AudioNotFound",
         "Speech tokens per second over time",
         "Work by stage",
-        "ResultSettings › sampling",
+        "settings › sampling",
         "repetition_penalty",
     ):
         assert words in page.text

@@ -1,9 +1,22 @@
 import dataclasses
 
+import pyarrow as pa
 import pytest
 
 from clvp.sampling import SamplingParams
-from pipeline.settings import PRESETS, ExecutionSettings, ModelSettings, Pool, ResultSettings, ScoringSettings
+from pipeline.rows.memory import MAX_JSON_CONTAINERS
+from pipeline.rows.payloads import SPEECH_IDS, STORED_PAYLOAD, speech_candidates
+from pipeline.settings import (
+    MAX_CANDIDATES,
+    PRESETS,
+    ExecutionSettings,
+    ModelSettings,
+    Pool,
+    RankingSettings,
+    ResultSettings,
+    Run,
+    ScoringSettings,
+)
 
 
 def test_defaults_are_tortoise_s() -> None:
@@ -30,6 +43,8 @@ def test_defaults_are_tortoise_s() -> None:
     ("make", "field"),
     [
         (lambda: ResultSettings(num_candidates=0), "num_candidates"),
+        (lambda: ResultSettings(num_candidates=MAX_CANDIDATES + 1), "num_candidates"),
+        (lambda: Run((), "out", "model", RankingSettings(), extend="earlier"), "extend"),
         (lambda: ResultSettings(audio_seconds=0), "audio_seconds"),
         (lambda: ResultSettings(scoring=ScoringSettings(scoring_length=400)), "max_new_tokens=500 exceeds"),
         (lambda: ScoringSettings(keep=0), "keep"),
@@ -51,3 +66,13 @@ def test_no_setting_is_both_of_results_and_of_execution() -> None:
     names = {field.name for field in dataclasses.fields(ExecutionSettings)}
     nested = (ResultSettings, ScoringSettings, ModelSettings, SamplingParams)
     assert not names & {field.name for kind in nested for field in dataclasses.fields(kind)}
+
+
+def test_as_many_candidates_as_a_run_may_have_can_be_ranked_again() -> None:
+    """In any form, and with the longest candidates that the model has positions for."""
+    most = ResultSettings(num_candidates=MAX_CANDIDATES).num_candidates
+    stored = [{"candidate": k, "finished": True, "speech_ids": [8191] * 608} for k in range(most)]
+    assert speech_candidates(stored, "") == stored
+    column = pa.array([stored], SPEECH_IDS.type)
+    assert STORED_PAYLOAD.pick(column) == [stored]
+    assert 2 * most + 1 <= MAX_JSON_CONTAINERS

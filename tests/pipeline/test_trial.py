@@ -19,6 +19,7 @@ __all__ = ["ray_instance"]
 
 SETTINGS = ResultSettings(num_candidates=4, sampling=SamplingParams(max_new_tokens=24, seed=5))
 EXECUTION = ExecutionSettings(rows_per_block=4, torch_threads=1)
+RUN = Run((), "", "", SETTINGS, EXECUTION)
 ROWS, BROKEN = 96, 12
 
 

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.rows.columns import CANDIDATE_TYPE, TOKENS_PER_SECOND, offsets_of, replace_columns
-from pipeline.rows.payloads import SAMPLED_TYPE
-from pipeline.stages import rank, sample, voices
+from pipeline.rows.columns import (
+    CANDIDATE_TYPE,
+    CANDIDATES,
+    ENGINE,
+    TOKENS_PER_SECOND,
+    VOICE_KEY,
+    offsets_of,
+    set_columns,
+)
+from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS
+from pipeline.stages.voices import VOICE
 
 MEAN_TOKENS, SPREAD, MOST = 250, 70, 500
 MEL_BYTES = 80 * 517 * 4  # of 6 s of audio
@@ -30,7 +38,7 @@ class StandInAudio:
             pa.array(rows.astype(np.int32)), pa.array(mels, pa.large_binary())
         )
         keys = pa.array([f"{voice:032x}" for voice in rows], pa.string())
-        return replace_columns(table, voices.OUTPUT, {"voice_key": keys, "voice": column})
+        return set_columns(table, {VOICE_KEY: keys, VOICE: column})
 
 
 class StandInSampler:
@@ -56,7 +64,7 @@ class StandInSampler:
         )
         speech = pa.ListArray.from_arrays(offsets_of([self.candidates] * len(table)), values)
         engine = pa.array(['{"kind": "stand-in"}'] * len(table))
-        return replace_columns(table, sample.OUTPUT, {"speech_ids": speech, "engine": engine})
+        return set_columns(table, {SPEECH_IDS: speech, ENGINE: engine})
 
 
 class StandInRanker:
@@ -88,4 +96,4 @@ class StandInRanker:
         fields = list(CANDIDATE_TYPE)
         values = pa.StructArray.from_arrays([known[field.name] for field in fields], fields=fields)
         candidates = pa.ListArray.from_arrays(speech.offsets, values)
-        return replace_columns(table, rank.OUTPUT, {"candidates": candidates})
+        return set_columns(table, {CANDIDATES: candidates})

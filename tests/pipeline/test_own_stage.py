@@ -1,0 +1,99 @@
+"""A stage that is added to the list, and to nothing else, in a run that is killed, continued and replayed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import stages
+from pipeline.output.folder import OutputFolder
+from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
+from pipeline.stages import gpu_shares, stages_of
+from pipeline.stages.tokens import load_encoder
+from tests.soak.output import Stored, Watch, check_finished, read_stored
+from tests.soak.processes import kill_session, wait_until
+from tests.soak.workload import Run as Process
+from tests.soak.workload import Workload
+
+SYNTHESIZE = ("-m", "tests.pipeline.own_stage_job", "synthesize")
+COLUMN = "speech_per_text_token"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stage_of_one_s_own(workload: Workload, undisturbed: Stored, tmp_path: Path) -> None:
+    output = OutputFolder(str(tmp_path / "out"))
+    with Process(workload, output.uri, command=SYNTHESIZE) as killed:
+        watch = Watch(output)
+        wait_until(lambda: killed.has_ended or watch.look() >= 8, 400, "rows to be stored", pause=0.01)
+        assert not killed.has_ended, killed.text()
+        kill_session(killed.pid)
+    with Process(workload, output.uri, command=SYNTHESIZE) as continued:
+        wait_until(lambda: continued.has_ended, 400, "the run to end")
+        assert continued.process.returncode == 0, continued.text()
+        assert "done before" in continued.text()
+        assert " 0 done before" not in continued.text()
+    stored = read_stored(output)
+    check_finished(stored, workload)
+    assert stored.data is not None
+    assert undisturbed.data is not None
+    assert stored.data.drop_columns(COLUMN).equals(undisturbed.data), "nothing else has changed"
+    encode = load_encoder(str(workload.model), "tortoise")
+    for row in stored.data.to_pylist():
+        expected = [c["num_tokens"] / len(encode(row["text"])) for c in row["candidates"]]
+        assert row[COLUMN] == pytest.approx(expected, rel=1e-6)
+    row_id = stored.data["id"][0].as_py()
+    with_it = replayed("tests.pipeline.own_stage_job", "replay", output.uri, row_id)
+    assert f"row {row_id}: 3 of 3 candidates identical" in with_it
+    assert "not as it was" not in with_it
+    assert f"  columns.{COLUMN}: " in replayed("jobs.replay", "", output.uri, row_id)
+
+
+def replayed(module: str, job: str, output: str, row_id: str) -> str:
+    options = ["--output", output, "--id", row_id, "--torch-threads", "1"]
+    command = [sys.executable, "-m", module, *filter(None, [job]), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_stage_gets_no_column_that_none_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = stages.declared
+    monkeypatch.setattr(stages, "declared", lambda run: declared(run)[1:])
+    with pytest.raises(ValueError, match=r"no stage before validate gives it \['error', 'text'\]"):
+        stages_of(Run((), "out", "model", RankingSettings()))
+
+
+def test_heavy_columns_travel_no_further_than_they_are_used() -> None:
+    found = stages_of(Run((), "out", "model", ResultSettings()))
+    later = {stage.name: stage.later for stage in found}
+    assert "audio" in later["validate"]
+    assert later["audio"] >= {"voice", "voice_key", "input_ids"}
+    assert "audio" not in later["audio"]
+    assert "voice" not in later["sample"]
+    assert later["rank"] == {"id", "text", "source", "error", "candidates", "voice_key", "engine"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "ranker", "own", "expected"),
+    [
+        (None, None, None, (0.75, 0.25)),
+        (0.9, None, None, (0.9, 0.1)),
+        (1, None, None, (1, 0.25)),  # the rankers have GPUs of their own
+        (0, None, None, (0, 0.25)),
+        (None, None, 0.25, (0.6, 0.2, 0.2)),
+        (0.5, 0.3, 1.0, (0.5, 0.3, 0.2)),
+    ],
+)
+def test_shares_of_a_gpu_are_one_at_most_unless_told(
+    sampler: float | None, ranker: float | None, own: float | None, expected: tuple[float, ...]
+) -> None:
+    execution = ExecutionSettings(samplers=Pool(num_gpus=sampler), rankers=Pool(num_gpus=ranker))
+    found = stages_of(Run((), "out", "model", ResultSettings(), execution))
+    if own is not None:
+        third = replace(found[-2], name="own", pool=Pool(), gpu_share=own)
+        found.insert(-1, third)
+    shares = gpu_shares(found)
+    assert tuple(shares[name] for name in ("sample", "rank", "own")[: len(expected)]) == expected
