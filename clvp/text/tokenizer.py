@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
-from tokenizers import AddedToken
 from torch import Tensor
 
 from clvp.batch import BatchFeature, Padding, Side, TensorType, check_choice, stack, to_tensor
@@ -20,7 +19,6 @@ from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 from clvp.text.vocabulary import (
     CONFIG_KEYS,
-    FILES,
     NORMALIZER_KEY,
     SPACE_TOKEN,
     SPECIAL_ROLES,
@@ -28,14 +26,11 @@ from clvp.text.vocabulary import (
     added_token,
     added_tokens,
     byte_pair_encoder,
-    describe,
     join_tokens,
-    prefixed,
     read_merges,
     read_vocabulary,
     spell_bytes,
     stored_arguments,
-    write_files,
 )
 
 Normalizer = Literal["english", "tortoise"]
@@ -54,23 +49,20 @@ class ClvpTokenizer:
         ValueError: the files do not belong together, or an argument has an unknown value.
     """
 
-    vocab_files_names: ClassVar = FILES
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
 
     def __init__(
         self,
         vocab_file: str | Path,
         merges_file: str | Path,
-        errors: str = "replace",  # how `decode` treats bytes that are no UTF-8: see `bytes.decode`
+        *,
         unk_token: TokenDescription = "[UNK]",
         bos_token: TokenDescription = "<|endoftext|>",
         eos_token: TokenDescription = "[STOP]",
         pad_token: TokenDescription = "[STOP]",
-        add_prefix_space: bool = False,  # kept for compatibility; it changes no ids, in the reference neither
         # Put these around every text. The speech model adds its own and wants neither.
         add_bos_token: bool = False,
         add_eos_token: bool = False,
-        *,
         # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
         # better for numbers, years, ordinals, accents and quotation marks.
         normalizer: Normalizer = "english",
@@ -85,13 +77,11 @@ class ClvpTokenizer:
         check_choice("normalizer", normalizer, get_args(Normalizer))
         check_choice("padding_side", padding_side, get_args(Side))
         check_choice("truncation_side", truncation_side, get_args(Side))
-        self.errors = errors
         self.unk_token = added_token(unk_token).content
         self.bos_token = added_token(bos_token).content
         self.eos_token = added_token(eos_token).content
         self.pad_token = added_token(pad_token).content
         self.additional_special_tokens = [added_token(token).content for token in additional_special_tokens]
-        self.add_prefix_space = add_prefix_space
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
         self.normalizer: Normalizer = normalizer
@@ -105,6 +95,10 @@ class ClvpTokenizer:
         self._added_ids = {token.content: token_id for token_id, token in self._added.items()}
         self._all_ids = self._vocabulary | self._added_ids
         self._all_tokens = {token_id: token for token, token_id in self._all_ids.items()}
+        self.unk_token_id = self._all_ids[self.unk_token]
+        self.bos_token_id = self._all_ids[self.bos_token]
+        self.eos_token_id = self._all_ids[self.eos_token]
+        self.pad_token_id = self._all_ids[self.pad_token]
         # Longest first: of two tokens that start alike, the longer one is found.
         alternatives = sorted(map(re.escape, self._added_ids), key=len, reverse=True)
         self._added_pattern = re.compile(f"({'|'.join(alternatives)})")
@@ -129,36 +123,23 @@ class ClvpTokenizer:
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
         return cls(**(stored_arguments(source) | overrides))
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write the vocabulary, the merges and `tokenizer_config.json` into a folder; returns the paths."""
         config = {key: getattr(self, key) for key in CONFIG_KEYS}
         config |= {"tokenizer_class": type(self).__name__, NORMALIZER_KEY: self.normalizer}
-        config["added_tokens_decoder"] = {str(i): describe(token) for i, token in self._added.items()}
+        config["added_tokens_decoder"] = {str(i): token.__getstate__() for i, token in self._added.items()}
+        folder = Path(save_directory)
         files: dict[str, dict[str, Any]] = {
             "tokenizer_config.json": config,
-            "special_tokens_map.json": dict(self.special_tokens_map),
+            "special_tokens_map.json": self.special_tokens_map,
             "added_tokens.json": {t: i for t, i in self._added_ids.items() if t not in self._vocabulary},
+            "vocab.json": self._vocabulary,
         }
-        paths = []
         for name, content in files.items():
-            paths.append(Path(save_directory) / prefixed(name, filename_prefix))
-            write_json(paths[-1], content)
-        return (*map(str, paths), *self.save_vocabulary(save_directory, filename_prefix))
-
-    def save_vocabulary(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, str]:
-        """Write `vocab.json` and `merges.txt` into an existing folder; returns their paths.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
-        folder = Path(save_directory)
-        if not folder.is_dir():
-            raise NotADirectoryError(f"cannot save the vocabulary: {str(folder)!r} is no folder")
-        return write_files(folder, filename_prefix, self._vocabulary, self._merges)
+            write_json(folder / name, content)
+        merges = ["#version: 0.2", *(" ".join(merge) for merge in self._merges)]
+        (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+        return tuple(str(folder / name) for name in (*files, "merges.txt"))
 
     # ---- the vocabulary ----
 
@@ -170,9 +151,6 @@ class ClvpTokenizer:
     def __len__(self) -> int:
         return len(self._all_ids)
 
-    def __repr__(self) -> str:
-        return f"ClvpTokenizer(vocab_size={self.vocab_size}, normalizer={self.normalizer!r})"
-
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
         return dict(self._all_ids)
@@ -180,11 +158,6 @@ class ClvpTokenizer:
     def get_added_vocab(self) -> dict[str, int]:
         """Added token to id."""
         return dict(self._added_ids)
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id to added token."""
-        return dict(self._added)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -200,23 +173,6 @@ class ClvpTokenizer:
     def all_special_ids(self) -> list[int]:
         """The ids of `all_special_tokens`."""
         return [self._all_ids[token] for token in self.all_special_tokens]
-
-    @property
-    def unk_token_id(self) -> int:
-        """Id of the unknown token, and so on for the three below."""
-        return self._all_ids[self.unk_token]
-
-    @property
-    def bos_token_id(self) -> int:
-        return self._all_ids[self.bos_token]
-
-    @property
-    def eos_token_id(self) -> int:
-        return self._all_ids[self.eos_token]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._all_ids[self.pad_token]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Id of a token, or the list of ids of several; unknown ones get the id of the unknown token."""
@@ -245,7 +201,6 @@ class ClvpTokenizer:
     def __call__(
         self,
         text: str | Sequence[str],
-        text_pair: None = None,
         *,
         add_special_tokens: bool = True,
         padding: Padding = False,
@@ -275,8 +230,6 @@ class ClvpTokenizer:
             TypeError: `text` is neither a string nor a sequence of strings.
             ValueError: an argument has an unknown value, or unequal lengths are to become a tensor.
         """
-        if text_pair is not None:
-            raise ValueError("text_pair: CLVP reads single texts; encode the two one after the other")
         cut_to, pad_to = read_lengths(
             padding, truncation, max_length, self.model_max_length, pad_to_multiple_of
         )
@@ -360,10 +313,13 @@ class ClvpTokenizer:
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         tokens = self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids, skip_special_tokens)
-        text = self.convert_tokens_to_string(tokens)
+        text = join_tokens(tokens)
         cleans = clean_up_tokenization_spaces
-        cleans = self.clean_up_tokenization_spaces if cleans is None else cleans
-        return self.clean_up_tokenization(text) if cleans else text
+        if not (self.clean_up_tokenization_spaces if cleans is None else cleans):
+            return text
+        for token in (SPACE_TOKEN, _STOP_TOKEN):
+            text = text.replace(token, " ") if token in self._all_ids else text
+        return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
 
     def batch_decode(
         self,
@@ -373,13 +329,3 @@ class ClvpTokenizer:
     ) -> list[str]:
         """The text of each sequence of token ids; arguments as in `decode`."""
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
-
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Join tokens and undo the byte map; [SPACE] stays spelled out."""
-        return join_tokens(tokens, self.errors)
-
-    def clean_up_tokenization(self, text: str) -> str:
-        """Decoded text for people: see `decode`."""
-        for token in (SPACE_TOKEN, _STOP_TOKEN):
-            text = text.replace(token, " ") if token in self._all_ids else text
-        return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
