@@ -1,6 +1,6 @@
 """Rows of a batch on their way into a model: padding, tensors, and the dictionary that holds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -34,35 +34,20 @@ class BatchFeature(dict[str, Any]):
 
     def to(
         self,
-        *args: Device | torch.dtype,
-        device: Device | None = None,
+        device: Device | torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> "BatchFeature":
         """Move all tensors to `device` and cast floating-point ones to `dtype`, in place; returns itself.
 
-        Both may be given by position, in any order: `out.to("cuda", torch.float16)`. Token ids and masks keep
-        their integer types.
-
-        Raises:
-            TypeError: an argument is neither a device nor a dtype, or one of them is given twice.
+        A dtype may stand alone: `out.to(torch.float16)`. Token ids and masks keep their integer types.
         """
-        for arg in args:
-            if isinstance(arg, torch.dtype) and dtype is None:
-                dtype = arg
-            elif isinstance(arg, Device) and device is None:
-                device = arg
-            else:
-                raise TypeError(f"to() takes one device and one dtype, got {arg!r} as well")
+        target, cast = (None, device) if isinstance(device, torch.dtype) else (device, dtype)
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, dtype if value.is_floating_point() else None, non_blocking)
-            if isinstance(value, list | tuple):
-                return type(value)(map(moved, value))
-            if isinstance(value, Mapping):
-                return {name: moved(item) for name, item in value.items()}
-            return value
+                return value.to(target, cast if value.is_floating_point() else None, non_blocking)
+            return [moved(item) for item in value] if isinstance(value, list) else value
 
         self.update({name: moved(value) for name, value in self.items()})
         return self
