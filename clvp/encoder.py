@@ -97,6 +97,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
     """Text or speech tokens to one embedding per sequence."""
 
     config_class = ClvpEncoderConfig
+    checkpoint_prefixes = ("text_encoder_model.",)  # unless `config_type` says otherwise
     input_embeddings = "token_embedding"
     config: ClvpEncoderConfig
 
@@ -120,10 +121,6 @@ class ClvpEncoder(ClvpPreTrainedModel):
             nn.init.normal_(layer.mlp.fc1.proj.weight, std=(2 * config.hidden_size) ** -0.5 * factor)
             depth_scale = (2 * config.num_hidden_layers) ** -0.5
             nn.init.normal_(layer.mlp.fc2.weight, std=config.hidden_size**-0.5 * depth_scale * factor)
-
-    @classmethod
-    def _prefixes(cls, config_type: str | None) -> tuple[str, ...]:
-        return ("speech_encoder_model." if config_type == "speech_config" else "text_encoder_model.",)
 
     def forward(
         self,

@@ -276,8 +276,7 @@ def convert_tortoise(
     ) | apply_rules(clvp_state, CLVP_RULES, text.num_attention_heads, clvp_name)
     with torch.device("meta"):
         model = ClvpModelForConditionalGeneration(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    check_keys(expected, {k: tuple(w.shape) for k, w in weights.items()}, f"{decoder_name} and {clvp_name}")
+    check_keys(model, weights, f"{decoder_name} and {clvp_name}")
     model.load_state_dict({key: weight.float() for key, weight in weights.items()}, assign=True)
     limit = model.generation_config.max_new_tokens
     model.generation_config = replace(
