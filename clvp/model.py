@@ -273,13 +273,9 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         tokens = nn.utils.rnn.pad_sequence([c.tokens for c in candidates], batch_first=True).to(self.device)
         lengths = torch.tensor([len(c.tokens) for c in candidates], device=self.device)
         inside = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
-        per_text = []
-        for prefix, ids in zip(prefixes, tokens.split(config.num_return_sequences), strict=True):
-            states = self.speech_decoder_model.speech_states(
-                prefix.expand(len(ids), -1, -1),
-                ids,
-                mel_positions=config.mel_positions,
-                output_hidden_states=True,
-            )
-            per_text.append(states.hidden_states or ())
+        settings: dict[str, Any] = {"mel_positions": config.mel_positions, "output_hidden_states": True}
+        per_text = [
+            self.speech_decoder_model.speech_states(prefix.expand(len(ids), -1, -1), ids, **settings)
+            for prefix, ids in zip(prefixes, tokens.split(config.num_return_sequences), strict=True)
+        ]
         return tuple(torch.cat(layer) * inside[..., None] for layer in zip(*per_text, strict=True))

@@ -26,13 +26,11 @@ def parse_dtype(dtype: Dtype) -> torch.dtype | None:
 
 
 class ClvpPreTrainedModel(nn.Module):
-    """Base of all public models. Subclasses name their configuration, where a composite checkpoint holds
-    them, and the module that embeds `input_ids`.
-    """
+    """Base of all public models."""
 
     config_class: ClassVar[type[ClvpConfigBase]]
-    checkpoint_prefixes: ClassVar[tuple[str, ...]] = ()
-    input_embeddings: ClassVar[str]
+    checkpoint_prefixes: ClassVar[tuple[str, ...]] = ()  # where the checkpoint of a whole holds this part
+    input_embeddings: ClassVar[str]  # the module that embeds `input_ids`
     generation_config: Any = None  # of the models that generate: a ClvpGenerationConfig
 
     def __init__(self, config: Any) -> None:

@@ -146,9 +146,7 @@ def score_texts(
     codes_SL: Tensor,
     output_hidden_states: bool = False,
 ) -> ClvpOutput:
-    """All texts against all codes. A text is token ids [N] or token embeddings [N, D], and gets one stop
-    token.
-    """
+    """All texts, ids [N] or embeddings [N, D] to which one stop token is added, against all codes."""
     rows = [_with_stop(text_encoder, text) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)

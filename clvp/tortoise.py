@@ -1,5 +1,4 @@
-"""The original Tortoise weights, `autoregressive.pth` and `clvp2.pth`, to a checkpoint folder of this
-package.
+"""Tortoise's original weights, `autoregressive.pth` and `clvp2.pth`, to a checkpoint folder of this package.
 
 All sizes are read off the shapes of the weights. Tortoise's heads are 64 wide, which shapes do not tell.
 Tortoise divides by the root mean square with a floor of 1e-8 instead of adding 1e-5, so that the

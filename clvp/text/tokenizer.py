@@ -44,9 +44,7 @@ class ClvpTokenizer:
 
     `vocab_file` is `vocab.json`, token to id; `merges_file` is `merges.txt`, a header and one merge a line.
     Special tokens are added after the end of the vocabulary where it lacks them.
-
-    Raises:
-        ValueError: the files do not belong together, or an argument has an unknown value.
+    Raises ValueError for files that do not belong together, and for an argument with an unknown value.
     """
 
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
@@ -116,9 +114,7 @@ class ClvpTokenizer:
         """Load from a checkpoint folder or a hub id.
 
         `kwargs` are options of `huggingface_hub`, such as `revision`, and arguments of the constructor.
-
-        Raises:
-            FileNotFoundError: no such folder or repository, or it holds no vocabulary.
+        Raises FileNotFoundError for no such folder or repository, or one without a vocabulary.
         """
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
         return cls(**(stored_arguments(source) | overrides))
@@ -181,11 +177,7 @@ class ClvpTokenizer:
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
-        """Token of an id, or the list of tokens of several.
-
-        Raises:
-            ValueError: no token has such an id.
-        """
+        """Token of an id, or the list of tokens of several; ValueError for an id that no token has."""
         if not isinstance(ids, int):
             skipped = set(self.all_special_ids) if skip_special_tokens else set()
             return [self.convert_ids_to_tokens(int(i)) for i in ids if int(i) not in skipped]

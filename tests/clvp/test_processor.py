@@ -149,7 +149,6 @@ def test_batch_feature_is_a_dictionary_with_attributes() -> None:
     batch = BatchFeature(input_ids=torch.tensor([[1]]), input_features=torch.zeros(1, 2))
     assert batch.input_ids is batch["input_ids"]
     assert (lambda **inputs: set(inputs))(**batch) == {"input_ids", "input_features"}
-    assert batch.data == dict(batch)
     assert not hasattr(batch, "attention_mask")
     with pytest.raises(AttributeError, match=r"attention_mask.*input_ids, input_features"):
         _ = batch.attention_mask
