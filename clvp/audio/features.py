@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -37,8 +37,6 @@ _SUSPICIOUS_PEAK = 32.0
 @dataclass(eq=False)
 class ClvpFeatureExtractor:
     """Log-mel spectrograms of the first seconds of mono audio."""
-
-    model_input_names: ClassVar = ["input_features", "attention_mask"]
 
     feature_size: int = 80  # mel bands
     sampling_rate: int = 22050  # samples per second that the model expects; audio is not resampled here

@@ -7,10 +7,12 @@ Tortoise's normalizer nothing is split off: Tortoise lower-cases first, and "[ST
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
+from tokenizers import AddedToken
 from torch import Tensor
 
 from clvp.batch import BatchFeature, Padding, Side, TensorType, check_choice, stack, to_tensor
@@ -22,7 +24,6 @@ from clvp.text.vocabulary import (
     NORMALIZER_KEY,
     SPACE_TOKEN,
     SPECIAL_ROLES,
-    TokenDescription,
     added_token,
     added_tokens,
     byte_pair_encoder,
@@ -39,58 +40,49 @@ TokenIds = Sequence[int] | np.ndarray | Tensor
 _STOP_TOKEN = "[STOP]"
 
 
+@dataclass(eq=False)
 class ClvpTokenizer:
     """Byte-level BPE tokenizer of the CLVP family. It pickles, and its use changes nothing in it.
 
-    `vocab_file` is `vocab.json`, token to id; `merges_file` is `merges.txt`, a header and one merge a line.
-    Special tokens are added after the end of the vocabulary where it lacks them.
+    Tokens may be given as strings, as AddedToken or by their description in a JSON file; special tokens are
+    added after the end of the vocabulary where it lacks them.
     Raises ValueError for files that do not belong together, and for an argument with an unknown value.
     """
 
-    model_input_names: ClassVar = ["input_ids", "attention_mask"]
+    vocab_file: str | Path  # `vocab.json`: token to id
+    merges_file: str | Path  # `merges.txt`: a header and one merge a line
+    _: KW_ONLY
+    unk_token: str = "[UNK]"
+    bos_token: str = "<|endoftext|>"
+    eos_token: str = "[STOP]"
+    pad_token: str = "[STOP]"
+    # Put these around every text. The speech model adds its own and wants neither.
+    add_bos_token: bool = False
+    add_eos_token: bool = False
+    # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
+    # better for numbers, years, ordinals, accents and quotation marks.
+    normalizer: Normalizer = "english"
+    # Id to added token. They are found in a text before anything else happens to it.
+    added_tokens_decoder: Mapping[int, AddedToken] = field(default_factory=dict)
+    additional_special_tokens: Sequence[str] = ()  # `skip_special_tokens` drops these too
+    clean_up_tokenization_spaces: bool = True  # `decode` turns [SPACE] and [STOP] into spaces
+    model_max_length: int = 10**30  # limit of truncation and padding without a `max_length`
+    padding_side: Side = "right"
+    truncation_side: Side = "right"
 
-    def __init__(
-        self,
-        vocab_file: str | Path,
-        merges_file: str | Path,
-        *,
-        unk_token: TokenDescription = "[UNK]",
-        bos_token: TokenDescription = "<|endoftext|>",
-        eos_token: TokenDescription = "[STOP]",
-        pad_token: TokenDescription = "[STOP]",
-        # Put these around every text. The speech model adds its own and wants neither.
-        add_bos_token: bool = False,
-        add_eos_token: bool = False,
-        # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
-        # better for numbers, years, ordinals, accents and quotation marks.
-        normalizer: Normalizer = "english",
-        # Id to added token. They are found in a text before anything else happens to it.
-        added_tokens_decoder: Mapping[int | str, TokenDescription] | None = None,
-        additional_special_tokens: Sequence[TokenDescription] = (),  # `skip_special_tokens` drops these too
-        clean_up_tokenization_spaces: bool = True,  # `decode` turns [SPACE] and [STOP] into spaces
-        model_max_length: int = 10**30,  # limit of truncation and padding without a `max_length`
-        padding_side: Side = "right",
-        truncation_side: Side = "right",
-    ) -> None:
-        check_choice("normalizer", normalizer, get_args(Normalizer))
-        check_choice("padding_side", padding_side, get_args(Side))
-        check_choice("truncation_side", truncation_side, get_args(Side))
-        self.unk_token = added_token(unk_token).content
-        self.bos_token = added_token(bos_token).content
-        self.eos_token = added_token(eos_token).content
-        self.pad_token = added_token(pad_token).content
-        self.additional_special_tokens = [added_token(token).content for token in additional_special_tokens]
-        self.add_bos_token = add_bos_token
-        self.add_eos_token = add_eos_token
-        self.normalizer: Normalizer = normalizer
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.model_max_length = int(model_max_length)
-        self.padding_side: Side = padding_side
-        self.truncation_side: Side = truncation_side
-        self._vocabulary = read_vocabulary(Path(vocab_file))
-        self._merges = read_merges(Path(merges_file))
-        self._added = added_tokens(self._vocabulary, added_tokens_decoder or {}, self.all_special_tokens)
-        self._added_ids = {token.content: token_id for token_id, token in self._added.items()}
+    def __post_init__(self) -> None:
+        check_choice("normalizer", self.normalizer, get_args(Normalizer))
+        check_choice("padding_side", self.padding_side, get_args(Side))
+        check_choice("truncation_side", self.truncation_side, get_args(Side))
+        for role in SPECIAL_ROLES:
+            setattr(self, role, added_token(getattr(self, role)).content)
+        self.additional_special_tokens = [added_token(t).content for t in self.additional_special_tokens]
+        self.model_max_length = int(self.model_max_length)
+        self._vocabulary = read_vocabulary(Path(self.vocab_file))
+        self._merges = read_merges(Path(self.merges_file))
+        added = added_tokens(self._vocabulary, self.added_tokens_decoder, self.all_special_tokens)
+        self.added_tokens_decoder = added
+        self._added_ids = {token.content: token_id for token_id, token in added.items()}
         self._all_ids = self._vocabulary | self._added_ids
         self._all_tokens = {token_id: token for token, token_id in self._all_ids.items()}
         self.unk_token_id = self._all_ids[self.unk_token]
@@ -104,7 +96,7 @@ class ClvpTokenizer:
             {self.unk_token: self.unk_token_id} | self._vocabulary,
             self._merges,
             self.unk_token,
-            "words" if normalizer == "tortoise" else "gpt2",
+            whole_words=self.normalizer == "tortoise",
         )
 
     # ---- loading and saving ----
@@ -123,7 +115,9 @@ class ClvpTokenizer:
         """Write the vocabulary, the merges and `tokenizer_config.json` into a folder; returns the paths."""
         config = {key: getattr(self, key) for key in CONFIG_KEYS}
         config |= {"tokenizer_class": type(self).__name__, NORMALIZER_KEY: self.normalizer}
-        config["added_tokens_decoder"] = {str(i): token.__getstate__() for i, token in self._added.items()}
+        config["added_tokens_decoder"] = {
+            str(token_id): token.__getstate__() for token_id, token in self.added_tokens_decoder.items()
+        }
         folder = Path(save_directory)
         files: dict[str, dict[str, Any]] = {
             "tokenizer_config.json": config,

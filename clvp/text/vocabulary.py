@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -16,6 +16,7 @@ _FILES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 
 SPACE_TOKEN = "[SPACE]"
 _BYTE_SPACE = "\u0120"  # how byte-level BPE writes a space
+_BYTES = ByteLevel(add_prefix_space=False, use_regex=False)
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # The entries of tokenizer_config.json that are arguments of ClvpTokenizer, added_tokens_decoder and the
@@ -29,7 +30,6 @@ NORMALIZER_KEY = "text_normalizer"
 
 TokenDescription = str | AddedToken | Mapping[str, Any]
 Merge = tuple[str, str]
-WordSplit = Literal["gpt2", "words"]
 
 _FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
@@ -85,7 +85,7 @@ def read_merges(path: Path) -> list[Merge]:
 
 def added_tokens(
     vocabulary: Mapping[str, int],
-    declared: Mapping[int | str, TokenDescription],
+    declared: Mapping[Any, TokenDescription],
     special_tokens: Sequence[str],
 ) -> dict[int, AddedToken]:
     """Id to added token: those declared, and special ones besides, unknown ones with new ids."""
@@ -109,13 +109,13 @@ def added_token(token: TokenDescription) -> AddedToken:
 
 
 def byte_pair_encoder(
-    vocabulary: Mapping[str, int], merges: list[Merge], unk_token: str, word_split: WordSplit
+    vocabulary: Mapping[str, int], merges: list[Merge], unk_token: str, *, whole_words: bool
 ) -> Tokenizer:
     """The encoder of normalized ASCII text.
 
-    `word_split` says what merges may not cross: "gpt2" is the regular expression of GPT-2, which takes a
-    space and the word after it, and contractions ('m, 'll), as one; "words" takes runs of word characters
-    and runs of punctuation, as Tortoise does.
+    What merges may not cross is found by the regular expression of GPT-2, which takes a space and the word
+    after it, and contractions ('m, 'll), as one; `whole_words` are runs of word characters and runs of
+    punctuation, as Tortoise takes them.
 
     Raises ValueError for a merge that makes a token that the vocabulary lacks.
     """
@@ -130,19 +130,16 @@ def byte_pair_encoder(
                 "the vocabulary and merges files do not belong together"
             )
     encoder = Tokenizer(BPE(vocab=vocab, merges=merges, unk_token=unk_token, fuse_unk=False))
-    if word_split == "gpt2":
-        encoder.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    else:
+    encoder.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    if whole_words:
         words = Split(Regex(r"\w+|[^\w\s]+"), behavior="isolated")
-        bytes_of_words = ByteLevel(add_prefix_space=False, use_regex=False)
-        encoder.pre_tokenizer = PreTokenizerSequence([words, bytes_of_words])
+        encoder.pre_tokenizer = PreTokenizerSequence([words, _BYTES])
     return encoder
 
 
 def spell_bytes(text: str) -> str:
     """A text as byte-level BPE writes it."""
-    words = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
-    return "".join(word for word, _ in words)
+    return "".join(word for word, _ in _BYTES.pre_tokenize_str(text))
 
 
 def join_tokens(tokens: Sequence[str]) -> str:
