@@ -1,6 +1,6 @@
 """Rows of a batch on their way into a model: padding, tensors, and the dictionary that holds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,42 +27,22 @@ class BatchFeature(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"no entry {name!r}; there are {', '.join(self) or 'none'}") from None
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """The entries as a plain dictionary."""
-        return dict(self)
-
     def to(
         self,
-        *args: Device | torch.dtype,
-        device: Device | None = None,
+        device: Device | torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> "BatchFeature":
         """Move all tensors to `device` and cast floating-point ones to `dtype`, in place; returns itself.
 
-        Both may be given by position, in any order: `out.to("cuda", torch.float16)`. Token ids and masks keep
-        their integer types.
-
-        Raises:
-            TypeError: an argument is neither a device nor a dtype, or one of them is given twice.
+        A dtype may stand alone: `out.to(torch.float16)`. Token ids and masks keep their integer types.
         """
-        for arg in args:
-            if isinstance(arg, torch.dtype) and dtype is None:
-                dtype = arg
-            elif isinstance(arg, Device) and device is None:
-                device = arg
-            else:
-                raise TypeError(f"to() takes one device and one dtype, got {arg!r} as well")
+        target, cast = (None, device) if isinstance(device, torch.dtype) else (device, dtype)
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, dtype if value.is_floating_point() else None, non_blocking)
-            if isinstance(value, list | tuple):
-                return type(value)(map(moved, value))
-            if isinstance(value, Mapping):
-                return {name: moved(item) for name, item in value.items()}
-            return value
+                return value.to(target, cast if value.is_floating_point() else None, non_blocking)
+            return [moved(item) for item in value] if isinstance(value, list) else value
 
         self.update({name: moved(value) for name, value in self.items()})
         return self
@@ -95,13 +75,28 @@ def to_tensor(array: np.ndarray, tensor_type: TensorType) -> Any:
     return torch.from_numpy(array) if tensor_type == "pt" else array
 
 
+def check_mask(attention_mask: Tensor, rows: Tensor, past: int = 0) -> None:
+    """Raise ValueError unless the mask has the shape [B, past + L], for rows [B, L, ...]."""
+    expected = [rows.shape[0], past + rows.shape[1]]
+    if list(attention_mask.shape) != expected:
+        raise ValueError(
+            f"attention_mask must have the shape of all tokens, {expected}, not {list(attention_mask.shape)}"
+        )
+
+
+def count_positions(attention_mask: Tensor | None, rows: Tensor, past: int = 0) -> Tensor:
+    """[B or 1, L] index of each token of rows [B, L, ...] in its row, which begins with `past` others."""
+    length = rows.shape[1]
+    if attention_mask is None:
+        return torch.arange(past, past + length, device=rows.device)[None]
+    check_mask(attention_mask, rows, past)
+    return (attention_mask.to(rows.device).long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+
+
 def without_padding(rows: Tensor | Sequence[Tensor], attention_mask: Tensor | None) -> list[Tensor]:
     """The tokens or embeddings of each row that `attention_mask` [B, L] shows, wherever its padding lies."""
     if attention_mask is None:
         return list(rows)
-    if isinstance(rows, Tensor) and attention_mask.shape != rows.shape[:2]:
-        raise ValueError(
-            f"attention_mask must have the shape of the tokens, {list(rows.shape[:2])}, "
-            f"not {list(attention_mask.shape)}"
-        )
+    if isinstance(rows, Tensor):
+        check_mask(attention_mask, rows)
     return [row[keep.to(row.device).bool()] for row, keep in zip(rows, attention_mask, strict=True)]

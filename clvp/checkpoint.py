@@ -1,17 +1,16 @@
 """Reading and writing checkpoint folders: where the files lie, and how weights get into a model.
 
 A checkpoint is a local folder or a Hugging Face hub id that holds `config.json` and either
-`model.safetensors` or `pytorch_model.bin`, each of them one file or several with an index. Weights are read
-one tensor at a time into a model built on the `meta` device, so that loading needs the memory of one model
-and not of two. Pickles are opened with `weights_only=True` alone.
+`model.safetensors` or `pytorch_model.bin`, each of them one file or several with an index. Files are mapped
+and copied tensor by tensor into a model built on the `meta` device, so that loading needs the memory of one
+model and not of two. Pickles are opened with `weights_only=True` alone.
 """
 
 import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clvp.layers import exact_frequencies
@@ -42,9 +41,7 @@ _NAMES_SHOWN = 20
 
 
 class CheckpointError(ValueError):
-    """The files of a checkpoint do not fit the model: missing, unexpected or misshaped weights, unreadable
-    files.
-    """
+    """The files of a checkpoint cannot be read, or their weights do not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,9 @@ class CheckpointSource:
         return source, {key: value for key, value in options.items() if key not in HUB_OPTIONS}
 
     def file(self, name: str) -> Path | None:
-        """Local path of the file `name`, downloaded when the source is a hub id; None when there is no such
-        file.
+        """Local path of a file, downloaded when the source is a hub id; None when there is no such file.
 
-        Raises FileNotFoundError when the location is neither a folder nor a hub id, or the hub cannot be
-        reached.
+        Raises FileNotFoundError for neither a folder nor a hub id, or a hub that cannot be reached.
         """
         folder = Path(self.location)
         if folder.is_dir():
@@ -135,19 +130,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a checkpoint, not read yet."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-
 def open_pickle(path: Path) -> dict[str, Tensor]:
     """The state dict in a `.bin` or `.pth` file, memory-mapped where its format allows it.
 
-    Raises CheckpointError when the file is damaged, holds anything but tensors, or anything that would run
-    code.
+    Raises CheckpointError for a damaged file, and for one with anything but tensors, such as code.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -158,24 +144,14 @@ def open_pickle(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _open_safetensors(path: Path, opened: ExitStack) -> dict[str, StoredTensor]:
+def _open(path: Path) -> dict[str, Tensor]:
+    """The tensors of one weight file, mapped into memory and not read yet."""
+    if path.suffix != ".safetensors":
+        return open_pickle(path)
     try:
-        file = opened.enter_context(safe_open(path, framework="pt", device="cpu"))
+        return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
-    return {
-        key: StoredTensor(tuple(file.get_slice(key).get_shape()), lambda key=key: file.get_tensor(key))  # type: ignore[misc]
-        for key in file.keys()  # noqa: SIM118 (no mapping)
-    }
-
-
-def _open_shard(path: Path, opened: ExitStack) -> dict[str, StoredTensor]:
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path, opened)
-    return {
-        key: StoredTensor(tuple(value.shape), lambda value=value: value)  # type: ignore[misc]
-        for key, value in open_pickle(path).items()
-    }
 
 
 def _weight_paths(source: CheckpointSource) -> list[Path]:
@@ -189,20 +165,21 @@ def _weight_paths(source: CheckpointSource) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{path} has no weight_map")
         shards = {shard: source.file(shard) for shard in sorted(set(weight_map.values()))}
-        absent = [shard for shard, shard_path in shards.items() if shard_path is None]
-        if absent:
-            raise CheckpointError(f"{path} lists files that do not exist: {', '.join(absent)}")
-        return [shard_path for shard_path in shards.values() if shard_path is not None]
+        found = [shard_path for shard_path in shards.values() if shard_path is not None]
+        if len(found) < len(shards):
+            absent = ", ".join(shard for shard in shards if shards[shard] is None)
+            raise CheckpointError(f"{path} lists files that do not exist: {absent}")
+        return found
     raise FileNotFoundError(f"{source.location} holds no weights: none of {', '.join(WEIGHT_FILES)}")
 
 
-def _is_causal_mask(key: str, shape: tuple[int, ...]) -> bool:
+def _is_causal_mask(key: str, value: Tensor) -> bool:
     """Older files store the causal mask of every attention block, which is no weight."""
-    square = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
-    return (key.endswith(".bias") and square) or (key.endswith(".masked_bias") and shape in ((), (1,)))
+    square = value.dim() == 4 and value.shape[:2] == (1, 1) and value.shape[2] == value.shape[3]
+    return (key.endswith(".bias") and square) or (key.endswith(".masked_bias") and value.numel() == 1)
 
 
-def _select(stored: Mapping[str, StoredTensor], prefixes: Iterable[str]) -> dict[str, StoredTensor]:
+def _select(stored: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
     """The tensors under the first prefix that occurs, without that prefix; all of them when none occurs."""
     for prefix in prefixes:
         inside = {key[len(prefix) :]: value for key, value in stored.items() if key.startswith(prefix)}
@@ -211,28 +188,25 @@ def _select(stored: Mapping[str, StoredTensor], prefixes: Iterable[str]) -> dict
     return dict(stored)
 
 
-def check_keys(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str
-) -> None:
+def check_keys(module: nn.Module, found: Mapping[str, Tensor], origin: str) -> None:
     """Raise one CheckpointError that names every missing, unexpected and misshaped tensor."""
+    expected = module.state_dict()
     misshaped = [
-        f"{key} (file {list(found[key])}, model {list(shape)})"
-        for key, shape in expected.items()
-        if key in found and found[key] != shape
+        f"{key} (file {list(found[key].shape)}, model {list(value.shape)})"
+        for key, value in expected.items()
+        if key in found and found[key].shape != value.shape
     ]
     groups = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
         "misshaped": misshaped,
     }
-    lines = [f"{name}: {_shortened(keys)}" for name, keys in groups.items() if keys]
+    lines = []
+    for name, keys in groups.items():
+        more = f" and {len(keys) - _NAMES_SHOWN} more" if len(keys) > _NAMES_SHOWN else ""
+        lines += [f"{name}: {', '.join(keys[:_NAMES_SHOWN])}{more}"] if keys else []
     if lines:
         raise CheckpointError(f"the weights of {origin} do not fit the model; " + "; ".join(lines))
-
-
-def _shortened(names: list[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def load_weights(
@@ -250,39 +224,36 @@ def load_weights(
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    with ExitStack() as opened:
-        stored: dict[str, StoredTensor] = {}
-        for path in _weight_paths(source):
-            stored.update(_open_shard(path, opened))
-        selected = _select(stored, prefixes)
-        weights = {key: tensor for key, tensor in selected.items() if not _is_causal_mask(key, tensor.shape)}
-        check_keys(expected, {key: tensor.shape for key, tensor in weights.items()}, str(source.location))
-        state: dict[str, Tensor] = {}
-        for key, tensor in weights.items():
-            value = tensor.read()
-            if key.endswith("inv_freq"):
-                state[key] = exact_frequencies(value).to(device, copy=True)
-                continue
-            wanted = dtype if value.is_floating_point() else None
-            # A copy, never the mapped file itself: a model must survive its checkpoint being overwritten.
-            state[key] = value.to(device=device, dtype=wanted or value.dtype, copy=True)
+    stored: dict[str, Tensor] = {}
+    for path in _weight_paths(source):
+        stored.update(_open(path))
+    state = {
+        key: value for key, value in _select(stored, prefixes).items() if not _is_causal_mask(key, value)
+    }
+    check_keys(module, state, str(source.location))
+    for key, value in state.items():
+        if key.endswith("inv_freq"):
+            value, wanted = exact_frequencies(value), torch.float32
+        else:
+            wanted = dtype if dtype and value.is_floating_point() else value.dtype
+        # A copy, never the mapped file itself: a model must survive its checkpoint being overwritten.
+        state[key] = value.to(device=device, dtype=wanted, copy=True)
     module.load_state_dict(state, assign=True)
 
 
 def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:
-    """Write `model.safetensors`, in shards with an index above `max_shard_size` (bytes, or text such as
-    "5GB").
+    """Write `model.safetensors`, in shards with an index above `max_shard_size` (bytes, or "5GB").
 
-    Each file appears whole or not at all; weight files of an earlier save that are no longer part are
-    removed.
+    Each file appears whole or not at all; weight files of an earlier save are removed.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     for name, keys in split.filename_to_tensors.items():
         partial = folder / f".{name}.partial"
+        partial.touch()
+        permissions = partial.stat().st_mode
         save_file({key: state[key] for key in keys}, partial, metadata={"format": "pt"})
-        partial.chmod(0o666 & ~_umask())  # safetensors leaves its files to their owner alone
+        partial.chmod(permissions)  # safetensors leaves its files to their owner alone
         os.replace(partial, folder / name)
     index = folder / "model.safetensors.index.json"
     if split.is_sharded:
@@ -293,10 +264,3 @@ def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5
         stale = _SHARD_NAME.fullmatch(path.name) or path.name == "model.safetensors"
         if stale and path.name not in split.filename_to_tensors:
             path.unlink()
-
-
-def _umask() -> int:
-    """Permissions that new files lack; they can only be read by being set."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

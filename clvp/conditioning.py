@@ -98,25 +98,19 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         return self._latents(mel_8T[None])[0]
 
     def average_clips(self, mels: Sequence[Tensor]) -> Tensor:
-        """Conditioning latent [D] of one voice: the mean of its clips' latents, each [bands, T] of any
-        length.
-        """
+        """Conditioning latent [D] of one voice: the mean of that of its clips, [bands, T] of any length."""
         if not len(mels):
             raise ValueError("a voice needs at least one clip")
         return torch.stack([self.encode_clip(mel) for mel in mels]).mean(dim=0)
 
     def build_prefix(
-        self, latent_D: Tensor, input_ids_N: Tensor | None = None, inputs_embeds: Tensor | None = None
+        self, latent_D: Tensor, text: Tensor, stops: int = PROMPT_TOKENS_AROUND_TEXT - 1
     ) -> Tensor:
-        """Prefix [N + 4, D] of one generation: latent, start token, text, two stop tokens.
+        """Prefix [N + 2 + stops, D] of one generation: latent, start token, text, stop tokens.
 
-        The text is given as token ids [N] or as token embeddings [N, D], without padding.
-        Raises ValueError naming N and its limit, the text positions less three.
+        `text` is token ids [N] or token embeddings [N, D], without padding. Raises ValueError naming N and
+        its limit, the text positions less start and stop tokens.
         """
-        return self._prefix(latent_D, exactly_one(input_ids_N, inputs_embeds), PROMPT_TOKENS_AROUND_TEXT - 1)
-
-    def _prefix(self, latent_D: Tensor, text: Tensor, stops: int) -> Tensor:
-        """The text is token ids [N] or token embeddings [N, D]."""
         if text.dim() == 1:
             text_ND = self.text_token_embedding(text.to(self.device))
         else:
@@ -138,26 +132,23 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Prefix embeddings [B, N + 3, D] with one stop token after each text, padded on the right with
-        zeros.
+        """Prefix embeddings [B, N + 3, D] with one stop token after each text.
 
         `input_features` are log-mels [B, bands, T], or a list with the clips of each row. Text is given as
         ids [B, N] or token embeddings [B, N, D]; `attention_mask` [B, N] tells tokens from padding. One text
         with many audios, or one audio with many texts, is repeated. Row i holds n + 3 embeddings for its n
-        tokens.
+        tokens, then zeros.
 
-        Raises ValueError for more than one input, unequal numbers of texts and audios, or a text that is too
-        long.
+        Raises ValueError for two texts or none, unequal numbers of texts and audios, and a text too long.
         """
         texts = without_padding(exactly_one(input_ids, inputs_embeds), attention_mask)
         texts, latents = pair_up(texts, self.encode_rows(input_features))
-        prefixes = [self._prefix(latent, text, stops=1) for text, latent in zip(texts, latents, strict=True)]
+        rows = zip(texts, latents, strict=True)
+        prefixes = [self.build_prefix(latent, text, stops=1) for text, latent in rows]
         return nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
 
     def encode_rows(self, input_features: InputFeatures) -> list[Tensor]:
-        """Latent [D] of each row. Training computes a batch of equal clips at once, inference each clip
-        alone.
-        """
+        """Latent [D] of each row. Training computes equal clips at once, inference each clip alone."""
         if isinstance(input_features, Tensor) and input_features.dim() == 3 and self.training:
             return list(self._latents(input_features))
         return [self.average_clips(clips_of(row)) for row in input_features]

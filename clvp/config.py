@@ -26,11 +26,11 @@ class ClvpConfigBase:
     """What the three configurations share: reading and writing `config.json`."""
 
     model_type: ClassVar[str]
+    sections: ClassVar[tuple[str, ...]] = ()  # of a composite configuration that describe this part
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], **overrides: Any) -> Self:
-        """Configuration from the content of a `config.json`; keys that mean nothing to the model are left
-        out.
+        """Configuration from the content of a `config.json`, of which only fields are taken.
 
         Raises TypeError for an override that is no field.
         """
@@ -53,9 +53,10 @@ class ClvpConfigBase:
         content = source.json(CONFIG_FILE)
         if content is None:
             raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no {CONFIG_FILE}")
-        section = cls._section(config_type)
-        if section and content.get("model_type") == ClvpConfig.model_type:
-            content = content.get(section, {})
+        if config_type is not None and config_type not in cls.sections:
+            raise ValueError(f"config_type of {cls.__name__} is one of {cls.sections}, not {config_type!r}")
+        if cls.sections and content.get("model_type") == ClvpConfig.model_type:
+            content = content.get(config_type or cls.sections[0], {})
         found = content.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
@@ -63,11 +64,6 @@ class ClvpConfigBase:
                 f"{cls.model_type!r}"
             )
         return cls.from_dict(content, **overrides)
-
-    @classmethod
-    def _section(cls, config_type: str | None) -> str | None:
-        """Where a composite configuration describes this part."""
-        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""
@@ -88,6 +84,7 @@ class ClvpEncoderConfig(ClvpConfigBase):
     """The text encoder or the speech encoder."""
 
     model_type: ClassVar[str] = "clvp_encoder"
+    sections: ClassVar[tuple[str, ...]] = ("text_config", "speech_config")
 
     vocab_size: int = 256
     hidden_size: int = 768
@@ -122,12 +119,6 @@ class ClvpEncoderConfig(ClvpConfigBase):
         """Dimensions of a head that the rotary embedding turns: half a head, 32 at least."""
         return max(self.projection_dim // (2 * self.num_attention_heads), ROTARY_MIN_DIM)
 
-    @classmethod
-    def _section(cls, config_type: str | None) -> str | None:
-        if config_type not in (None, "text_config", "speech_config"):
-            raise ValueError(f'config_type must be "text_config" or "speech_config", not {config_type!r}')
-        return config_type or "text_config"
-
 
 @dataclass(frozen=True)
 class ClvpDecoderConfig(ClvpConfigBase):
@@ -137,6 +128,7 @@ class ClvpDecoderConfig(ClvpConfigBase):
     """
 
     model_type: ClassVar[str] = "clvp_decoder"
+    sections: ClassVar[tuple[str, ...]] = ("decoder_config",)
 
     vocab_size: int = 8194
     max_position_embeddings: int = 608
@@ -174,10 +166,6 @@ class ClvpDecoderConfig(ClvpConfigBase):
     def inner_size(self) -> int:
         """Width of the feed-forward layers."""
         return 4 * self.hidden_size if self.n_inner is None else self.n_inner
-
-    @classmethod
-    def _section(cls, config_type: str | None) -> str | None:
-        return "decoder_config"
 
 
 @dataclass(frozen=True)

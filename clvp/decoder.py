@@ -10,9 +10,9 @@ B batch, L length, P past length, D width.
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from clvp.batch import check_mask, count_positions
 from clvp.config import ClvpDecoderConfig
 from clvp.layers import (
     ClvpSelfAttention,
@@ -154,7 +154,10 @@ class ClvpDecoder(ClvpPreTrainedModel):
             embeds_BLD = self.input_embeds_layer(embeds_BLD)
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         if position_ids is None:
-            position_ids = self._count_positions(attention_mask, embeds_BLD, past)
+            position_ids = count_positions(attention_mask, embeds_BLD, past)
+            limit = self.config.max_position_embeddings
+            if past + embeds_BLD.shape[1] > limit and (highest := int(position_ids.max())) >= limit:
+                raise ValueError(f"{highest + 1} positions are more than the {limit} of the model")
         embeds_BLD = embeds_BLD + self.position_embeds_layer(position_ids)
         if token_type_ids is not None:
             embeds_BLD = embeds_BLD + self.input_embeds_layer(token_type_ids.view(-1, embeds_BLD.shape[1]))
@@ -167,19 +170,6 @@ class ClvpDecoder(ClvpPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         return output.to_tuple() if return_dict is False else output
-
-    def _count_positions(self, attention_mask: Tensor | None, embeds_BLD: Tensor, past: int) -> Tensor:
-        length, device = embeds_BLD.shape[1], embeds_BLD.device
-        if attention_mask is None:
-            positions = torch.arange(past, past + length, device=device)[None]
-        else:
-            check_mask(attention_mask, embeds_BLD, past)
-            counted = attention_mask.to(device).long().cumsum(dim=1) - 1
-            positions = counted.clamp(min=0)[:, -length:]
-        limit = self.config.max_position_embeddings
-        if past + length > limit and int(positions.max()) >= limit:
-            raise ValueError(f"{int(positions.max()) + 1} positions are more than the {limit} of the model")
-        return positions
 
 
 class ClvpModel(ClvpPreTrainedModel):
@@ -197,15 +187,6 @@ class ClvpModel(ClvpPreTrainedModel):
     @wraps(ClvpDecoder.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return self.decoder(*args, **kwargs)
-
-
-def check_mask(attention_mask: Tensor, embeds_BLD: Tensor, past: int) -> None:
-    """Raise ValueError unless the mask covers past and present tokens."""
-    expected = [embeds_BLD.shape[0], past + embeds_BLD.shape[1]]
-    if list(attention_mask.shape) != expected:
-        raise ValueError(
-            f"attention_mask must cover past and present tokens, {expected}, not {list(attention_mask.shape)}"
-        )
 
 
 def _masking(attention_mask: Tensor | None, embeds_BLD: Tensor, past: int) -> tuple[Tensor | None, bool]:

@@ -9,6 +9,7 @@ B batch, L length, D width, P projection width.
 import torch
 from torch import Tensor, nn
 
+from clvp.batch import check_mask, count_positions
 from clvp.config import ClvpEncoderConfig
 from clvp.layers import (
     ClvpRotaryPositionalEmbedding,
@@ -97,6 +98,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
     """Text or speech tokens to one embedding per sequence."""
 
     config_class = ClvpEncoderConfig
+    checkpoint_prefixes = ("text_encoder_model.",)  # unless `config_type` says otherwise
     input_embeddings = "token_embedding"
     config: ClvpEncoderConfig
 
@@ -121,10 +123,6 @@ class ClvpEncoder(ClvpPreTrainedModel):
             depth_scale = (2 * config.num_hidden_layers) ** -0.5
             nn.init.normal_(layer.mlp.fc2.weight, std=config.hidden_size**-0.5 * depth_scale * factor)
 
-    @classmethod
-    def _prefixes(cls, config_type: str | None) -> tuple[str, ...]:
-        return ("speech_encoder_model." if config_type == "speech_config" else "text_encoder_model.",)
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -148,7 +146,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
             x_BLD = self.token_embedding(x_BLD)
         mask_BL = used_mask(attention_mask, x_BLD)
         if position_ids is None:
-            position_ids = positions_of(mask_BL, x_BLD)
+            position_ids = count_positions(mask_BL, x_BLD)
         rotation = None if self.rotary_pos_emb is None else self.rotary_pos_emb(position_ids, x_BLD.dtype)
         mask = None if mask_BL is None else key_mask(mask_BL)
         hidden_states: tuple[Tensor, ...] = ()
@@ -173,23 +171,12 @@ def used_mask(attention_mask: Tensor | None, x_BLD: Tensor) -> Tensor | None:
     """The mask as bool [B, L], None where it hides nothing; ValueError for a wrong shape or an empty row."""
     if attention_mask is None:
         return None
-    if attention_mask.shape != x_BLD.shape[:2]:
-        raise ValueError(
-            f"attention_mask must have the shape of the tokens, {list(x_BLD.shape[:2])}, "
-            f"not {list(attention_mask.shape)}"
-        )
+    check_mask(attention_mask, x_BLD)
     mask_BL = attention_mask.to(x_BLD.device).bool()
     lengths: list[int] = mask_BL.sum(dim=1).tolist()
     if 0 in lengths:
         raise ValueError(f"row {lengths.index(0)} has no token: its attention_mask is all zeros")
     return None if min(lengths, default=0) == x_BLD.shape[1] else mask_BL
-
-
-def positions_of(mask_BL: Tensor | None, x_BLD: Tensor) -> Tensor:
-    """[B or 1, L] index of each token among the tokens of its row."""
-    if mask_BL is None:
-        return torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
-    return (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def summarize(x_BLD: Tensor, mask_BL: Tensor | None, summary_type: str) -> Tensor:

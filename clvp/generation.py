@@ -19,7 +19,7 @@ from clvp.config import ClvpDecoderConfig
 from clvp.decoder import ClvpModel
 from clvp.generation_config import ClvpGenerationConfig, check_generation
 from clvp.layers import initialize
-from clvp.outputs import ClvpCausalLMOutput, ClvpDecoderOutput, ClvpGenerateOutput, KeyValues
+from clvp.outputs import ClvpCausalLMOutput, ClvpGenerateOutput, KeyValues
 from clvp.pretrained import ClvpPreTrainedModel
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, MelPositions, PromptRow
 
@@ -27,11 +27,7 @@ LABEL_IGNORED = -100
 
 
 def mel_position_ids(length: int, mel_positions: MelPositions) -> Tensor:
-    """[length] mel positions of the start token and the tokens after it: 0, 1, 2 ... as trained, or 0, 2, 3
-    ...
-
-    Cached decoding in the references skips position 1.
-    """
+    """[length] mel positions from the start token on: 0, 1, 2 ... or, as references generate, 0, 2, 3 ..."""
     positions = torch.arange(length)
     if mel_positions == "skip_one":
         positions[1:] += 1
@@ -116,26 +112,22 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         *,
         mel_positions: MelPositions = "trained",
         output_hidden_states: bool = False,
-    ) -> ClvpDecoderOutput:
+    ) -> tuple[Tensor, ...]:
         """Decoder states [B, T, D] at the positions that predict each of `speech_ids` [B, T], in one pass.
 
         `conditioning_embeds` [B, P, D] are prefixes, `attention_mask` [B, P] marks their padding. The start
-        token is put before `speech_ids`, so that state t has seen the tokens before t. Same for all hidden
-        states.
+        token is put before `speech_ids`, so that state t has seen the tokens before t. The last layer's
+        alone, or with `output_hidden_states` those of all layers.
         """
         start = speech_ids.new_full((len(speech_ids), 1), self.config.bos_token_id)
         inputs_BT = torch.cat((start, speech_ids), dim=1)[:, : speech_ids.shape[1]]
         embeds = torch.cat((conditioning_embeds, self.mel_embeddings(inputs_BT, mel_positions)), dim=1)
         mask = None
         if attention_mask is not None:
-            mask = torch.cat(
-                (attention_mask.to(embeds.device).bool(), torch.ones_like(inputs_BT).bool()), dim=1
-            )
+            mask = torch.cat((attention_mask.to(inputs_BT), torch.ones_like(inputs_BT)), dim=1)
         output = self.model.decoder.hidden_of(embeds, mask, output_hidden_states=output_hidden_states)
-        prefix = conditioning_embeds.shape[1]
-        assert output.last_hidden_state is not None
-        states = None if output.hidden_states is None else tuple(x[:, prefix:] for x in output.hidden_states)
-        return ClvpDecoderOutput(last_hidden_state=output.last_hidden_state[:, prefix:], hidden_states=states)
+        states = output.hidden_states or (output["last_hidden_state"],)
+        return tuple(x[:, conditioning_embeds.shape[1] :] for x in states)
 
     def speech_latents(
         self,
@@ -152,7 +144,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         states = self.speech_states(
             conditioning_embeds, speech_ids, attention_mask, mel_positions=mel_positions
         )
-        return self.final_norm(states.last_hidden_state)
+        return self.final_norm(states[-1])
 
     @torch.no_grad()
     def generate(
@@ -165,8 +157,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         engine_config: EngineConfig | None = None,
         **kwargs: Any,
     ) -> ClvpGenerateOutput | Tensor:
-        """Speech tokens after prefixes [B, P, D] (padding marked by `attention_mask` [B, P]), or a list of
-        [P, D].
+        """Speech tokens after prefixes [B, P, D], their padding masked by [B, P], or a list of [P, D].
 
         Returns sequences [B * k, 1 + T], start token first, a finished row ending in the stop token, padded
         with the pad token, or the stop token where there is none; k = `num_return_sequences`. With
@@ -183,22 +174,16 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         """
         config = (generation_config or self.generation_config).replace(**kwargs)
         prefixes = without_padding(conditioning_embeds, attention_mask)
-        candidates = sample_prompts(self, prefixes, config, row_ids, engine_config)
-        sequences, finished = self._as_sequences([c for row in candidates for c in row], config)
-        if config.return_dict_in_generate:
-            return ClvpGenerateOutput(sequences=sequences, finished=finished)
-        return sequences
-
-    def _as_sequences(
-        self, candidates: Sequence[Candidate], config: ClvpGenerationConfig
-    ) -> tuple[Tensor, Tensor]:
-        start = torch.tensor([self.config.bos_token_id])
-        stop = torch.tensor([self.config.eos_token_id])
+        rows = sample_prompts(self, prefixes, config, row_ids, engine_config)
+        candidates = [candidate for row in rows for candidate in row]
+        start, stop = torch.tensor([self.config.bos_token_id]), torch.tensor([self.config.eos_token_id])
+        tokens = [torch.cat((start, c.tokens, stop) if c.finished else (start, c.tokens)) for c in candidates]
         pad = self.config.eos_token_id if config.pad_token_id is None else config.pad_token_id
-        rows = [torch.cat((start, c.tokens, stop) if c.finished else (start, c.tokens)) for c in candidates]
-        sequences = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        finished = torch.tensor([c.finished for c in candidates])
-        return sequences.to(self.device), finished.to(self.device)
+        sequences = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=pad).to(self.device)
+        if not config.return_dict_in_generate:
+            return sequences
+        finished = torch.tensor([c.finished for c in candidates], device=self.device)
+        return ClvpGenerateOutput(sequences=sequences, finished=finished)
 
 
 # ---- prompts to candidates ----
@@ -244,17 +229,8 @@ def row_names(texts: Sequence[Tensor], audios: Sequence[Sequence[Tensor]]) -> li
 
 # ---- one sampler per model ----
 
-_State = tuple[object, ...]
-_SAMPLERS: WeakKeyDictionary[ClvpForCausalLM, tuple[_State, CandidateSampler]] = WeakKeyDictionary()
-
-
-def _state(model: ClvpForCausalLM, config: EngineConfig) -> _State:
-    """What a sampler was made from. Every in-place change of a parameter counts up its version."""
-    versions = [
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
-        for weight in model.parameters()
-    ]
-    return (config, *versions)
+# With what each was made from.
+_SAMPLERS: WeakKeyDictionary[ClvpForCausalLM, tuple[object, CandidateSampler]] = WeakKeyDictionary()
 
 
 def sampler_for(model: ClvpForCausalLM, config: EngineConfig | None = None) -> CandidateSampler:
@@ -263,9 +239,12 @@ def sampler_for(model: ClvpForCausalLM, config: EngineConfig | None = None) -> C
     It holds a copy of the decoder's weights, arranged for decoding, for as long as the model lives.
     """
     config = config or EngineConfig()
-    state = _state(model, config)
+    # Every in-place change of a parameter counts up its version.
+    versions = [
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
+        for weight in model.parameters()
+    ]
     held = _SAMPLERS.get(model)
-    if held is None or held[0] != state:
-        held = (state, CandidateSampler(model, config))
-        _SAMPLERS[model] = held
+    if held is None or held[0] != (config, versions):
+        held = _SAMPLERS[model] = ((config, versions), CandidateSampler(model, config))
     return held[1]

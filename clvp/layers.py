@@ -45,9 +45,7 @@ class Conv1D(nn.Module):
 
 
 def initialize(module: nn.Module, std: float) -> None:
-    """Draw the weights of all linear layers and embeddings inside from a normal distribution; biases become
-    zero.
-    """
+    """Draw all linear layers' and embeddings' weights from a normal distribution; biases become zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding | nn.Conv1d | Conv1D):
             nn.init.normal_(part.weight, std=std)

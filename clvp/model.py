@@ -24,9 +24,7 @@ from clvp.scoring import compare, encode_speech, fix_rows, pad_and_fix_codes, sc
 
 
 def contrastive_loss(logits_BB: Tensor) -> Tensor:
-    """Mean of the cross-entropies of finding each text's speech and each speech's text (Radford et al.,
-    2021).
-    """
+    """Mean cross-entropy of finding each text's speech and each speech's text (Radford et al., 2021)."""
     if logits_BB.shape[0] != logits_BB.shape[1]:
         raise ValueError(f"the contrastive loss pairs texts with audios; got {list(logits_BB.shape)} of them")
     targets = torch.arange(len(logits_BB), device=logits_BB.device)
@@ -56,16 +54,9 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         return self.text_encoder_model, self.speech_encoder_model, self.logit_scale
 
     def fix_speech_decoder_output(self, speech_ids: Tensor) -> Tensor:
-        """Codes [S, L - 1] of generated tokens [S, L]: without the start token, fixed from the first stop
-        token on.
-
-        Rows without a stop token only lose their start token.
-        """
+        """Codes [S, L - 1] of generated tokens [S, L]: without start token, fixed from the first stop on."""
         codes = speech_ids[:, 1:]
-        decoder = self.config.decoder_config
-        return fix_rows(
-            codes, [codes.shape[1]] * len(codes), decoder.eos_token_id, decoder.decoder_fixing_codes
-        )
+        return fix_rows(codes, [codes.shape[1]] * len(codes), self.config.decoder_config)
 
     def get_text_features(
         self,
@@ -74,9 +65,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> ClvpEncoderOutput | tuple[Tensor, ...]:
-        """The text encoder's output for token ids [B, N] or token embeddings [B, N, D]; `embeds` are not
-        normed.
-        """
+        """The text encoder's output for ids [B, N] or embeddings [B, N, D]; its `embeds` are not normed."""
         return self.text_encoder_model(input_ids, text_encoder_inputs_embeds, attention_mask, **kwargs)
 
     def get_speech_features(
@@ -97,15 +86,10 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         if speech_ids is not None:
             return self.speech_encoder_model(speech_ids, attention_mask=attention_mask).embeds
         config = (generation_config or self.generation_config).replace(**kwargs)
-        length = self._scored_length(config, None)
+        text = input_ids if conditioning_encoder_inputs_embeds is None else conditioning_encoder_inputs_embeds
         with torch.no_grad():
-            _, candidates = self._sample(
-                input_ids, input_features, conditioning_encoder_inputs_embeds, attention_mask, config
-            )
-            codes = self._codes([c for row in candidates for c in row], length)
-        embeds = encode_speech(self.speech_encoder_model, codes).embeds
-        assert embeds is not None
-        return embeds
+            _, _, codes = self._sample(text, input_features, attention_mask, config)
+        return encode_speech(self.speech_encoder_model, codes)["embeds"]
 
     def forward(
         self,
@@ -132,15 +116,14 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         """
         if input_features is None:
             raise ValueError("forward needs input_features")
-        # Nothing behind the most probable token has a gradient: keep the decoder's graph only for who looks
-        # inside.
+        # Nothing behind the most probable token has a gradient: keep the graph only for who looks inside.
         with torch.set_grad_enabled(torch.is_grad_enabled() and output_hidden_states):
+            ids = input_ids if conditioning_encoder_inputs_embeds is None else None
+            prefix = self.conditioning_encoder(
+                input_features, ids, conditioning_encoder_inputs_embeds, attention_mask
+            )
             codes, mask, decoder_states = self._most_probable_codes(
-                input_ids,
-                input_features,
-                conditioning_encoder_inputs_embeds,
-                attention_mask,
-                output_hidden_states,
+                prefix, attention_mask, output_hidden_states
             )
         inside = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         speech = self.speech_encoder_model(codes, attention_mask=mask, **inside)
@@ -153,23 +136,15 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _most_probable_codes(
-        self,
-        input_ids: Tensor | None,
-        input_features: InputFeatures,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        output_hidden_states: bool,
+        self, prefix: Tensor, attention_mask: Tensor | None, output_hidden_states: bool
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
         """Fixed codes [B, N + 2], the mask of those that are no padding, and the decoder's hidden states."""
-        ids = input_ids if inputs_embeds is None else None
-        prefix = self.conditioning_encoder(input_features, ids, inputs_embeds, attention_mask)
         batch, length, _ = prefix.shape
         lengths, mask = [length] * batch, None
         if attention_mask is not None:
             added = length - int(attention_mask.sum(dim=1).max())
             lengths = [int(n) + added for n in attention_mask.sum(dim=1).expand(batch)]
-            mask = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
-            mask = mask.to(prefix.device)
+            mask = (torch.arange(length)[None] < torch.tensor(lengths)[:, None]).to(prefix.device)
         decoded = self.speech_decoder_model(
             inputs_embeds=prefix,
             attention_mask=mask,
@@ -181,12 +156,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         token_V = torch.arange(decoder.vocab_size, device=prefix.device)
         allowed_V = (token_V < self.config.speech_config.vocab_size) | (token_V == decoder.eos_token_id)
         logits_BLV = decoded.logits.masked_fill(~allowed_V, -torch.inf)
-        codes = fix_rows(
-            logits_BLV.argmax(dim=-1)[:, 1:],
-            [n - 1 for n in lengths],
-            decoder.eos_token_id,
-            decoder.decoder_fixing_codes,
-        )
+        codes = fix_rows(logits_BLV.argmax(dim=-1)[:, 1:], [n - 1 for n in lengths], decoder)
         if mask is None:
             return codes, None, decoded.hidden_states
         mask = mask[:, 1:]
@@ -238,49 +208,40 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         """
         config = (generation_config or self.generation_config).replace(**kwargs)
         inside = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        length = self._scored_length(config, pad_to_max_mel_tokens)
-        text = input_ids if text_encoder_inputs_embeds is None else text_encoder_inputs_embeds
-        if text is None:
+        said = input_ids if conditioning_encoder_inputs_embeds is None else conditioning_encoder_inputs_embeds
+        scored = input_ids if text_encoder_inputs_embeds is None else text_encoder_inputs_embeds
+        if scored is None:
             raise ValueError("give input_ids or text_encoder_inputs_embeds, to score speech against the text")
-        prefixes, rows = self._sample(
-            input_ids,
-            input_features,
-            conditioning_encoder_inputs_embeds,
-            attention_mask,
-            config,
-            row_ids=row_ids,
-            engine_config=engine_config,
+        length = None if pad_to_max_mel_tokens is None else pad_to_max_mel_tokens - 1
+        prefixes, candidates, codes = self._sample(
+            said, input_features, attention_mask, config, length, row_ids, engine_config
         )
-        candidates = [candidate for row in rows for candidate in row]
-        texts, codes = without_padding(text, attention_mask), self._codes(candidates, length)
-        output = score_texts(*self.encoders, texts, codes, inside)
+        output = score_texts(*self.encoders, without_padding(scored, attention_mask), codes, inside)
         output.finished = torch.tensor([c.finished for c in candidates], device=self.device)
         if inside:
             output.decoder_hidden_states = self._decoder_states(prefixes, candidates, config)
         return output.to_tuple() if config.return_dict_in_generate is False else output
 
-    def _scored_length(self, config: ClvpGenerationConfig, pad_to_max_mel_tokens: int | None) -> int:
-        """Codes that are scored; ValueError when more than that could be generated."""
-        length = self.config.scoring_length if pad_to_max_mel_tokens is None else pad_to_max_mel_tokens - 1
+    def _sample(
+        self,
+        text: Tensor | None,
+        input_features: InputFeatures | None,
+        attention_mask: Tensor | None,
+        config: ClvpGenerationConfig,
+        length: int | None = None,
+        row_ids: Sequence[str] | None = None,
+        engine_config: EngineConfig | None = None,
+    ) -> tuple[list[Tensor], list[Candidate], Tensor]:
+        """The prefix [P, D] of each text (ids or embeddings), all candidates, and their codes [S, length].
+
+        ValueError when more could be generated than the `length` (default: the model's) that is scored.
+        """
+        length = self.config.scoring_length if length is None else length
         if config.max_new_tokens > length:
             raise ValueError(
                 f"max_new_tokens {config.max_new_tokens} exceeds the {length} codes that are scored; lower "
                 "it, or raise pad_to_max_mel_tokens or config.scoring_length"
             )
-        return length
-
-    def _sample(
-        self,
-        input_ids: Tensor | None,
-        input_features: InputFeatures | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        config: ClvpGenerationConfig,
-        row_ids: Sequence[str] | None = None,
-        engine_config: EngineConfig | None = None,
-    ) -> tuple[list[Tensor], list[list[Candidate]]]:
-        """The prefix [P, D] of each text and audio, and its candidates."""
-        text = input_ids if inputs_embeds is None else inputs_embeds
         if text is None or input_features is None:
             raise ValueError(
                 "give input_features, and input_ids or conditioning_encoder_inputs_embeds, to generate speech"
@@ -291,22 +252,19 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         prefixes = []
         for index, (row, (_, latent)) in enumerate(zip(texts, audios, strict=True)):
             try:
-                name = "input_ids_N" if row.dim() == 1 else "inputs_embeds"
-                prefixes.append(self.conditioning_encoder.build_prefix(latent, **{name: row}))
+                prefixes.append(self.conditioning_encoder.build_prefix(latent, row))
             except ValueError as error:
                 raise ValueError(f"row {index}: {error}") from error
         names = row_names(texts, [clips for clips, _ in audios]) if row_ids is None else row_ids
-        return prefixes, sample_prompts(self.speech_decoder_model, prefixes, config, names, engine_config)
-
-    def _codes(self, candidates: Sequence[Candidate], length: int) -> Tensor:
-        """[S, length] padded and fixed codes on the model's device."""
+        rows = sample_prompts(self.speech_decoder_model, prefixes, config, names, engine_config)
+        candidates = [candidate for row in rows for candidate in row]
         codes = pad_and_fix_codes(
             [candidate.tokens for candidate in candidates],
             [candidate.finished for candidate in candidates],
             length,
             self.config.decoder_config.decoder_fixing_codes,
         )
-        return codes.to(self.device)
+        return prefixes, candidates, codes.to(self.device)
 
     def _decoder_states(
         self, prefixes: list[Tensor], candidates: Sequence[Candidate], config: ClvpGenerationConfig
@@ -315,13 +273,9 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         tokens = nn.utils.rnn.pad_sequence([c.tokens for c in candidates], batch_first=True).to(self.device)
         lengths = torch.tensor([len(c.tokens) for c in candidates], device=self.device)
         inside = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
-        per_text = []
-        for prefix, ids in zip(prefixes, tokens.split(config.num_return_sequences), strict=True):
-            states = self.speech_decoder_model.speech_states(
-                prefix.expand(len(ids), -1, -1),
-                ids,
-                mel_positions=config.mel_positions,
-                output_hidden_states=True,
-            )
-            per_text.append(states.hidden_states or ())
+        settings: dict[str, Any] = {"mel_positions": config.mel_positions, "output_hidden_states": True}
+        per_text = [
+            self.speech_decoder_model.speech_states(prefix.expand(len(ids), -1, -1), ids, **settings)
+            for prefix, ids in zip(prefixes, tokens.split(config.num_return_sequences), strict=True)
+        ]
         return tuple(torch.cat(layer) * inside[..., None] for layer in zip(*per_text, strict=True))

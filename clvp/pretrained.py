@@ -16,9 +16,7 @@ Dtype = torch.dtype | str | None
 
 
 def parse_dtype(dtype: Dtype) -> torch.dtype | None:
-    """A floating-point dtype from its name; None and "auto" stand for the one that the checkpoint is stored
-    in.
-    """
+    """A floating-point dtype from its name; None and "auto" stand for the checkpoint's own."""
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
@@ -28,13 +26,11 @@ def parse_dtype(dtype: Dtype) -> torch.dtype | None:
 
 
 class ClvpPreTrainedModel(nn.Module):
-    """Base of all public models. Subclasses name their configuration, where a composite checkpoint holds
-    them, and the module that embeds `input_ids`.
-    """
+    """Base of all public models."""
 
     config_class: ClassVar[type[ClvpConfigBase]]
-    checkpoint_prefixes: ClassVar[tuple[str, ...]] = ()
-    input_embeddings: ClassVar[str]
+    checkpoint_prefixes: ClassVar[tuple[str, ...]] = ()  # where the checkpoint of a whole holds this part
+    input_embeddings: ClassVar[str]  # the module that embeds `input_ids`
     generation_config: Any = None  # of the models that generate: a ClvpGenerationConfig
 
     def __init__(self, config: Any) -> None:
@@ -57,15 +53,13 @@ class ClvpPreTrainedModel(nn.Module):
         device: torch.device | str | None = None,
         **hub: Any,
     ) -> Self:
-        """Model in evaluation mode from a folder or hub id; a part also loads from the checkpoint of the
-        whole.
+        """Model in evaluation mode from a folder or hub id, a part's from the checkpoint of the whole too.
 
         `dtype` None keeps the stored one, `device` None means CPU. `config_type` ("text_config" or
         "speech_config") tells which encoder a `ClvpEncoder` reads out of a composite checkpoint. `hub` are
         options of `huggingface_hub`, such as `revision`.
 
-        Raises CheckpointError naming missing, unexpected and misshaped weights, FileNotFoundError for absent
-        files.
+        Raises CheckpointError naming weights that do not fit, FileNotFoundError for absent files.
         """
         source, unknown = CheckpointSource.parse(pretrained_model_name_or_path, hub)
         if unknown:
@@ -74,15 +68,13 @@ class ClvpPreTrainedModel(nn.Module):
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, config_type, **hub)
         with torch.device("meta"):
             model = cls(config)
-        prefixes = cls._prefixes(config_type)
+        prefixes = cls.checkpoint_prefixes
+        if config_type is not None:  # of the two encoders, which share a class
+            prefixes = (config_type.replace("_config", "_encoder_model."),)
         load_weights(model, source, prefixes, dtype=parse_dtype(dtype), device=device)
         if model.generation_config is not None:
             model.generation_config = model.generation_config.beside(source)
         return model.eval()
-
-    @classmethod
-    def _prefixes(cls, config_type: str | None) -> tuple[str, ...]:
-        return cls.checkpoint_prefixes
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "5GB"
@@ -119,16 +111,15 @@ class ClvpPreTrainedModel(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Trade computation for memory in training: layers are computed again in the backward pass."""
-        self._set_gradient_checkpointing(True)
+        for module in self.modules():
+            if isinstance(module, ClvpPreTrainedModel):
+                module.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations for the backward pass again."""
-        self._set_gradient_checkpointing(False)
-
-    def _set_gradient_checkpointing(self, value: bool) -> None:
         for module in self.modules():
             if isinstance(module, ClvpPreTrainedModel):
-                module.gradient_checkpointing = value
+                module.gradient_checkpointing = False
 
     def _run(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a layer, through gradient checkpointing where that is on."""

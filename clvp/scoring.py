@@ -58,19 +58,17 @@ def pad_and_fix_codes(
     return codes_KL
 
 
-def fix_rows(
-    codes_BL: Tensor, lengths: Sequence[int], stop_token: int, fixing_codes: Sequence[int] = FIXING_CODES
-) -> Tensor:
+def fix_rows(codes_BL: Tensor, lengths: Sequence[int], decoder: ClvpDecoderConfig) -> Tensor:
     """The codes of rows of different lengths, each fixed from its own first stop token to its own end.
 
     Rows without a stop token stay as they are, and so does what lies behind a row's length.
     """
     fixed = codes_BL.clone()
     for row, length in zip(fixed, lengths, strict=True):
-        stops = (row[:length] == stop_token).nonzero()
+        stops = (row[:length] == decoder.eos_token_id).nonzero()
         if len(stops):
-            start = min(int(stops[0]), max(length - len(fixing_codes) + 1, 0))
-            row[start:length] = ending(length, fixing_codes).to(row.device)[start:]
+            start = min(int(stops[0]), max(length - len(decoder.decoder_fixing_codes) + 1, 0))
+            row[start:length] = ending(length, decoder.decoder_fixing_codes).to(row.device)[start:]
     return fixed
 
 
@@ -148,9 +146,7 @@ def score_texts(
     codes_SL: Tensor,
     output_hidden_states: bool = False,
 ) -> ClvpOutput:
-    """All texts against all codes. A text is token ids [N] or token embeddings [N, D], and gets one stop
-    token.
-    """
+    """All texts, ids [N] or embeddings [N, D] to which one stop token is added, against all codes."""
     rows = [_with_stop(text_encoder, text) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)

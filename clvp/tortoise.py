@@ -1,5 +1,4 @@
-"""The original Tortoise weights, `autoregressive.pth` and `clvp2.pth`, to a checkpoint folder of this
-package.
+"""Tortoise's original weights, `autoregressive.pth` and `clvp2.pth`, to a checkpoint folder of this package.
 
 All sizes are read off the shapes of the weights. Tortoise's heads are 64 wide, which shapes do not tell.
 Tortoise divides by the root mean square with a floor of 1e-8 instead of adding 1e-5, so that the
@@ -34,10 +33,6 @@ GENERATION = ClvpGenerationConfig.from_dict(
 )
 
 State = Mapping[str, Tensor]
-Split = Callable[[Tensor, int], Sequence[Tensor]]
-
-_DECODER = "speech_decoder_model.model.decoder"
-_PARAMETER = r"(weight|bias)"
 
 
 def _as_it_is(weight: Tensor, heads: int) -> Sequence[Tensor]:
@@ -45,12 +40,12 @@ def _as_it_is(weight: Tensor, heads: int) -> Sequence[Tensor]:
 
 
 def _transposed(weight: Tensor, heads: int) -> Sequence[Tensor]:
-    return [weight.T]
+    return [weight.t()]
 
 
 def _squeezed(weight: Tensor, heads: int) -> Sequence[Tensor]:
     """A 1x1 convolution [out, in, 1] as the linear layer that it is."""
-    return [weight.flatten(1)]
+    return [weight.squeeze(-1)]
 
 
 def _interleaved_qkv(weight: Tensor, heads: int) -> Sequence[Tensor]:
@@ -60,92 +55,71 @@ def _interleaved_qkv(weight: Tensor, heads: int) -> Sequence[Tensor]:
 
 
 def _transposed_qkv(weight: Tensor, heads: int) -> Sequence[Tensor]:
-    return weight.T.chunk(3)
-
-
-def _qkv(weight: Tensor, heads: int) -> Sequence[Tensor]:
-    return weight.chunk(3)
+    return weight.t().chunk(3)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where the weights whose whole name matches `pattern` go. No targets: they are dropped."""
+    """Where the weights whose whole name matches `pattern` go; without a target they are dropped.
+
+    Where `split` makes three parts, "QKV" in the target stands for the letter of each.
+    """
 
     pattern: str
-    targets: tuple[str, ...]
-    split: Split = _as_it_is
+    target: str | None
+    split: Callable[[Tensor, int], Sequence[Tensor]] = _as_it_is
 
 
-def _attention(prefix: str, parameter: str) -> tuple[str, ...]:
-    return tuple(rf"{prefix}.{part}_proj.{parameter}" for part in "qkv")
-
-
-_BLOCK = r"conditioning_encoder.mel_attn_blocks.\1"
-_LAYER = _DECODER + r".layers.\1"
+_PARAMETER = r"(weight|bias)"
+_CONDITIONING = "conditioning_encoder"
+_DECODER = "speech_decoder_model.model.decoder"
+_BLOCK = rf"{_CONDITIONING}.mel_attn_blocks.\1"
+_LAYER = rf"{_DECODER}.layers.\1"
 
 AUTOREGRESSIVE_RULES = (
-    Rule(rf"conditioning_encoder\.init\.{_PARAMETER}", (r"conditioning_encoder.mel_conv.\1",)),
-    Rule(
-        rf"conditioning_encoder\.attn\.(\d+)\.norm\.{_PARAMETER}",
-        (r"conditioning_encoder.group_norms.\1.\2",),
-    ),
-    Rule(
-        rf"conditioning_encoder\.attn\.(\d+)\.qkv\.{_PARAMETER}", _attention(_BLOCK, r"\2"), _interleaved_qkv
-    ),
-    Rule(r"conditioning_encoder\.attn\.(\d+)\.proj_out\.weight", (_BLOCK + ".out_proj.weight",), _squeezed),
-    Rule(r"conditioning_encoder\.attn\.(\d+)\.proj_out\.bias", (_BLOCK + ".out_proj.bias",)),
-    Rule(r"text_embedding\.weight", ("conditioning_encoder.text_token_embedding.weight",)),
-    Rule(r"text_pos_embedding\.emb\.weight", ("conditioning_encoder.text_position_embedding.weight",)),
-    Rule(r"mel_embedding\.weight", (_DECODER + ".input_embeds_layer.weight",)),
-    Rule(r"mel_pos_embedding\.emb\.weight", (_DECODER + ".position_embeds_layer.weight",)),
-    Rule(rf"gpt\.ln_f\.{_PARAMETER}", (_DECODER + r".layer_norm.\1",)),
-    Rule(rf"final_norm\.{_PARAMETER}", (r"speech_decoder_model.final_norm.\1",)),
-    Rule(rf"mel_head\.{_PARAMETER}", (r"speech_decoder_model.lm_head.\1",)),
-    Rule(rf"gpt\.h\.(\d+)\.ln_1\.{_PARAMETER}", (_LAYER + r".input_layernorm.\2",)),
-    Rule(rf"gpt\.h\.(\d+)\.ln_2\.{_PARAMETER}", (_LAYER + r".post_attention_layernorm.\2",)),
-    Rule(r"gpt\.h\.(\d+)\.attn\.c_attn\.weight", _attention(_LAYER + ".attn", "weight"), _transposed_qkv),
-    Rule(r"gpt\.h\.(\d+)\.attn\.c_attn\.bias", _attention(_LAYER + ".attn", "bias"), _qkv),
-    Rule(r"gpt\.h\.(\d+)\.attn\.c_proj\.weight", (_LAYER + ".attn.out_proj.weight",), _transposed),
-    Rule(r"gpt\.h\.(\d+)\.attn\.c_proj\.bias", (_LAYER + ".attn.out_proj.bias",)),
-    Rule(rf"gpt\.h\.(\d+)\.mlp\.(c_fc|c_proj)\.{_PARAMETER}", (_LAYER + r".mlp.\2.\3",)),
-    Rule(r"text_head\..*", ()),
-    Rule(r"gpt\.h\.\d+\.attn\.(bias|masked_bias)", ()),
+    Rule(rf"{_CONDITIONING}\.init\.{_PARAMETER}", rf"{_CONDITIONING}.mel_conv.\1"),
+    Rule(rf"{_CONDITIONING}\.attn\.(\d+)\.norm\.{_PARAMETER}", rf"{_CONDITIONING}.group_norms.\1.\2"),
+    Rule(rf"{_CONDITIONING}\.attn\.(\d+)\.qkv\.{_PARAMETER}", rf"{_BLOCK}.QKV_proj.\2", _interleaved_qkv),
+    Rule(rf"{_CONDITIONING}\.attn\.(\d+)\.proj_out\.{_PARAMETER}", rf"{_BLOCK}.out_proj.\2", _squeezed),
+    Rule(r"text_embedding\.weight", f"{_CONDITIONING}.text_token_embedding.weight"),
+    Rule(r"text_pos_embedding\.emb\.weight", f"{_CONDITIONING}.text_position_embedding.weight"),
+    Rule(r"mel_embedding\.weight", f"{_DECODER}.input_embeds_layer.weight"),
+    Rule(r"mel_pos_embedding\.emb\.weight", f"{_DECODER}.position_embeds_layer.weight"),
+    Rule(rf"gpt\.ln_f\.{_PARAMETER}", rf"{_DECODER}.layer_norm.\1"),
+    Rule(rf"final_norm\.{_PARAMETER}", r"speech_decoder_model.final_norm.\1"),
+    Rule(rf"mel_head\.{_PARAMETER}", r"speech_decoder_model.lm_head.\1"),
+    Rule(rf"gpt\.h\.(\d+)\.ln_1\.{_PARAMETER}", rf"{_LAYER}.input_layernorm.\2"),
+    Rule(rf"gpt\.h\.(\d+)\.ln_2\.{_PARAMETER}", rf"{_LAYER}.post_attention_layernorm.\2"),
+    Rule(rf"gpt\.h\.(\d+)\.attn\.c_attn\.{_PARAMETER}", rf"{_LAYER}.attn.QKV_proj.\2", _transposed_qkv),
+    Rule(rf"gpt\.h\.(\d+)\.attn\.c_proj\.{_PARAMETER}", rf"{_LAYER}.attn.out_proj.\2", _transposed),
+    Rule(rf"gpt\.h\.(\d+)\.mlp\.(c_fc|c_proj)\.{_PARAMETER}", rf"{_LAYER}.mlp.\2.\3"),
+    Rule(r"text_head\..*", None),
+    Rule(r"gpt\.h\.\d+\.attn\.(bias|masked_bias)", None),
 )
 
 
 def _encoder_rules(kind: str) -> tuple[Rule, ...]:
     """Layers alternate between attention (even) and feed-forward (odd), two for one of ours."""
     encoder = f"{kind}_encoder_model"
-    stack = rf"{kind}_transformer\.transformer\.attn_layers"
+    layer = rf"{encoder}.layers.\1"
+    transformer = rf"{kind}_transformer\.transformer"
+    attention = rf"{transformer}\.attn_layers\.attention\.(\d+)"
+    feedforward = rf"{transformer}\.attn_layers\.feedforward\.(\d+)"
     return (
-        Rule(rf"{kind}_emb\.weight", (f"{encoder}.token_embedding.weight",)),
-        Rule(rf"to_{kind}_latent\.weight", (f"{encoder}.projection.weight",)),
-        Rule(rf"{kind}_transformer\.transformer\.norm\.{_PARAMETER}", (encoder + r".final_layer_norm.\1",)),
-        Rule(rf"{stack}\.rotary_pos_emb\.inv_freq", (f"{encoder}.rotary_pos_emb.inv_freq",)),
-        Rule(rf"{stack}\.attention\.(\d+)\.0\.0\.g", (encoder + r".layers.\1.input_rmsnorm.weight",)),
-        Rule(
-            rf"{stack}\.feedforward\.(\d+)\.0\.0\.g", (encoder + r".layers.\1.post_attention_rmsnorm.weight",)
-        ),
-        Rule(
-            rf"{stack}\.attention\.(\d+)\.1\.wrap\.to_(q|k|v)\.{_PARAMETER}",
-            (encoder + r".layers.\1.self_attn.\2_proj.\3",),
-        ),
-        Rule(
-            rf"{stack}\.attention\.(\d+)\.1\.wrap\.to_out\.{_PARAMETER}",
-            (encoder + r".layers.\1.self_attn.out_proj.\2",),
-        ),
-        Rule(
-            rf"{stack}\.feedforward\.(\d+)\.1\.wrap\.net\.0\.proj\.{_PARAMETER}",
-            (encoder + r".layers.\1.mlp.fc1.proj.\2",),
-        ),
-        Rule(
-            rf"{stack}\.feedforward\.(\d+)\.1\.wrap\.net\.3\.{_PARAMETER}",
-            (encoder + r".layers.\1.mlp.fc2.\2",),
-        ),
+        Rule(rf"{kind}_emb\.weight", f"{encoder}.token_embedding.weight"),
+        Rule(rf"to_{kind}_latent\.weight", f"{encoder}.projection.weight"),
+        Rule(rf"{transformer}\.norm\.{_PARAMETER}", rf"{encoder}.final_layer_norm.\1"),
+        Rule(rf"{transformer}\.attn_layers\.rotary_pos_emb\.inv_freq", f"{encoder}.rotary_pos_emb.inv_freq"),
+        Rule(rf"{attention}\.0\.0\.g", f"{layer}.input_rmsnorm.weight"),
+        Rule(rf"{attention}\.1\.wrap\.to_(q|k|v)\.{_PARAMETER}", rf"{layer}.self_attn.\2_proj.\3"),
+        Rule(rf"{attention}\.1\.wrap\.to_out\.{_PARAMETER}", rf"{layer}.self_attn.out_proj.\2"),
+        Rule(rf"{feedforward}\.0\.0\.g", f"{layer}.post_attention_rmsnorm.weight"),
+        Rule(rf"{feedforward}\.1\.wrap\.net\.0\.proj\.{_PARAMETER}", rf"{layer}.mlp.fc1.proj.\2"),
+        Rule(rf"{feedforward}\.1\.wrap\.net\.3\.{_PARAMETER}", rf"{layer}.mlp.fc2.\2"),
     )
 
 
-CLVP_RULES = (Rule("temperature", ("logit_scale",)), *_encoder_rules("text"), *_encoder_rules("speech"))
+CLVP_RULES = (Rule("temperature", "logit_scale"), *_encoder_rules("text"), *_encoder_rules("speech"))
 
 
 def _number_pairs(key: str) -> str:
@@ -166,9 +140,10 @@ def apply_rules(state: State, rules: Sequence[Rule], heads: int, origin: str) ->
         name = _number_pairs(key)
         for rule in rules:
             match = re.fullmatch(rule.pattern, name)
+            if match and rule.target:
+                for letter, part in zip("QKV", rule.split(weight, heads), strict=False):
+                    converted[match.expand(rule.target).replace("QKV", letter.lower())] = part
             if match:
-                parts = rule.split(weight, heads) if rule.targets else ()
-                converted |= {match.expand(t): part for t, part in zip(rule.targets, parts, strict=True)}
                 break
         else:
             unknown.append(key)
@@ -251,8 +226,7 @@ def convert_tortoise(
     decoder_heads: int | None = None,
     encoder_heads: int | None = None,
 ) -> Path:
-    """Write a checkpoint folder, with Tortoise's tokenizer and sampling settings, from the two original
-    files.
+    """Write a checkpoint folder, with Tortoise's tokenizer and sampling settings, from its two files.
 
     Heads are taken to be 64 wide, as in every published file, unless their numbers are given.
 
@@ -265,24 +239,19 @@ def convert_tortoise(
     speech = encoder_config(clvp_state, "speech", encoder_heads, clvp_name)
     # A toy vocabulary lacks some of the codes that end a sequence; its last code stands for them.
     fixing_codes = tuple(min(code, speech.vocab_size - 1) for code in FIXING_CODES)
-    config = ClvpConfig(
-        text,
-        speech,
-        replace(decoder, decoder_fixing_codes=fixing_codes),
-        projection_dim=text.projection_dim,
-    )
-    weights = apply_rules(
-        decoder_state, AUTOREGRESSIVE_RULES, decoder.num_attention_heads, decoder_name
-    ) | apply_rules(clvp_state, CLVP_RULES, text.num_attention_heads, clvp_name)
+    decoder = replace(decoder, decoder_fixing_codes=fixing_codes)
+    config = ClvpConfig(text, speech, decoder, projection_dim=text.projection_dim)
+    weights = {
+        **apply_rules(decoder_state, AUTOREGRESSIVE_RULES, decoder.num_attention_heads, decoder_name),
+        **apply_rules(clvp_state, CLVP_RULES, text.num_attention_heads, clvp_name),
+    }
     with torch.device("meta"):
         model = ClvpModelForConditionalGeneration(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    check_keys(expected, {k: tuple(w.shape) for k, w in weights.items()}, f"{decoder_name} and {clvp_name}")
+    check_keys(model, weights, f"{decoder_name} and {clvp_name}")
     model.load_state_dict({key: weight.float() for key, weight in weights.items()}, assign=True)
-    limit = model.generation_config.max_new_tokens
     model.generation_config = replace(
         GENERATION,
-        max_new_tokens=limit,
+        max_new_tokens=model.generation_config.max_new_tokens,
         bos_token_id=decoder.bos_token_id,
         eos_token_id=decoder.eos_token_id,
     )

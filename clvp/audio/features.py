@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -37,8 +37,6 @@ _SUSPICIOUS_PEAK = 32.0
 @dataclass(eq=False)
 class ClvpFeatureExtractor:
     """Log-mel spectrograms of the first seconds of mono audio."""
-
-    model_input_names: ClassVar = ["input_features", "attention_mask"]
 
     feature_size: int = 80  # mel bands
     sampling_rate: int = 22050  # samples per second that the model expects; audio is not resampled here
@@ -170,9 +168,7 @@ class ClvpFeatureExtractor:
         """Load from a checkpoint folder or a hub id.
 
         `kwargs` are options of `huggingface_hub`, such as `revision`, and arguments of the constructor.
-
-        Raises:
-            FileNotFoundError: no such folder or repository, or it holds no feature extractor.
+        Raises FileNotFoundError for no such folder or repository, or one without a feature extractor.
         """
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
         config = source.json(FEATURE_EXTRACTOR_FILE)
@@ -232,7 +228,7 @@ def _read_voices(raw_speech: Any) -> tuple[list[list[Any]], bool]:
     """
     if isinstance(raw_speech, np.ndarray | torch.Tensor):
         shape = tuple(raw_speech.shape)
-        if len(shape) == 1 or shape[1:] == (1,):
+        if len(shape) == 1:
             return [[raw_speech]], False
         if len(shape) != 2:
             raise ValueError(
@@ -266,8 +262,6 @@ def _read_waveform(clip: Any, name: str, max_samples: int | None) -> np.ndarray:
     that are NaN or infinite, or integers of a type without a full scale.
     """
     samples = _to_numpy(clip, name)
-    if samples.ndim == 2 and 1 in samples.shape:
-        samples = samples.reshape(-1)
     if samples.ndim != 1:
         raise ValueError(
             f"{name} has the shape {list(samples.shape)}: mix its channels down to mono first, e.g. with "
@@ -313,8 +307,6 @@ def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
         return (samples.astype(np.float32) - 128.0) / 128.0
     if samples.dtype in (np.int8, np.int16, np.int32):
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
-    if samples.dtype.kind in "iu" and np.abs(samples).max() <= 1:  # a list of 0 and 1
-        return samples.astype(np.float32)
     raise ValueError(
         f"{name} has samples of type {samples.dtype}: pass floats in [-1, 1], or integers of type int16, "
         "int32 or uint8, which have a full scale"

@@ -97,12 +97,9 @@ class ClvpProcessor:
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load both parts from a checkpoint folder or a hub id.
 
-        `kwargs` are options of `huggingface_hub`, such as `revision`, and arguments of `ClvpTokenizer` (such
-        as `normalizer="tortoise"`, and `padding_side`) and of `ClvpFeatureExtractor` (such as
-        `sampling_rate`).
-
-        Raises:
-            FileNotFoundError: no such folder or repository, or a part's files are missing.
+        `kwargs` are options of `huggingface_hub`, and arguments of `ClvpTokenizer` (such as
+        `normalizer="tortoise"`, and `padding_side`) and of `ClvpFeatureExtractor`. Raises FileNotFoundError
+        for no such folder or repository, or a part's missing files.
         """
         text = {name: value for name, value in kwargs.items() if name not in _AUDIO_ARGUMENTS}
         audio = {name: value for name, value in kwargs.items() if name in _AUDIO_ARGUMENTS | HUB_OPTIONS}
@@ -117,6 +114,3 @@ class ClvpProcessor:
             *self.feature_extractor.save_pretrained(save_directory),
             *self.tokenizer.save_pretrained(save_directory),
         ]
-
-    def __repr__(self) -> str:
-        return f"ClvpProcessor(\n{self.feature_extractor!r},\n{self.tokenizer!r}\n)"

@@ -1,6 +1,6 @@
 """Texts, token ids and lengths of a batch as callers hand them over, with the arguments of `transformers`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from clvp.batch import PADDINGS, Padding, Side, check_choice, round_up
@@ -15,13 +15,12 @@ _UNLIMITED = 10**20
 def list_of_texts(text: str | Sequence[str]) -> list[str]:
     """The texts of a batch; TypeError naming what is none."""
     texts = [text] if isinstance(text, str) else text
-    if isinstance(texts, bytes | Mapping) or not hasattr(texts, "__iter__"):
+    if not isinstance(texts, Sequence):
         raise TypeError(f"text must be a string or a sequence of strings, got {type(text).__name__}")
-    texts = list(texts)
     for index, entry in enumerate(texts):
         if not isinstance(entry, str):
             raise TypeError(f"text {index} is no string but {type(entry).__name__}: {str(entry)[:40]!r}")
-    return texts
+    return list(texts)
 
 
 def read_lengths(
@@ -34,10 +33,8 @@ def read_lengths(
     """Where rows are cut, and to what length at least they are padded; None where they are not.
 
     A `max_length` alone truncates; without one, the model's own limit stands in where a limit is needed.
-
-    Raises:
-        ValueError: an unknown strategy, a limit that is not positive, or a truncation length that the padding
-            could not keep.
+    Raises ValueError for an unknown strategy, a limit that is not positive, or a truncation length that the
+    padding could not keep.
     """
     check_choice("padding", padding, PADDINGS)
     check_choice("truncation", truncation, _TRUNCATIONS)

@@ -7,8 +7,9 @@ Tortoise's normalizer nothing is split off: Tortoise lower-cases first, and "[ST
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from tokenizers import AddedToken
@@ -20,22 +21,17 @@ from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 from clvp.text.vocabulary import (
     CONFIG_KEYS,
-    FILES,
     NORMALIZER_KEY,
     SPACE_TOKEN,
     SPECIAL_ROLES,
-    TokenDescription,
     added_token,
     added_tokens,
     byte_pair_encoder,
-    describe,
     join_tokens,
-    prefixed,
     read_merges,
     read_vocabulary,
     spell_bytes,
     stored_arguments,
-    write_files,
 )
 
 Normalizer = Literal["english", "tortoise"]
@@ -44,67 +40,55 @@ TokenIds = Sequence[int] | np.ndarray | Tensor
 _STOP_TOKEN = "[STOP]"
 
 
+@dataclass(eq=False)
 class ClvpTokenizer:
     """Byte-level BPE tokenizer of the CLVP family. It pickles, and its use changes nothing in it.
 
-    `vocab_file` is `vocab.json`, token to id; `merges_file` is `merges.txt`, a header and one merge a line.
-    Special tokens are added after the end of the vocabulary where it lacks them.
-
-    Raises:
-        ValueError: the files do not belong together, or an argument has an unknown value.
+    Tokens may be given as strings, as AddedToken or by their description in a JSON file; special tokens are
+    added after the end of the vocabulary where it lacks them.
+    Raises ValueError for files that do not belong together, and for an argument with an unknown value.
     """
 
-    vocab_files_names: ClassVar = FILES
-    model_input_names: ClassVar = ["input_ids", "attention_mask"]
+    vocab_file: str | Path  # `vocab.json`: token to id
+    merges_file: str | Path  # `merges.txt`: a header and one merge a line
+    _: KW_ONLY
+    unk_token: str = "[UNK]"
+    bos_token: str = "<|endoftext|>"
+    eos_token: str = "[STOP]"
+    pad_token: str = "[STOP]"
+    # Put these around every text. The speech model adds its own and wants neither.
+    add_bos_token: bool = False
+    add_eos_token: bool = False
+    # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
+    # better for numbers, years, ordinals, accents and quotation marks.
+    normalizer: Normalizer = "english"
+    # Id to added token. They are found in a text before anything else happens to it.
+    added_tokens_decoder: Mapping[int, AddedToken] = field(default_factory=dict)
+    additional_special_tokens: Sequence[str] = ()  # `skip_special_tokens` drops these too
+    clean_up_tokenization_spaces: bool = True  # `decode` turns [SPACE] and [STOP] into spaces
+    model_max_length: int = 10**30  # limit of truncation and padding without a `max_length`
+    padding_side: Side = "right"
+    truncation_side: Side = "right"
 
-    def __init__(
-        self,
-        vocab_file: str | Path,
-        merges_file: str | Path,
-        errors: str = "replace",  # how `decode` treats bytes that are no UTF-8: see `bytes.decode`
-        unk_token: TokenDescription = "[UNK]",
-        bos_token: TokenDescription = "<|endoftext|>",
-        eos_token: TokenDescription = "[STOP]",
-        pad_token: TokenDescription = "[STOP]",
-        add_prefix_space: bool = False,  # kept for compatibility; it changes no ids, in the reference neither
-        # Put these around every text. The speech model adds its own and wants neither.
-        add_bos_token: bool = False,
-        add_eos_token: bool = False,
-        *,
-        # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
-        # better for numbers, years, ordinals, accents and quotation marks.
-        normalizer: Normalizer = "english",
-        # Id to added token. They are found in a text before anything else happens to it.
-        added_tokens_decoder: Mapping[int | str, TokenDescription] | None = None,
-        additional_special_tokens: Sequence[TokenDescription] = (),  # `skip_special_tokens` drops these too
-        clean_up_tokenization_spaces: bool = True,  # `decode` turns [SPACE] and [STOP] into spaces
-        model_max_length: int = 10**30,  # limit of truncation and padding without a `max_length`
-        padding_side: Side = "right",
-        truncation_side: Side = "right",
-    ) -> None:
-        check_choice("normalizer", normalizer, get_args(Normalizer))
-        check_choice("padding_side", padding_side, get_args(Side))
-        check_choice("truncation_side", truncation_side, get_args(Side))
-        self.errors = errors
-        self.unk_token = added_token(unk_token).content
-        self.bos_token = added_token(bos_token).content
-        self.eos_token = added_token(eos_token).content
-        self.pad_token = added_token(pad_token).content
-        self.additional_special_tokens = [added_token(token).content for token in additional_special_tokens]
-        self.add_prefix_space = add_prefix_space
-        self.add_bos_token = add_bos_token
-        self.add_eos_token = add_eos_token
-        self.normalizer: Normalizer = normalizer
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.model_max_length = int(model_max_length)
-        self.padding_side: Side = padding_side
-        self.truncation_side: Side = truncation_side
-        self._vocabulary = read_vocabulary(Path(vocab_file))
-        self._merges = read_merges(Path(merges_file))
-        self._added = added_tokens(self._vocabulary, added_tokens_decoder or {}, self.all_special_tokens)
-        self._added_ids = {token.content: token_id for token_id, token in self._added.items()}
+    def __post_init__(self) -> None:
+        check_choice("normalizer", self.normalizer, get_args(Normalizer))
+        check_choice("padding_side", self.padding_side, get_args(Side))
+        check_choice("truncation_side", self.truncation_side, get_args(Side))
+        for role in SPECIAL_ROLES:
+            setattr(self, role, added_token(getattr(self, role)).content)
+        self.additional_special_tokens = [added_token(t).content for t in self.additional_special_tokens]
+        self.model_max_length = int(self.model_max_length)
+        self._vocabulary = read_vocabulary(Path(self.vocab_file))
+        self._merges = read_merges(Path(self.merges_file))
+        added = added_tokens(self._vocabulary, self.added_tokens_decoder, self.all_special_tokens)
+        self.added_tokens_decoder = added
+        self._added_ids = {token.content: token_id for token_id, token in added.items()}
         self._all_ids = self._vocabulary | self._added_ids
         self._all_tokens = {token_id: token for token, token_id in self._all_ids.items()}
+        self.unk_token_id = self._all_ids[self.unk_token]
+        self.bos_token_id = self._all_ids[self.bos_token]
+        self.eos_token_id = self._all_ids[self.eos_token]
+        self.pad_token_id = self._all_ids[self.pad_token]
         # Longest first: of two tokens that start alike, the longer one is found.
         alternatives = sorted(map(re.escape, self._added_ids), key=len, reverse=True)
         self._added_pattern = re.compile(f"({'|'.join(alternatives)})")
@@ -112,7 +96,7 @@ class ClvpTokenizer:
             {self.unk_token: self.unk_token_id} | self._vocabulary,
             self._merges,
             self.unk_token,
-            "words" if normalizer == "tortoise" else "gpt2",
+            whole_words=self.normalizer == "tortoise",
         )
 
     # ---- loading and saving ----
@@ -122,43 +106,30 @@ class ClvpTokenizer:
         """Load from a checkpoint folder or a hub id.
 
         `kwargs` are options of `huggingface_hub`, such as `revision`, and arguments of the constructor.
-
-        Raises:
-            FileNotFoundError: no such folder or repository, or it holds no vocabulary.
+        Raises FileNotFoundError for no such folder or repository, or one without a vocabulary.
         """
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
         return cls(**(stored_arguments(source) | overrides))
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write the vocabulary, the merges and `tokenizer_config.json` into a folder; returns the paths."""
         config = {key: getattr(self, key) for key in CONFIG_KEYS}
         config |= {"tokenizer_class": type(self).__name__, NORMALIZER_KEY: self.normalizer}
-        config["added_tokens_decoder"] = {str(i): describe(token) for i, token in self._added.items()}
+        config["added_tokens_decoder"] = {
+            str(token_id): token.__getstate__() for token_id, token in self.added_tokens_decoder.items()
+        }
+        folder = Path(save_directory)
         files: dict[str, dict[str, Any]] = {
             "tokenizer_config.json": config,
-            "special_tokens_map.json": dict(self.special_tokens_map),
+            "special_tokens_map.json": self.special_tokens_map,
             "added_tokens.json": {t: i for t, i in self._added_ids.items() if t not in self._vocabulary},
+            "vocab.json": self._vocabulary,
         }
-        paths = []
         for name, content in files.items():
-            paths.append(Path(save_directory) / prefixed(name, filename_prefix))
-            write_json(paths[-1], content)
-        return (*map(str, paths), *self.save_vocabulary(save_directory, filename_prefix))
-
-    def save_vocabulary(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, str]:
-        """Write `vocab.json` and `merges.txt` into an existing folder; returns their paths.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
-        folder = Path(save_directory)
-        if not folder.is_dir():
-            raise NotADirectoryError(f"cannot save the vocabulary: {str(folder)!r} is no folder")
-        return write_files(folder, filename_prefix, self._vocabulary, self._merges)
+            write_json(folder / name, content)
+        merges = ["#version: 0.2", *(" ".join(merge) for merge in self._merges)]
+        (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+        return tuple(str(folder / name) for name in (*files, "merges.txt"))
 
     # ---- the vocabulary ----
 
@@ -170,9 +141,6 @@ class ClvpTokenizer:
     def __len__(self) -> int:
         return len(self._all_ids)
 
-    def __repr__(self) -> str:
-        return f"ClvpTokenizer(vocab_size={self.vocab_size}, normalizer={self.normalizer!r})"
-
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
         return dict(self._all_ids)
@@ -180,11 +148,6 @@ class ClvpTokenizer:
     def get_added_vocab(self) -> dict[str, int]:
         """Added token to id."""
         return dict(self._added_ids)
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id to added token."""
-        return dict(self._added)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -201,23 +164,6 @@ class ClvpTokenizer:
         """The ids of `all_special_tokens`."""
         return [self._all_ids[token] for token in self.all_special_tokens]
 
-    @property
-    def unk_token_id(self) -> int:
-        """Id of the unknown token, and so on for the three below."""
-        return self._all_ids[self.unk_token]
-
-    @property
-    def bos_token_id(self) -> int:
-        return self._all_ids[self.bos_token]
-
-    @property
-    def eos_token_id(self) -> int:
-        return self._all_ids[self.eos_token]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self._all_ids[self.pad_token]
-
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Id of a token, or the list of ids of several; unknown ones get the id of the unknown token."""
         if isinstance(tokens, str):
@@ -225,11 +171,7 @@ class ClvpTokenizer:
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
-        """Token of an id, or the list of tokens of several.
-
-        Raises:
-            ValueError: no token has such an id.
-        """
+        """Token of an id, or the list of tokens of several; ValueError for an id that no token has."""
         if not isinstance(ids, int):
             skipped = set(self.all_special_ids) if skip_special_tokens else set()
             return [self.convert_ids_to_tokens(int(i)) for i in ids if int(i) not in skipped]
@@ -245,7 +187,6 @@ class ClvpTokenizer:
     def __call__(
         self,
         text: str | Sequence[str],
-        text_pair: None = None,
         *,
         add_special_tokens: bool = True,
         padding: Padding = False,
@@ -275,8 +216,6 @@ class ClvpTokenizer:
             TypeError: `text` is neither a string nor a sequence of strings.
             ValueError: an argument has an unknown value, or unequal lengths are to become a tensor.
         """
-        if text_pair is not None:
-            raise ValueError("text_pair: CLVP reads single texts; encode the two one after the other")
         cut_to, pad_to = read_lengths(
             padding, truncation, max_length, self.model_max_length, pad_to_multiple_of
         )
@@ -360,10 +299,13 @@ class ClvpTokenizer:
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         tokens = self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids, skip_special_tokens)
-        text = self.convert_tokens_to_string(tokens)
+        text = join_tokens(tokens)
         cleans = clean_up_tokenization_spaces
-        cleans = self.clean_up_tokenization_spaces if cleans is None else cleans
-        return self.clean_up_tokenization(text) if cleans else text
+        if not (self.clean_up_tokenization_spaces if cleans is None else cleans):
+            return text
+        for token in (SPACE_TOKEN, _STOP_TOKEN):
+            text = text.replace(token, " ") if token in self._all_ids else text
+        return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
 
     def batch_decode(
         self,
@@ -373,13 +315,3 @@ class ClvpTokenizer:
     ) -> list[str]:
         """The text of each sequence of token ids; arguments as in `decode`."""
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
-
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Join tokens and undo the byte map; [SPACE] stays spelled out."""
-        return join_tokens(tokens, self.errors)
-
-    def clean_up_tokenization(self, text: str) -> str:
-        """Decoded text for people: see `decode`."""
-        for token in (SPACE_TOKEN, _STOP_TOKEN):
-            text = text.replace(token, " ") if token in self._all_ids else text
-        return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")

@@ -194,8 +194,6 @@ def test_every_kind_of_audio_gives_the_same(extractor: ClvpFeatureExtractor) -> 
         np.stack(clips),
         torch.from_numpy(np.stack(clips)),
         np.stack(clips).astype(np.float64),
-        [clip[None] for clip in clips],
-        [clip[:, None] for clip in clips],
     ]
     for batch in batches:
         got = extractor(batch, sampling_rate=RATE, return_tensors="np").input_features
@@ -205,7 +203,6 @@ def test_every_kind_of_audio_gives_the_same(extractor: ClvpFeatureExtractor) -> 
         clips[0].tolist(),
         torch.from_numpy(clips[0]),
         clips[0][None],
-        clips[0][:, None],
     ):
         got = extractor(single, sampling_rate=RATE, return_tensors="np").input_features
         np.testing.assert_array_equal(got, expected[:1])
@@ -232,7 +229,6 @@ def test_unsigned_bytes_are_centred(extractor: ClvpFeatureExtractor) -> None:
     silent = extractor(np.full(2000, 128, dtype=np.uint8), sampling_rate=RATE, return_tensors="pt")
     zeros = extractor(np.zeros(2000), sampling_rate=RATE, return_tensors="pt")
     assert torch.equal(silent.input_features, zeros.input_features)
-    assert torch.equal(extractor([0] * 2000, RATE, return_tensors="pt").input_features, zeros.input_features)
 
 
 @pytest.mark.parametrize(

