@@ -15,14 +15,15 @@ PIP_INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --quie
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-# Ray starts one process per actor; more BLAS threads than cores make all of them slower.
-TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+# Ray starts one process per actor; more BLAS threads than cores make all of them slower, above all those that
+# wait for each other in a loop.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check test-kernels bench format clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
@@ -53,6 +54,9 @@ check: $(INSTALLED_TEST)  ## the quick loop: style, types, imports, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-kernels: $(INSTALLED_TEST)  ## run the tests that depend on arithmetic as other processors would
+	$(TEST_ENV) $(BIN)/python -m tests.kernels
 
 bench: $(INSTALLED_TEST)  ## run the benchmarks and print their figures
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)

@@ -3,16 +3,18 @@
 Names and calls are those of the CLVP family in `transformers`. This package knows nothing of Ray.
 """
 
+import clvp.arithmetic  # noqa: F401  (before anything computes)
+from clvp.audio.features import ClvpFeatureExtractor
+from clvp.audio.processor import ClvpProcessor
 from clvp.conditioning import ClvpConditioningEncoder
-from clvp.configuration import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
-from clvp.decoder import ClvpDecoder, ClvpForCausalLM, ClvpModel
+from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
+from clvp.decoder import ClvpDecoder, ClvpModel
 from clvp.encoder import ClvpEncoder
-from clvp.feature_extraction import ClvpFeatureExtractor
-from clvp.generation import ClvpGenerationConfig
+from clvp.generation import ClvpForCausalLM
+from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.pretrained import ClvpPreTrainedModel
-from clvp.processing import ClvpProcessor
-from clvp.tokenizer import ClvpTokenizer
+from clvp.text.tokenizer import ClvpTokenizer
 
 __all__ = [
     "ClvpConditioningEncoder",

@@ -1,10 +1,18 @@
-"""The dictionary that tokenizer, feature extractor and processor return."""
+"""Rows of a batch on their way into a model: padding, tensors, and the dictionary that holds them."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Padding = bool | Literal["longest", "max_length", "do_not_pad"] | None
+Side = Literal["left", "right"]
+TensorType = Literal["pt", "np"]
+Device = str | int | torch.device
+
+PADDINGS = (True, False, None, "longest", "max_length", "do_not_pad")
 
 
 class BatchFeature(dict[str, Any]):
@@ -26,8 +34,8 @@ class BatchFeature(dict[str, Any]):
 
     def to(
         self,
-        *args: str | int | torch.device | torch.dtype,
-        device: str | int | torch.device | None = None,
+        *args: Device | torch.dtype,
+        device: Device | None = None,
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> "BatchFeature":
@@ -42,24 +50,58 @@ class BatchFeature(dict[str, Any]):
         for arg in args:
             if isinstance(arg, torch.dtype) and dtype is None:
                 dtype = arg
-            elif isinstance(arg, (str, int, torch.device)) and device is None:
+            elif isinstance(arg, Device) and device is None:
                 device = arg
             else:
                 raise TypeError(f"to() takes one device and one dtype, got {arg!r} as well")
-        for name, value in self.items():
-            self[name] = _moved(value, device, dtype, non_blocking)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, dtype if value.is_floating_point() else None, non_blocking)
+            if isinstance(value, list | tuple):
+                return type(value)(map(moved, value))
+            if isinstance(value, Mapping):
+                return {name: moved(item) for name, item in value.items()}
+            return value
+
+        self.update({name: moved(value) for name, value in self.items()})
         return self
 
 
-def _moved(
-    value: Any, device: str | int | torch.device | None, dtype: torch.dtype | None, non_blocking: bool
-) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(
-            device=device, dtype=dtype if value.is_floating_point() else None, non_blocking=non_blocking
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise ValueError naming an argument that is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def round_up(length: int, multiple: int | None) -> int:
+    """The next multiple; `length` itself where there is none."""
+    return -(-length // multiple) * multiple if multiple else length
+
+
+def stack(rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
+    """One array of rows of one shape; ValueError where they differ in length."""
+    lengths = {np.shape(row)[-1] for row in rows}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"lengths of {min(lengths)} to {max(lengths)} do not fit into one tensor: pad them (padding=True)"
         )
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(item, device, dtype, non_blocking) for item in value)
-    if isinstance(value, Mapping):
-        return {name: _moved(item, device, dtype, non_blocking) for name, item in value.items()}
-    return value
+    return np.array(rows, dtype).reshape(len(rows), *(np.shape(rows[0]) if rows else (0,)))
+
+
+def to_tensor(array: np.ndarray, tensor_type: TensorType) -> Any:
+    """The array itself, or a tensor in its memory; ValueError for another type."""
+    check_choice("return_tensors", tensor_type, get_args(TensorType))
+    return torch.from_numpy(array) if tensor_type == "pt" else array
+
+
+def without_padding(rows: Tensor | Sequence[Tensor], attention_mask: Tensor | None) -> list[Tensor]:
+    """The tokens or embeddings of each row that `attention_mask` [B, L] shows, wherever its padding lies."""
+    if attention_mask is None:
+        return list(rows)
+    if isinstance(rows, Tensor) and attention_mask.shape != rows.shape[:2]:
+        raise ValueError(
+            f"attention_mask must have the shape of the tokens, {list(rows.shape[:2])}, "
+            f"not {list(attention_mask.shape)}"
+        )
+    return [row[keep.to(row.device).bool()] for row, keep in zip(rows, attention_mask, strict=True)]

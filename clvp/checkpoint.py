@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clvp.rotary import exact_frequencies
+from clvp.layers import exact_frequencies
 
 # In the order in which they are looked for.
 WEIGHT_FILES = (
@@ -53,7 +53,7 @@ class CheckpointSource:
 
     location: str | os.PathLike[str]
     revision: str | None = None
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: str | Path | None = None
     token: str | bool | None = None
     local_files_only: bool = False
 
@@ -62,9 +62,8 @@ class CheckpointSource:
         cls, location: str | os.PathLike[str], options: Mapping[str, Any]
     ) -> "tuple[CheckpointSource, dict[str, Any]]":
         """A source from a mix of hub options and other keyword arguments, and those others."""
-        own = {item.name for item in fields(cls)} - {"location"}
-        source = cls(location, **{key: value for key, value in options.items() if key in own})
-        return source, {key: value for key, value in options.items() if key not in own}
+        source = cls(location, **{key: value for key, value in options.items() if key in HUB_OPTIONS})
+        return source, {key: value for key, value in options.items() if key not in HUB_OPTIONS}
 
     def file(self, name: str) -> Path | None:
         """Local path of the file `name`, downloaded when the source is a hub id; None when there is no such
@@ -82,7 +81,7 @@ class CheckpointSource:
                     str(self.location),
                     name,
                     revision=self.revision,
-                    cache_dir=self._cache_dir,
+                    cache_dir=self.cache_dir,
                     token=self.token,
                     local_files_only=self.local_files_only,
                 )
@@ -104,18 +103,17 @@ class CheckpointSource:
     def _is_cached(self) -> bool:
         """Whether the hub's cache holds this checkpoint's configuration, and so the rest of it."""
         cached = try_to_load_from_cache(
-            str(self.location), "config.json", cache_dir=self._cache_dir, revision=self.revision
+            str(self.location), "config.json", cache_dir=self.cache_dir, revision=self.revision
         )
         return isinstance(cached, str)
-
-    @property
-    def _cache_dir(self) -> Path | None:
-        return None if self.cache_dir is None else Path(self.cache_dir)
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in the file `name`, or None when there is no such file."""
         path = self.file(name)
         return None if path is None else read_json(path)
+
+
+HUB_OPTIONS = frozenset(item.name for item in fields(CheckpointSource)) - {"location"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,7 +128,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object whole or not at all."""
+    """Write a JSON object whole or not at all, into a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -8,15 +8,23 @@ B batch, N text tokens, T frames, D width, P prefix length; 8 stands for the mel
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvp.attention import ClvpSelfAttention
-from clvp.configuration import ClvpConfig
-from clvp.pretrained import ClvpPreTrainedModel, initialize
-from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, text_rows
+from clvp.batch import without_padding
+from clvp.config import ClvpConfig
+from clvp.layers import ClvpSelfAttention, exactly_one, initialize
+from clvp.pretrained import ClvpPreTrainedModel
+
+# One row's reference audio: log-mels [bands, T], or several clips: [clips, bands, T] or a list of [bands, T].
+Clips = Tensor | Sequence[Tensor]
+# Log-mels [B, bands, T], or the clips of each row.
+InputFeatures = Tensor | Sequence[Clips]
+# Whatever stands for one row's audio: its clips, or their latent.
+Audio = TypeVar("Audio")
 
 # The start token and two stop tokens stand around the text of a generation, and all of them take a text
 # position.
@@ -49,6 +57,7 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
 
     config_class = ClvpConfig
     checkpoint_prefixes = ("conditioning_encoder.",)
+    input_embeddings = "text_token_embedding"
     config: ClvpConfig
 
     def __init__(self, config: ClvpConfig) -> None:
@@ -83,12 +92,8 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
 
         No other clip takes part in any kernel, so that a voice's latent is the same bits in every batch.
         """
-        if (
-            mel_8T.dim() != 2
-            or mel_8T.shape[0] != self.config.decoder_config.feature_size
-            or not mel_8T.shape[1]
-        ):
-            bands = self.config.decoder_config.feature_size
+        bands = self.config.decoder_config.feature_size
+        if mel_8T.dim() != 2 or mel_8T.shape[0] != bands or not mel_8T.shape[1]:
             raise ValueError(f"a clip's log-mels must be [{bands}, frames], not {list(mel_8T.shape)}")
         return self._latents(mel_8T[None])[0]
 
@@ -108,21 +113,14 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         The text is given as token ids [N] or as token embeddings [N, D], without padding.
         Raises ValueError naming N and its limit, the text positions less three.
         """
-        text_ND = self._embed_text(input_ids_N, inputs_embeds)
-        limit = self.config.decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
-        if len(text_ND) > limit:
-            raise ValueError(f"the text has {len(text_ND)} tokens; the model takes at most {limit}")
-        return self._prefix(latent_D, text_ND, stops=2)
+        return self._prefix(latent_D, exactly_one(input_ids_N, inputs_embeds), PROMPT_TOKENS_AROUND_TEXT - 1)
 
-    def _embed_text(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is not None:
-            return inputs_embeds.to(self.device, self.dtype)
-        assert input_ids is not None
-        return self.text_token_embedding(input_ids.to(self.device))
-
-    def _prefix(self, latent_D: Tensor, text_ND: Tensor, stops: int) -> Tensor:
+    def _prefix(self, latent_D: Tensor, text: Tensor, stops: int) -> Tensor:
+        """The text is token ids [N] or token embeddings [N, D]."""
+        if text.dim() == 1:
+            text_ND = self.text_token_embedding(text.to(self.device))
+        else:
+            text_ND = text.to(self.device, self.dtype)
         text_config = self.config.text_config
         around = torch.tensor([text_config.bos_token_id, text_config.eos_token_id], device=self.device)
         start_D, stop_D = self.text_token_embedding(around)
@@ -151,15 +149,9 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         Raises ValueError for more than one input, unequal numbers of texts and audios, or a text that is too
         long.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        text = inputs_embeds if input_ids is None else input_ids
-        assert text is not None
-        rows = text_rows(text, attention_mask)
-        latents = self.encode_rows(input_features)
-        rows, latents = pair_up(rows, latents)
-        embedded = [self._embed_text(*ids_or_embeds(row)) for row in rows]
-        prefixes = [self._prefix(latent, row, stops=1) for latent, row in zip(latents, embedded, strict=True)]
+        texts = without_padding(exactly_one(input_ids, inputs_embeds), attention_mask)
+        texts, latents = pair_up(texts, self.encode_rows(input_features))
+        prefixes = [self._prefix(latent, text, stops=1) for text, latent in zip(texts, latents, strict=True)]
         return nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
 
     def encode_rows(self, input_features: InputFeatures) -> list[Tensor]:
@@ -169,6 +161,26 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         if isinstance(input_features, Tensor) and input_features.dim() == 3 and self.training:
             return list(self._latents(input_features))
         return [self.average_clips(clips_of(row)) for row in input_features]
+
+
+def clips_of(row: Clips) -> list[Tensor]:
+    """A row's clips, each [bands, T]; ValueError when there is none."""
+    clips = [row] if isinstance(row, Tensor) and row.dim() == 2 else list(row)
+    if not clips or any(clip.dim() != 2 for clip in clips):
+        shapes = [list(clip.shape) for clip in clips]
+        raise ValueError(f"a row of input_features must hold one or more clips [bands, frames], got {shapes}")
+    return clips
+
+
+def pair_up(texts: list[Tensor], audios: list[Audio]) -> tuple[list[Tensor], list[Audio]]:
+    """Equally many texts and audios: a single one on either side is repeated, else the numbers must agree."""
+    if len(texts) == 1:
+        texts = texts * len(audios)
+    if len(audios) == 1:
+        audios = audios * len(texts)
+    if len(texts) != len(audios):
+        raise ValueError(f"the numbers of texts and audios must agree; got {len(texts)} and {len(audios)}")
+    return texts, audios
 
 
 def _attend_over_frames(norm: nn.Module, block: nn.Module, x_BDT: Tensor) -> Tensor:

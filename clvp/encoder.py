@@ -6,17 +6,21 @@ masked tokens are neither attended to nor pooled, and positions count the tokens
 B batch, L length, D width, P projection width.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from clvp.activations import activation_function
-from clvp.attention import ClvpSelfAttention, key_mask
-from clvp.configuration import ClvpEncoderConfig
+from clvp.config import ClvpEncoderConfig
+from clvp.layers import (
+    ClvpRotaryPositionalEmbedding,
+    ClvpSelfAttention,
+    Rotation,
+    activation_function,
+    exactly_one,
+    initialize,
+    key_mask,
+)
 from clvp.outputs import ClvpEncoderOutput
-from clvp.pretrained import ClvpPreTrainedModel, initialize
-from clvp.rotary import ClvpRotaryPositionalEmbedding, Rotation
+from clvp.pretrained import ClvpPreTrainedModel
 
 
 class ClvpRMSNorm(nn.Module):
@@ -39,7 +43,7 @@ class ClvpGatedLinearUnit(nn.Module):
 
     def __init__(self, config: ClvpEncoderConfig) -> None:
         super().__init__()
-        self.activation: Callable[[Tensor], Tensor] = activation_function(config.hidden_act)
+        self.activation = activation_function(config.hidden_act)
         self.proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -93,6 +97,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
     """Text or speech tokens to one embedding per sequence."""
 
     config_class = ClvpEncoderConfig
+    input_embeddings = "token_embedding"
     config: ClvpEncoderConfig
 
     def __init__(self, config: ClvpEncoderConfig) -> None:
@@ -120,14 +125,6 @@ class ClvpEncoder(ClvpPreTrainedModel):
     def _prefixes(cls, config_type: str | None) -> tuple[str, ...]:
         return ("speech_encoder_model." if config_type == "speech_config" else "text_encoder_model.",)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
-        return self.token_embedding
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the token embedding."""
-        self.token_embedding = value
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -146,9 +143,9 @@ class ClvpEncoder(ClvpPreTrainedModel):
 
         Raises ValueError unless exactly one input is given, and for a row without any token.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        x_BLD = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        x_BLD = exactly_one(input_ids, inputs_embeds)
+        if inputs_embeds is None:
+            x_BLD = self.token_embedding(x_BLD)
         mask_BL = used_mask(attention_mask, x_BLD)
         if position_ids is None:
             position_ids = positions_of(mask_BL, x_BLD)

@@ -5,24 +5,22 @@ projection.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvp.checkpoint import CheckpointSource
-from clvp.conditioning import ClvpConditioningEncoder
-from clvp.configuration import ClvpConfig
-from clvp.decoder import ClvpForCausalLM
+from clvp.batch import without_padding
+from clvp.conditioning import ClvpConditioningEncoder, InputFeatures, clips_of, pair_up
+from clvp.config import ClvpConfig
 from clvp.encoder import ClvpEncoder
-from clvp.generation import ClvpGenerationConfig, sample_prompts
+from clvp.generation import ClvpForCausalLM, row_names, sample_prompts
+from clvp.generation_config import ClvpGenerationConfig
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 from clvp.pretrained import ClvpPreTrainedModel
-from clvp.prompts import InputFeatures, clips_of, ids_or_embeds, pair_up, row_names, text_rows
 from clvp.sampling import Candidate, EngineConfig
-from clvp.scoring import encode_speech, fix_rows, pad_and_fix_codes, score_texts, similarity, unit
+from clvp.scoring import compare, encode_speech, fix_rows, pad_and_fix_codes, score_texts
 
 
 def contrastive_loss(logits_BB: Tensor) -> Tensor:
@@ -52,11 +50,10 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             config.decoder_config, config.scoring_length
         )
 
-    def _read_extra_files(self, source: CheckpointSource) -> None:
-        self.generation_config = ClvpGenerationConfig.from_source(source, self.generation_config)
-
-    def _write_extra_files(self, folder: Path) -> None:
-        self.generation_config.save_pretrained(folder)
+    @property
+    def encoders(self) -> tuple[ClvpEncoder, ClvpEncoder, Tensor]:
+        """Of text and of speech, and the scale of their similarity: what `clvp.scoring` scores with."""
+        return self.text_encoder_model, self.speech_encoder_model, self.logit_scale
 
     def fix_speech_decoder_output(self, speech_ids: Tensor) -> Tensor:
         """Codes [S, L - 1] of generated tokens [S, L]: without the start token, fixed from the first stop
@@ -149,20 +146,10 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         speech = self.speech_encoder_model(codes, attention_mask=mask, **inside)
         text_ids = input_ids if text_encoder_inputs_embeds is None else None
         text = self.text_encoder_model(text_ids, text_encoder_inputs_embeds, attention_mask, **inside)
-        text_embeds, speech_embeds = unit(text.embeds), unit(speech.embeds)
-        logits = similarity(text_embeds, speech_embeds, self.logit_scale)
-        output = ClvpOutput(
-            loss=contrastive_loss(logits) if return_loss else None,
-            logits_per_speech=logits.T,
-            logits_per_text=logits,
-            text_embeds=text_embeds,
-            speech_embeds=speech_embeds,
-            text_model_output=text.pooler_output,
-            speech_model_output=speech.pooler_output,
-            decoder_hidden_states=decoder_states,
-            text_encoder_hidden_states=text.hidden_states,
-            speech_encoder_hidden_states=speech.hidden_states,
-        )
+        output = compare(text, speech, self.logit_scale)
+        if return_loss:
+            output.loss = contrastive_loss(output["logits_per_text"])
+        output.decoder_hidden_states = decoder_states
         return output.to_tuple() if return_dict is False else output
 
     def _most_probable_codes(
@@ -265,7 +252,8 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             engine_config=engine_config,
         )
         candidates = [candidate for row in rows for candidate in row]
-        output = score_texts(self, text_rows(text, attention_mask), self._codes(candidates, length), inside)
+        texts, codes = without_padding(text, attention_mask), self._codes(candidates, length)
+        output = score_texts(*self.encoders, texts, codes, inside)
         output.finished = torch.tensor([c.finished for c in candidates], device=self.device)
         if inside:
             output.decoder_hidden_states = self._decoder_states(prefixes, candidates, config)
@@ -299,11 +287,12 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             )
         voices = [clips_of(row) for row in input_features]
         encoded = [(clips, self.conditioning_encoder.average_clips(clips)) for clips in voices]
-        texts, audios = pair_up(text_rows(text, attention_mask), encoded)
+        texts, audios = pair_up(without_padding(text, attention_mask), encoded)
         prefixes = []
         for index, (row, (_, latent)) in enumerate(zip(texts, audios, strict=True)):
             try:
-                prefixes.append(self.conditioning_encoder.build_prefix(latent, *ids_or_embeds(row)))
+                name = "input_ids_N" if row.dim() == 1 else "inputs_embeds"
+                prefixes.append(self.conditioning_encoder.build_prefix(latent, **{name: row}))
             except ValueError as error:
                 raise ValueError(f"row {index}: {error}") from error
         names = row_names(texts, [clips for clips, _ in audios]) if row_ids is None else row_ids

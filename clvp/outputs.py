@@ -4,7 +4,7 @@ A field is reached as attribute (`out.logits`), by name (`out["logits"]`) or by 
 that are None do not count, so that `tuple(out.values())`, `out.to_tuple()` and positions skip them.
 """
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +15,7 @@ KeyValues = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass
-class ModelOutput:
+class ModelOutput(Mapping[str, Any]):
     """Tuple-like and mapping-like view of the fields that are not None."""
 
     def _present(self) -> dict[str, Any]:
@@ -25,22 +25,6 @@ class ModelOutput:
         """The fields that are not None, in order."""
         return tuple(self._present().values())
 
-    def keys(self) -> KeysView[str]:
-        """Names of the fields that are not None."""
-        return self._present().keys()
-
-    def values(self) -> ValuesView[Any]:
-        """The fields that are not None."""
-        return self._present().values()
-
-    def items(self) -> ItemsView[str, Any]:
-        """Names and values of the fields that are not None."""
-        return self._present().items()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The field `name`, or `default` where it is None or there is none."""
-        return self._present().get(name, default)
-
     def __getitem__(self, key: str | int | slice) -> Any:
         return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
 
@@ -49,9 +33,6 @@ class ModelOutput:
 
     def __len__(self) -> int:
         return len(self._present())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._present()
 
 
 @dataclass

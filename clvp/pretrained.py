@@ -1,16 +1,16 @@
-"""What every CLVP model shares: loading, saving, initialisation, gradient checkpointing."""
+"""What every CLVP model shares: loading, saving, gradient checkpointing."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from clvp.checkpoint import CheckpointSource, load_weights, save_weights, write_json
-from clvp.configuration import CONFIG_FILE, ClvpConfigBase
+from clvp.config import CONFIG_FILE, ClvpConfigBase
 
 Dtype = torch.dtype | str | None
 
@@ -28,12 +28,14 @@ def parse_dtype(dtype: Dtype) -> torch.dtype | None:
 
 
 class ClvpPreTrainedModel(nn.Module):
-    """Base of all public models. Subclasses name their configuration and where a composite checkpoint holds
-    them.
+    """Base of all public models. Subclasses name their configuration, where a composite checkpoint holds
+    them, and the module that embeds `input_ids`.
     """
 
     config_class: ClassVar[type[ClvpConfigBase]]
     checkpoint_prefixes: ClassVar[tuple[str, ...]] = ()
+    input_embeddings: ClassVar[str]
+    generation_config: Any = None  # of the models that generate: a ClvpGenerationConfig
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -74,29 +76,32 @@ class ClvpPreTrainedModel(nn.Module):
             model = cls(config)
         prefixes = cls._prefixes(config_type)
         load_weights(model, source, prefixes, dtype=parse_dtype(dtype), device=device)
-        model._read_extra_files(source)
+        if model.generation_config is not None:
+            model.generation_config = model.generation_config.beside(source)
         return model.eval()
 
     @classmethod
     def _prefixes(cls, config_type: str | None) -> tuple[str, ...]:
         return cls.checkpoint_prefixes
 
-    def _read_extra_files(self, source: CheckpointSource) -> None:
-        """Take what lies beside the weights."""
-
-    def _write_extra_files(self, folder: Path) -> None:
-        """Leave beside the weights what `_read_extra_files` takes."""
-
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "5GB"
     ) -> None:
         """Write configuration and weights into a folder that this package and `transformers` load."""
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         about = {"architectures": [type(self).__name__], "dtype": str(self.dtype).removeprefix("torch.")}
         write_json(folder / CONFIG_FILE, self.config.to_dict() | about)
-        self._write_extra_files(folder)
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
         save_weights(self, folder, max_shard_size)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """What `input_ids` are embedded by."""
+        return cast(nn.Embedding, self.get_submodule(self.input_embeddings))
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace what `input_ids` are embedded by."""
+        self.set_submodule(self.input_embeddings, value)
 
     @property
     def device(self) -> torch.device:
@@ -130,28 +135,3 @@ class ClvpPreTrainedModel(nn.Module):
         if self.gradient_checkpointing and self.training:
             return checkpoint(layer, *args, use_reentrant=False, **kwargs)
         return layer(*args, **kwargs)
-
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight lies transposed, [inputs, outputs], as GPT-2's checkpoints store it."""
-
-    def __init__(self, outputs: int, inputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] to [..., outputs]."""
-        return nn.functional.linear(x, self.weight.T, self.bias)
-
-
-def initialize(module: nn.Module, std: float) -> None:
-    """Draw the weights of all linear layers and embeddings inside from a normal distribution; biases become
-    zero.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding | nn.Conv1d | Conv1D):
-            nn.init.normal_(part.weight, std=std)
-            bias = getattr(part, "bias", None)
-            if isinstance(bias, torch.Tensor):
-                nn.init.zeros_(bias)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from clvp.assets import write_processor_files
-from clvp.configuration import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
+from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
 from clvp.model import ClvpModelForConditionalGeneration
 
 Size = Literal["tiny", "full"]

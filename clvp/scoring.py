@@ -8,19 +8,16 @@ K candidates, L scoring length, N text tokens, P projection width.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from clvp.config import ClvpConfig, ClvpDecoderConfig
+from clvp.encoder import ClvpEncoder
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 
-if TYPE_CHECKING:
-    from clvp.encoder import ClvpEncoder
-    from clvp.model import ClvpModelForConditionalGeneration
-
-SCORING_LENGTH = 500  # Tortoise's max_mel_tokens
-FIXING_CODES = (83, 45, 45, 248)  # one that fills after the stop token, three that end the sequence
+SCORING_LENGTH = ClvpConfig.scoring_length
+FIXING_CODES = ClvpDecoderConfig.decoder_fixing_codes
 SCORING_BATCH = 32
 
 
@@ -78,7 +75,7 @@ def fix_rows(
 
 
 def encode_speech(
-    encoder: "ClvpEncoder", codes_KL: Tensor, batch_size: int = SCORING_BATCH
+    encoder: ClvpEncoder, codes_KL: Tensor, batch_size: int = SCORING_BATCH
 ) -> ClvpEncoderOutput:
     """Embeddings and pooled states of codes that need no mask, a few candidates at a time.
 
@@ -108,9 +105,27 @@ def similarity(text_BP: Tensor, speech_SP: Tensor, logit_scale: Tensor) -> Tenso
     return text_BP @ speech_SP.T * logit_scale.float().exp()
 
 
+def compare(text: ClvpEncoderOutput, speech: ClvpEncoderOutput, logit_scale: Tensor) -> ClvpOutput:
+    """All texts against all speech sequences, with what the encoders gave."""
+    text_embeds, speech_embeds = unit(text["embeds"]), unit(speech["embeds"])
+    logits = similarity(text_embeds, speech_embeds, logit_scale)
+    return ClvpOutput(
+        logits_per_speech=logits.T,
+        logits_per_text=logits,
+        text_embeds=text_embeds,
+        speech_embeds=speech_embeds,
+        text_model_output=text.pooler_output,
+        speech_model_output=speech.pooler_output,
+        text_encoder_hidden_states=text.hidden_states,
+        speech_encoder_hidden_states=speech.hidden_states,
+    )
+
+
 @torch.no_grad()
 def score_candidates(
-    model: "ClvpModelForConditionalGeneration",
+    text_encoder: ClvpEncoder,
+    speech_encoder: ClvpEncoder,
+    logit_scale: Tensor,
     input_ids_N: Tensor,
     codes_KL: Tensor,
     batch_size: int = SCORING_BATCH,
@@ -120,13 +135,15 @@ def score_candidates(
     The text encoder sees the text and one stop token, as when the reference generates. A candidate's score
     does not depend on the others. Raises ValueError for a code outside the speech vocabulary.
     """
-    text_1P = unit(model.text_encoder_model(_with_stop(model, input_ids_N)[None]).embeds)
-    speech_KP = unit(encode_speech(model.speech_encoder_model, codes_KL, batch_size)["embeds"])
-    return similarity(text_1P, speech_KP, model.logit_scale)[0]
+    text_1P = unit(text_encoder(_with_stop(text_encoder, input_ids_N)[None]).embeds)
+    speech_KP = unit(encode_speech(speech_encoder, codes_KL, batch_size)["embeds"])
+    return similarity(text_1P, speech_KP, logit_scale)[0]
 
 
 def score_texts(
-    model: "ClvpModelForConditionalGeneration",
+    text_encoder: ClvpEncoder,
+    speech_encoder: ClvpEncoder,
+    logit_scale: Tensor,
     texts: Sequence[Tensor],
     codes_SL: Tensor,
     output_hidden_states: bool = False,
@@ -134,35 +151,23 @@ def score_texts(
     """All texts against all codes. A text is token ids [N] or token embeddings [N, D], and gets one stop
     token.
     """
-    rows = [_with_stop(model, text) for text in texts]
+    rows = [_with_stop(text_encoder, text) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    text = model.text_encoder_model(
+    text = text_encoder(
         **{"input_ids" if padded.dim() == 2 else "inputs_embeds": padded},
         attention_mask=torch.arange(padded.shape[1]) < lengths[:, None],
         output_hidden_states=output_hidden_states,
     )
-    speech = encode_speech(model.speech_encoder_model, codes_SL)
-    states = None
+    speech = encode_speech(speech_encoder, codes_SL)
     if output_hidden_states:
-        states = model.speech_encoder_model(codes_SL, output_hidden_states=True).hidden_states
-    text_embeds, speech_embeds = unit(text.embeds), unit(speech["embeds"])
-    logits = similarity(text_embeds, speech_embeds, model.logit_scale)
-    return ClvpOutput(
-        speech_ids=codes_SL,
-        logits_per_speech=logits.T,
-        logits_per_text=logits,
-        text_embeds=text_embeds,
-        speech_embeds=speech_embeds,
-        text_model_output=text.pooler_output,
-        speech_model_output=speech.pooler_output,
-        text_encoder_hidden_states=text.hidden_states,
-        speech_encoder_hidden_states=states,
-    )
+        speech.hidden_states = speech_encoder(codes_SL, output_hidden_states=True).hidden_states
+    output = compare(text, speech, logit_scale)
+    output.speech_ids = codes_SL
+    return output
 
 
-def _with_stop(model: "ClvpModelForConditionalGeneration", text: Tensor) -> Tensor:
-    encoder = model.text_encoder_model
+def _with_stop(encoder: ClvpEncoder, text: Tensor) -> Tensor:
     stop = torch.tensor([encoder.config.eos_token_id], device=encoder.device)
     text = text.to(encoder.device)
     return torch.cat((text, encoder.token_embedding(stop) if text.is_floating_point() else stop))

@@ -18,24 +18,19 @@ from torch import Tensor
 
 from clvp.assets import write_processor_files
 from clvp.checkpoint import CheckpointError, check_keys, open_pickle
-from clvp.configuration import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
-from clvp.generation import ClvpGenerationConfig
+from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
+from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
+from clvp.sampling import SamplingParams
 from clvp.scoring import FIXING_CODES
 
 HEAD_DIM = 64
 RMS_NORM_FLOOR = 1e-8
 
-# Tortoise's sampling settings; top_k is the hidden default of its generation library, and its repetition
-# penalty also sees the token 1 that stands for the prefix in its prompt.
-GENERATION = ClvpGenerationConfig(
-    do_sample=True,
-    temperature=0.8,
-    top_k=50,
-    top_p=0.8,
-    repetition_penalty=2.0,
-    penalized_tokens=(1,),
-    return_dict_in_generate=True,
+# Tortoise's sampling settings, the engine's defaults. Its repetition penalty also sees the token 1 that
+# stands for the prefix in its prompt.
+GENERATION = ClvpGenerationConfig.from_dict(
+    vars(SamplingParams(penalized_tokens=(1,))) | {"seed": None, "return_dict_in_generate": True}
 )
 
 State = Mapping[str, Tensor]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from clvp.processing import ClvpProcessor
-from clvp.tokenizer import Normalizer
+from clvp.audio.processor import ClvpProcessor
+from clvp.text.tokenizer import Normalizer
 
 
 def write_processor_files(folder: Path, normalizer: Normalizer = "english") -> None:

@@ -1,10 +1,9 @@
 """The candidate sampling engine: conditioning embeddings of many rows in, their candidates' tokens out.
 
-Reading order: `params`, `sampler`, `cohort_decoder`, `cohort`; then `weights`, `prefill`, `lanes`, `filters`,
-`noise`, `memory`, `invariance`; `static_decoder` and `triton_attention` for GPUs.
+Reading order: `params`, `sampler`, `cpu_decoder`, `cohort`; then `decode_weights`, `prefill`, `lanes`,
+`filters`, `noise`, `memory`, `invariance`; `gpu_decoder` and `gpu_attention` for GPUs.
 """
 
-from clvp.sampling.cache import sampler_for
 from clvp.sampling.params import (
     Candidate,
     EngineConfig,
@@ -24,5 +23,4 @@ __all__ = [
     "PromptRow",
     "SamplingParams",
     "SamplingStats",
-    "sampler_for",
 ]

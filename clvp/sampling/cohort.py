@@ -6,7 +6,7 @@ it, once per row. The block grows by `GROWTH` positions at a time and is cut dow
 live.
 
 Every product has a shape that follows from the row alone: [1, N] x [N, T] per lane for the suffix, and for
-the prefix [M, N] x [N, P] per row with M a multiple of the quantum (see `invariance`). That is what makes a
+the prefix [M, N] x [N, P] per row with M a width of `Products` (see `invariance`). That is what makes a
 lane's numbers independent of its neighbours.
 
 Shapes: B lanes, R rows, M padded lanes per row, P padded prefix length, T suffix length, H heads, N head
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clvp.sampling.decode_weights import DecoderWeights, Products
 from clvp.sampling.memory import give_back_freed
 from clvp.sampling.prefill import Prefix
-from clvp.sampling.weights import DecoderWeights
 
 GROWTH = 64
 
@@ -28,9 +28,9 @@ GROWTH = 64
 class _PrefixStack:
     """The prefixes of a cohort's rows, and where each lane's query goes among them. E = R·H."""
 
-    def __init__(self, prefixes: Sequence[Prefix], lanes: Sequence[int], quantum: int) -> None:
+    def __init__(self, prefixes: Sequence[Prefix], lanes: Sequence[int], products: Products) -> None:
         self.heads, self.padded, _ = prefixes[0].keys[0].shape
-        self.members = -(-max(lanes) // quantum) * quantum  # M
+        self.members = products.padded(max(lanes))  # M
         device = prefixes[0].keys[0].device
         lengths_R1 = torch.tensor([prefix.length for prefix in prefixes], device=device)[:, None]
         beyond_RP = torch.arange(self.padded, device=device) >= lengths_R1
@@ -109,14 +109,17 @@ class Cohort:
         prefixes: Sequence[Prefix],
         lanes: Sequence[int],
         max_tokens: int,
-        quantum: int,
     ) -> None:
-        """`lanes[r]` lanes of at most `max_tokens` tokens for row r; the prefixes have one padded length."""
+        """`lanes[r]` lanes of at most `max_tokens` tokens for row r; the prefixes have one padded length.
+
+        No row has more lanes than the widest product.
+        """
+        assert weights.products is not None
         self.weights = weights
         self.max_tokens = max_tokens
         self.size = sum(lanes)
         self.length = 0  # tokens in the suffix
-        self.prefix = _PrefixStack(prefixes, lanes, quantum)
+        self.prefix = _PrefixStack(prefixes, lanes, weights.products)
         self.keys: list[Tensor] = []  # [capacity, H, room, N] each
         self.values: list[Tensor] = []
         head_dim = weights.width // weights.heads

@@ -1,82 +1,189 @@
-"""Finds shapes in which a row's numbers do not depend on the rows beside it, by trying them out.
+"""Finds products in which a row's numbers do not depend on the rows beside it, by trying them out.
 
-Matrix libraries choose their inner loops by the shape of the whole product. With oneDNN and MKL on the
-processors we know, every product of at least four rows gives each row the same bits, however many rows
-there are and wherever it stands. That is nobody's promise, so it is checked on the machine at hand, with
-the model's own weights: the width of a step may then be any multiple of the *quantum*. Where the check
-fails the quantum grows, at the worst to the number of lanes: one width for everything, which is slower and
-always right.
+Matrix libraries choose their inner loops by the shape of the whole product and the number of threads: a
+micro-kernel of six rows treats the two that are left of eight otherwise, and a product split between threads
+may add in another order. Nobody promises anything, except MKL in its reproducible mode (see
+`clvp.arithmetic`). So steps and prefills of a small decoder with the shapes of the model at hand are run here
+in every width that can occur, with one thread and with all of them, and the bits are compared.
 
-Shapes: M rows of a product, D width, N head dimensions.
+What is found is a fact of processor, libraries and the model's shapes, and of nothing that a run may choose.
+
+Shapes: W rows of a product, D width, V vocabulary, T tokens, H heads, N head dimensions, P prefix positions.
 """
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from clvp.sampling.weights import DecoderWeights, Linear
+from clvp.sampling.cohort import Cohort
+from clvp.sampling.decode_weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
+from clvp.sampling.prefill import Prefix, prefill
 
-SMALLEST_QUANTUM = 8
+Kind = Literal["packed", "plain"]
 
+# Divisors of the widest product among the multiples of what micro-kernels take at once.
+QUANTA = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+FIXED = Products(packed=False, quantum=64, widest=64)
+# Prefix length, tokens drawn, lanes of one row at most: cohorts in which attention is compared.
+ATTENTION_CASES = ((30, 1, 192), (90, 40, 192), (1000, 17, 192), (30, 500, 24))
 
-def find_quantum(weights: DecoderWeights, lanes: int) -> int:
-    """The smallest width, from 8 up, whose multiples up to `lanes` all give the same bits per row."""
-    quantum = SMALLEST_QUANTUM
-    while quantum < lanes:
-        if _products_agree(weights, quantum, lanes):
-            return quantum
-        quantum *= 2
-    return quantum
-
-
-def _widths(quantum: int, lanes: int) -> list[int]:
-    """Multiples of the quantum to try: the first, some between, and the largest."""
-    largest = -(-lanes // quantum) * quantum
-    return sorted({quantum, 2 * quantum, 3 * quantum, largest // 2 // quantum * quantum, largest} - {0})
+logger = logging.getLogger(__name__)
 
 
-@torch.inference_mode()
-def _products_agree(weights: DecoderWeights, quantum: int, lanes: int) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    widths = _widths(quantum, max(lanes, 3 * quantum))
-    layer = weights.layers[0]
-    normal_MD = torch.randn(widths[-1], weights.width, generator=generator).to(weights.device, weights.dtype)
-    hidden_MF = layer.mlp_in(normal_MD)
-    cases: list[tuple[Linear, Tensor]] = [
-        (layer.qkv, normal_MD),
-        (lambda x_MD: layer.out(x_MD, x_MD), normal_MD),
-        (layer.mlp_in, normal_MD),
-        (lambda x_MF: layer.mlp_out(x_MF, x_MF[:, : weights.width].contiguous()), hidden_MF),
-        (weights.head, normal_MD),
-    ]
-    if not all(_linear_agrees(linear, x_MI, widths) for linear, x_MI in cases):
-        return False
-    return _prefix_products_agree(weights, normal_MD, widths)
+@dataclass(frozen=True)
+class Arithmetic:
+    """How this machine computes for models of one shape."""
+
+    products: Products
+    digest: str | None  # of the bits of what was tried: machines that compute alike have the same one.
+    # None: no width is right, and bits may depend on threads, on places in a product and on the day
+
+    def facts(self) -> dict[str, str | int]:
+        """What tokens depend on, by name."""
+        facts: dict[str, str | int] = {
+            "products": "packed" if self.products.packed else "plain",
+            "quantum": self.products.quantum,
+        }
+        if self.digest is None:
+            return facts | {"threads": torch.get_num_threads()}
+        return facts | {"arithmetic": self.digest}
 
 
-def _linear_agrees(linear: Linear, x_MI: Tensor, widths: list[int]) -> bool:
-    """Whether each row keeps its bits in every width, and in reverse order."""
-    expected_MO = linear(x_MI)
-    return all(
-        torch.equal(linear(x_MI[:width].contiguous()), expected_MO[:width])
-        and torch.equal(linear(x_MI[:width].flip(0).contiguous()), expected_MO[:width].flip(0))
-        for width in widths
+def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithmetic:
+    """The faster kind of product that leaves a row its bits, or `kind`, with the smallest quantum that does.
+
+    The faster kind follows from the processor, by the benchmark: a measurement of the moment would let actors
+    of one run choose unlike each other, since they start together on a busy machine.
+
+    Where no width is right there is one fixed width, and the number of threads becomes part of the facts.
+    """
+    weight = model.lm_head.weight
+    packed_pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    kinds: list[Kind] = ["packed", "plain"] if packed_pays else ["plain", "packed"]
+    if not can_pack(weight):
+        kinds = ["plain"]
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"products={kind!r} are not to be had here for {weight.dtype}")
+    shapes = json.dumps(replace(model.config, num_hidden_layers=2).to_dict(), sort_keys=True)
+    tried = tuple(kinds if kind is None else [kind])
+    model_type: Any = type(model)
+    return _find(model_type, shapes, weight.dtype, tried, max(len(os.sched_getaffinity(0)), 2))
+
+
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def _find(
+    model_type: Any, shapes: str, dtype: torch.dtype, kinds: tuple[Kind, ...], threads: int
+) -> Arithmetic:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_type(model_type.config_class.from_dict(json.loads(shapes))).to(dtype).eval()
+    for kind in kinds:
+        for quantum in QUANTA:
+            probe = _Probe(model, Products(kind == "packed", quantum))
+            if probe.passes(threads):
+                return Arithmetic(probe.products, probe.digest())
+    logger.warning(
+        "no width of a matrix product gives a row the same bits in any company here; tokens may depend on "
+        "neighbours and threads. Import clvp before anything computes with torch"
     )
+    return Arithmetic(FIXED, None)
 
 
-def _prefix_products_agree(weights: DecoderWeights, normal_MD: Tensor, widths: list[int]) -> bool:
-    """The same for attention over a prefix: [M, N] x [N, P] and [M, P] x [P, N] for every head."""
-    for padded in (32, 96):
-        queries_HMN = normal_MD.unflatten(1, (weights.heads, -1)).transpose(0, 1)
-        keys_HPN = queries_HMN[:, :1].roll(1, 0).repeat(1, padded, 1) * torch.linspace(
-            -1, 1, padded, device=weights.device, dtype=weights.dtype
-        ).view(1, -1, 1)
-        expected_HMP = torch.bmm(queries_HMN.contiguous(), keys_HPN.transpose(1, 2))
-        expected_HMN = torch.bmm(expected_HMP, keys_HPN)
-        for width in widths:
-            scores_HMP = torch.bmm(queries_HMN[:, :width].contiguous(), keys_HPN.transpose(1, 2))
-            read_HMN = torch.bmm(expected_HMP[:, :width].contiguous(), keys_HPN)
-            if not torch.equal(scores_HMP, expected_HMP[:, :width]):
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Runs with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Probe:
+    """A decoder of two layers, run with one kind of products."""
+
+    def __init__(self, model: DecoderWithHead, products: Products) -> None:
+        self.products = products
+        self.weights = arrange_weights(model, products)
+        self.one_layer = replace(self.weights, layers=self.weights.layers[:1])
+        width, heads, dtype = self.weights.width, self.weights.heads, self.weights.dtype
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        self.rows_WD = noise(products.widest, width)
+        self.qkv_WE = noise(products.widest, 3 * width)
+        self.history_HTN = noise(heads, max(tokens for _, tokens, _ in ATTENTION_CASES), width // heads)
+        self.prefix_PD = noise(self.weights.max_prefix, width)
+        self.cases = [
+            (prefill(self.one_layer, self.prefix_PD[:length]), tokens, min(lanes, products.widest))
+            for length, tokens, lanes in ATTENTION_CASES
+        ]
+
+    def passes(self, threads: int) -> bool:
+        """Whether every row keeps its bits: in any width, at another place, with one thread and with all."""
+        with _threads(1):
+            expected = self.outputs()
+            if not self._agrees(expected):
                 return False
-            if not torch.equal(read_HMN, expected_HMN[:, :width]):
-                return False
-    return True
+        with _threads(threads):
+            again = self.outputs()
+            return all(map(torch.equal, expected, again)) and self._agrees(expected, reverse=True)
+
+    def digest(self) -> str:
+        """Of the bits of all outputs."""
+        bits = blake2b(digest_size=8)
+        for tensor in self.outputs():
+            bits.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return bits.hexdigest()
+
+    def outputs(self) -> list[Tensor]:
+        """The widest step, attention of the widest row in each case, and the prefills of three lengths."""
+        longest = self.weights.max_prefix
+        lengths = sorted({min(30, longest), min(90, longest), longest})
+        prefixes = [prefill(self.weights, self.prefix_PD[:length]) for length in lengths]
+        return [
+            self._step(self.products.widest),
+            *(self._attend(*case) for case in self.cases),
+            *(block for prefix in prefixes for block in (*prefix.keys, *prefix.values)),
+        ]
+
+    def _agrees(self, expected: list[Tensor], reverse: bool = False) -> bool:
+        """Whether narrower steps and rows of fewer lanes have the bits of the widest ones."""
+        steps_WV, *attended = expected
+        widths = self.products.widths
+        if not all(torch.equal(self._step(width, reverse), steps_WV[:width]) for width in widths):
+            return False
+        return all(
+            torch.equal(self._attend(prefix, tokens, lanes, reverse), attended_WD[:lanes])
+            for (prefix, tokens, most), attended_WD in zip(self.cases, attended, strict=False)
+            for lanes in (1, 2, *(width for width in widths if width <= most))
+        )
+
+    def _step(self, rows: int, reverse: bool = False) -> Tensor:
+        """[rows, V] logits of one layer, without attention; `reverse` puts the last row first and back."""
+        x_WD = self.rows_WD[:rows].flip(0) if reverse else self.rows_WD[:rows]
+        logits_WV = decoder_logits(self.one_layer, x_WD, lambda _, qkv_WE: qkv_WE.chunk(3, dim=-1)[2])
+        return logits_WV.flip(0) if reverse else logits_WV
+
+    def _attend(self, prefix: Prefix, tokens: int, lanes: int, reverse: bool = False) -> Tensor:
+        """[lanes, D]: attention of the first lanes of one row, alone in their cohort."""
+        cohort = Cohort(self.one_layer, [prefix], [lanes], tokens)
+        history_BHTN = self.history_HTN[:, :tokens].expand(lanes, -1, -1, -1)
+        cohort.keys, cohort.values = [history_BHTN.clone()], [history_BHTN.clone()]
+        cohort.length = tokens
+        qkv_WE = self.qkv_WE[:lanes].flip(0) if reverse else self.qkv_WE[:lanes]
+        attended_WD = cohort.attend(0, *qkv_WE.chunk(3, dim=-1))
+        return attended_WD.flip(0) if reverse else attended_WD

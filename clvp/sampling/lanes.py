@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clvp.sampling.decode_weights import DecoderWeights
 from clvp.sampling.filters import choose_tokens, forbid_early_stop, penalize
 from clvp.sampling.noise import uniform
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix
-from clvp.sampling.weights import DecoderWeights
 
 
 @dataclass(frozen=True)

@@ -51,19 +51,23 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the sampler uses the machine. None of it is meant to change a token; see
-    `CandidateSampler.facts`."""
+    """How the sampler uses the machine. Of these, `lanes` on a GPU and `products` on a CPU are among the
+    `CandidateSampler.facts` that tokens depend on; the rest never changes a token.
+    """
 
     lanes: int | None = None  # candidates decoded in one step; None: 64 on a CPU, 256 on a GPU
     kv_budget_bytes: int | None = (
         None  # keys and values may take this much; None: what is free, with head room
     )
+    products: Literal["packed", "plain"] | None = None  # of a CPU; None: the faster kind, see `invariance`
 
     def __post_init__(self) -> None:
         if self.lanes is not None and self.lanes < 1:
             raise ValueError(f"lanes={self.lanes} must be at least 1")
         if self.kv_budget_bytes is not None and self.kv_budget_bytes < 1:
             raise ValueError(f"kv_budget_bytes={self.kv_budget_bytes} must be positive")
+        if self.products not in (None, "packed", "plain"):
+            raise ValueError(f'products={self.products!r} must be "packed", "plain" or None')
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvp.sampling.weights import DecoderWeights, LayerWeights
+from clvp.sampling.decode_weights import DecoderWeights, LayerWeights
 
 PREFIX_BUCKET = (
     32  # prefixes are padded to a multiple of this; rows of one padded length share attention calls
@@ -42,10 +42,12 @@ def _heads(x_PD: Tensor, heads: int) -> Tensor:
 
 
 def _finish_layer(layer: LayerWeights, x_PD: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if x_PD.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
+        q, k, v = q.float(), k.float(), v.float()
     attended_HPN = functional.scaled_dot_product_attention(
         q[None], k[None], v[None], is_causal=True, scale=1.0
     ).squeeze(0)
-    x_PD = layer.out(attended_HPN.transpose(0, 1).reshape(x_PD.shape), x_PD)
+    x_PD = layer.out(attended_HPN.transpose(0, 1).reshape(x_PD.shape).to(x_PD.dtype), x_PD)
     return layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_PD)), x_PD)
 
 

@@ -9,22 +9,18 @@ import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from clvp.sampling.cohort_decoder import CohortDecoder
-from clvp.sampling.invariance import find_quantum
+from clvp.sampling.cpu_decoder import CohortDecoder
+from clvp.sampling.decode_weights import DecoderWeights, DecoderWithHead, arrange_weights
+from clvp.sampling.gpu_decoder import StaticDecoder
+from clvp.sampling.invariance import find_arithmetic
 from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.memory import default_budget
 from clvp.sampling.noise import candidate_keys
 from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.prefill import Prefix, prefill
-from clvp.sampling.static_decoder import StaticDecoder
-from clvp.sampling.weights import DecoderWeights, arrange_weights
-
-if TYPE_CHECKING:
-    from clvp.decoder import ClvpForCausalLM
 
 DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
@@ -59,12 +55,13 @@ class CandidateSampler:
     The weights are copied; later changes of the model's parameters are not seen.
     """
 
-    def __init__(self, model: "ClvpForCausalLM", config: EngineConfig | None = None) -> None:
+    def __init__(self, model: DecoderWithHead, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        self.weights = arrange_weights(model)
-        self.lanes = self.config.lanes or DEFAULT_LANES.get(self.weights.device.type, 64)
-        on_gpu = self.weights.device.type == "cuda"
-        self.quantum = self.lanes if on_gpu else find_quantum(self.weights, self.lanes)
+        device = model.lm_head.weight.device.type
+        self.lanes = self.config.lanes or DEFAULT_LANES.get(device, 64)
+        on_gpu = device == "cuda"
+        self.arithmetic = None if on_gpu else find_arithmetic(model, self.config.products)
+        self.weights = arrange_weights(model, self.arithmetic.products if self.arithmetic else None)
         self.stats = SamplingStats()
 
     def facts(self) -> dict[str, str | int]:
@@ -76,8 +73,7 @@ class CandidateSampler:
             "dtype": str(self.weights.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "machine": platform.machine(),
-            "products": "oneDNN, packed" if self.weights.packed else "torch",
-            "quantum": self.quantum,
+            **(self.arithmetic.facts() if self.arithmetic else {"products": "torch", "quantum": self.lanes}),
         }
 
     def sample(self, rows: Iterable[PromptRow], params: SamplingParams) -> list[list[Candidate]]:
@@ -106,10 +102,10 @@ class CandidateSampler:
         device = self.weights.device
         budget = self.config.kv_budget_bytes or default_budget(device)
         if device.type == "cuda":
-            from clvp.sampling.triton_attention import attend  # Triton is there only beside CUDA
+            from clvp.sampling.gpu_attention import attend  # Triton is there only beside CUDA
 
             return StaticDecoder(self.weights, params, self.lanes, budget, attend)
-        return CohortDecoder(self.weights, params, self.lanes, budget, self.quantum)
+        return CohortDecoder(self.weights, params, self.lanes, budget)
 
     def _check_length(self, params: SamplingParams) -> None:
         positions = self.weights.position_embedding_LD.shape[0] - (params.mel_positions == "skip_one")

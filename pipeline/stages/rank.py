@@ -83,7 +83,7 @@ class Ranker:
         codes_KL = pad_and_fix_codes(
             [torch.from_numpy(row.astype(np.int64)) for row in tokens], finished, limit, self.fixing_codes
         )
-        scores = score_candidates(self.model, torch.tensor(input_ids), codes_KL).tolist()
+        scores = score_candidates(*self.model.encoders, torch.tensor(input_ids), codes_KL).tolist()
         if not np.isfinite(scores).all():
             raise RowError("InvalidScore", "a candidate's score is not finite; try dtype float32")
         numbers = values.field("candidate").to_pylist()

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 
 from clvp.sampling import CandidateSampler, PromptRow, SamplingParams
-from clvp.sampling.cohort_decoder import CohortDecoder
+from clvp.sampling.cpu_decoder import CohortDecoder
+from clvp.sampling.decode_weights import DecoderWeights
+from clvp.sampling.gpu_decoder import STEPS_PER_LOOK, StaticDecoder
 from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.noise import candidate_keys
 from clvp.sampling.prefill import prefill
-from clvp.sampling.static_decoder import STEPS_PER_LOOK, StaticDecoder
-from clvp.sampling.weights import DecoderWeights
 
 from .harness import wait_for
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from clvp import ClvpForCausalLM
 from clvp.decoder import ClvpDecoderLayer
 from clvp.sampling import PromptRow
-from clvp.sampling.weights import DecoderWeights
+from clvp.sampling.decode_weights import DecoderWeights
 
 from .decoding import live_kv_bytes, reader, start_decoder, steps_per_call
 from .harness import Rates, Table, interleaved, percent, short, tell, timed

@@ -19,7 +19,7 @@ from clvp import (
     ClvpModelForConditionalGeneration,
 )
 from clvp.checkpoint import CheckpointError, CheckpointSource, open_pickle
-from clvp.rotary import inverse_frequencies
+from clvp.layers import inverse_frequencies
 
 MODEL = "model.safetensors"
 

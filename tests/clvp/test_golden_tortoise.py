@@ -35,7 +35,7 @@ def test_speech_latents(golden_tortoise, assert_close, case):
 def test_score(golden_tortoise, assert_close, case):
     """The embeddings and the scale, with the root mean square of the original: all codes count, unfixed."""
     model, tensors = golden_tortoise.model, golden_tortoise.tensors
-    score = score_candidates(model, tensors[f"{case}.input_ids"][0], tensors[f"{case}.speech_ids"])
+    score = score_candidates(*model.encoders, tensors[f"{case}.input_ids"][0], tensors[f"{case}.speech_ids"])
     assert_close(score, tensors[f"{case}.clvp_score_text_with_one_stop"])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clvp import ClvpModelForConditionalGeneration
-from clvp.prompts import row_names
+from clvp.generation import row_names
 from clvp.sampling import EngineConfig
 from clvp.scoring import pad_and_fix_codes, score_candidates
 
@@ -32,7 +32,7 @@ def test_candidates_of_a_text_are_its_columns(stopping_model, prompt, assert_clo
         own = slice(5 * text, 5 * text + 5)
         alone = stopping_model.generate(ids[[text]], mels[[text]], num_return_sequences=5, **SAMPLING)
         assert torch.equal(output.speech_ids[own], alone.speech_ids)
-        scores = score_candidates(stopping_model, ids[text], output.speech_ids[own])
+        scores = score_candidates(*stopping_model.encoders, ids[text], output.speech_ids[own])
         assert_close(output.logits_per_text[text, own], scores, 1e-5)
 
 
@@ -229,6 +229,15 @@ def test_generation_follows_the_weights_and_not_the_engine(tiny_model, prompt):
     assert not torch.equal(changed.speech_ids, once.speech_ids)
     moved = tiny_model.bfloat16().generate(*prompt, **SAMPLING)
     assert moved.logits_per_text.isfinite().all()
+
+
+def test_input_embeddings_can_be_replaced(tiny_model):
+    decoder = tiny_model.speech_decoder_model
+    for part in (tiny_model.conditioning_encoder, tiny_model.text_encoder_model, decoder, decoder.model):
+        replacement = torch.nn.Embedding(8, 64)
+        part.set_input_embeddings(replacement)
+        assert part.get_input_embeddings() is replacement
+    assert decoder.get_input_embeddings() is decoder.model.decoder.input_embeds_layer
 
 
 def test_generation_leaves_the_weights_alone(tiny_model, prompt):

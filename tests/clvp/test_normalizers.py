@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.clvp.number_normalizer import EnglishNormalizer
 
-from clvp.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
+from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_long_hostile_texts_take_linear_time(unit: str) -> None:
 
 def test_many_different_numbers_keep_no_memory() -> None:
     # The cache of readings holds short numbers alone.
-    from clvp.normalizers import MAX_INFLECT_DIGITS, _inflect_words
+    from clvp.text.normalizers import MAX_INFLECT_DIGITS, _inflect_words
 
     random_digits = random.Random(0)
     for _ in range(100):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clvp import ClvpModelForConditionalGeneration
-from clvp.rotary import ClvpRotaryPositionalEmbedding, inverse_frequencies
+from clvp.layers import ClvpRotaryPositionalEmbedding, inverse_frequencies
 from clvp.scoring import pad_and_fix_codes, score_candidates
 
 SAMPLING = {"do_sample": True, "top_k": 0, "max_new_tokens": 20, "seed": 3}
@@ -49,10 +49,12 @@ def test_fault_03_a_score_does_not_depend_on_the_other_candidates(tiny_model, pr
     scores = []
     for batch in ([0], [0, 1], [0, 2], [3, 0]):
         codes = pad_and_fix_codes([candidates[i] for i in batch], [True] * len(batch), 40, fixing)
-        scores.append(score_candidates(tiny_model, text, codes)[batch.index(0)])
+        scores.append(score_candidates(*tiny_model.encoders, text, codes)[batch.index(0)])
     assert torch.stack(scores).sub(scores[0]).abs().max() < 1e-5
     # The length itself matters, which is why it must be a constant.
-    other = score_candidates(tiny_model, text, pad_and_fix_codes(candidates[:1], [True], 60, fixing))
+    other = score_candidates(
+        *tiny_model.encoders, text, pad_and_fix_codes(candidates[:1], [True], 60, fixing)
+    )
     assert (other[0] - scores[0]).abs() > 1e-3
 
 

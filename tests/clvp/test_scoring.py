@@ -60,10 +60,10 @@ def test_scores_are_scaled_cosines(tiny_model, prompt, assert_close):
         speech_embeds = tiny_model.get_speech_features(codes)
         cosine = torch.nn.functional.cosine_similarity(text_embeds, speech_embeds)
         tiny_model.logit_scale.fill_(0.5)
-    assert_close(score_candidates(tiny_model, text, codes), cosine * torch.tensor(0.5).exp(), 1e-5)
+    assert_close(score_candidates(*tiny_model.encoders, text, codes), cosine * torch.tensor(0.5).exp(), 1e-5)
     assert_close(
-        score_candidates(tiny_model, text, codes, batch_size=2),
-        score_candidates(tiny_model, text, codes),
+        score_candidates(*tiny_model.encoders, text, codes, batch_size=2),
+        score_candidates(*tiny_model.encoders, text, codes),
         1e-5,
     )
 
@@ -73,11 +73,11 @@ def test_codes_outside_the_vocabulary_are_named(tiny_model, prompt, code):
     codes = torch.zeros(3, 5, dtype=torch.long)
     codes[1, 2] = code
     with pytest.raises(ValueError, match="candidate 1 has a code outside the speech vocabulary of 100"):
-        score_candidates(tiny_model, prompt[0][0], codes)
+        score_candidates(*tiny_model.encoders, prompt[0][0], codes)
 
 
 def test_half_precision_scores_are_float32(tiny_model, prompt):
     codes = torch.zeros(3, 5, dtype=torch.long)
     half = tiny_model.bfloat16()
-    assert score_candidates(half, prompt[0][0], codes).dtype == torch.float32
+    assert score_candidates(*half.encoders, prompt[0][0], codes).dtype == torch.float32
     assert encode_speech(half.speech_encoder_model, codes).embeds.dtype == torch.bfloat16

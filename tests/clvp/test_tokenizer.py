@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from clvp.normalizers import TextNormalizationError, tortoise_normalize
-from clvp.tokenizer import ClvpTokenizer
+from clvp.text.normalizers import TextNormalizationError, tortoise_normalize
+from clvp.text.tokenizer import ClvpTokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 CHECKPOINT = DATA / "clvp_dev"
@@ -158,7 +158,7 @@ def test_long_texts(unit: str, tokenizer: ClvpTokenizer, tortoise: ClvpTokenizer
 
 
 @pytest.mark.parametrize("normalizer", ["english", "tortoise"])
-def test_a_text_longer_than_a_segment_has_the_ids_of_its_words(normalizer: str) -> None:
+def test_a_long_text_has_the_ids_of_its_words(normalizer: str) -> None:
     tokenizer = ClvpTokenizer.from_pretrained(CHECKPOINT, normalizer=normalizer)
     draw = random.Random(3)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 8))) for _ in range(30_000)]

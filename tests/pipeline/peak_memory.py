@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from clvp.mel import log_mel
+from clvp.audio.mel import log_mel
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.memory import reading_memory
 from pipeline.rows.payloads import AUDIO_PAYLOAD

@@ -8,7 +8,7 @@ import torch
 import torchaudio
 
 from clvp import ClvpFeatureExtractor
-from clvp.mel import TORTOISE_MEL_NORMS, log_mel
+from clvp.audio.mel import TORTOISE_MEL_NORMS, log_mel
 from pipeline.rows.columns import INPUT_IDS
 from pipeline.settings import ResultSettings, Run
 from pipeline.stages import stages_of

@@ -101,12 +101,9 @@ def test_rows_with_different_numbers_of_candidates_are_said() -> None:
         {"sampled": 2, "stored": 2, "rows": 1},
         {"sampled": 4, "stored": 4, "rows": 2},
     ]
-    assert [(p["rows"], p["expected_best_score"]) for p in figures["points"]] == [
-        (3, 2),
-        (3, 2),
-        (2, 2.5),
-        (2, 2.5),
-    ]
+    assert [p["rows"] for p in figures["points"]] == [3, 3, 2, 2]
+    # A dot product: its last bit depends on the processor.
+    assert [p["expected_best_score"] for p in figures["points"]] == pytest.approx([2, 2, 2.5, 2.5], rel=1e-12)
 
 
 def test_no_rows_and_rows_without_candidates() -> None:
@@ -142,4 +139,4 @@ def test_very_many_candidates_are_reported_in_steps() -> None:
     values = [point["expected_best_score"] for point in points]
     assert values[0] == pytest.approx(scores.mean())
     assert values[-1] == pytest.approx(scores.max())
-    assert values == sorted(values)
+    assert np.diff(values).min() > -1e-12  # dot products again

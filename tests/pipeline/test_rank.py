@@ -57,7 +57,7 @@ def test_scores_are_the_model_s(checkpoint: Path, block: pa.Table) -> None:
         for given in SPEECH[number]:
             stored = by_index[given["candidate"]]
             codes = pad_and_fix_codes([torch.tensor(given["speech_ids"])], [given["finished"]], 500)
-            alone = float(score_candidates(model, ids, codes)[0])
+            alone = float(score_candidates(*model.encoders, ids, codes)[0])
             assert stored["score"] == pytest.approx(alone, abs=1e-5), (
                 "and independent of the other candidates"
             )

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clvp.mel import log_mel
+from clvp.audio.mel import log_mel
 from clvp.sampling import EngineConfig, SamplingParams
 from pipeline.settings import ResultSettings
 from pipeline.stages.sample import OUTPUT, Sampler, _LatestUsed

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from clvp.configuration import ClvpDecoderConfig
-from clvp.decoder import ClvpForCausalLM
+from clvp.config import ClvpDecoderConfig
+from clvp.generation import ClvpForCausalLM
 from clvp.sampling import Candidate, PromptRow
 
 WIDTH = 64

@@ -2,21 +2,21 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams
+from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams, invariance
 from clvp.sampling.cohort import Cohort
-from clvp.sampling.cohort_decoder import CohortDecoder
-from clvp.sampling.invariance import find_quantum
+from clvp.sampling.cpu_decoder import CohortDecoder
+from clvp.sampling.decode_weights import PackedLinears, PlainLinears, Products, arrange_weights
+from clvp.sampling.gpu_decoder import StaticDecoder
+from clvp.sampling.invariance import FIXED, find_arithmetic
 from clvp.sampling.prefill import prefill
-from clvp.sampling.static_decoder import StaticDecoder
-from clvp.sampling.weights import arrange_weights
 from tests.sampling.small_models import DEVICES, Tokens, plain, prompt, small_decoder
 
 # Long enough for the keys' and values' memory to grow once.
@@ -130,12 +130,13 @@ def test_a_leak_of_one_bit_would_be_noticed(
 
 def test_logits_are_equal_to_the_last_bit_not_only_the_tokens() -> None:
     """Stricter than tokens: the attention output of a lane alone and in a cohort of many."""
-    weights = arrange_weights(small_decoder())
+    model = small_decoder()
+    weights = arrange_weights(model, find_arithmetic(model).products)
     prefixes = [prefill(weights, prompt(number).prefix_PD[:20]) for number in range(3, 9)]
     lanes = [5, 1, 8, 3, 2, 4]
-    together = Cohort(weights, prefixes, lanes, 130, 8)
+    together = Cohort(weights, prefixes, lanes, 130)
     first_of_row_2 = 6
-    single = Cohort(weights, [prefixes[2]], [1], 130, 8)
+    single = Cohort(weights, [prefixes[2]], [1], 130)
     generator = torch.Generator().manual_seed(0)
     for step in range(130):
         together.begin_step()
@@ -147,21 +148,107 @@ def test_logits_are_equal_to_the_last_bit_not_only_the_tokens() -> None:
             assert torch.equal(many, single.attend(layer, q[lane], k[lane], v[lane])), step
 
 
-def test_the_quantum_grows_where_small_widths_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = arrange_weights(small_decoder())
-    assert find_quantum(weights, 64) == 8  # true of every processor seen so far
+@pytest.mark.parametrize("products", ["packed", "plain"])
+@pytest.mark.usefixtures("restored_threads")
+def test_each_kind_of_product_keeps_the_promise(products: Literal["packed", "plain"]) -> None:
+    """Also the kind that is not chosen here: what a run asks for, it gets."""
+    config = EngineConfig(lanes=64, products=products)
+    if CandidateSampler(small_decoder(), config).facts().get("threads"):
+        pytest.skip(f"{products} products are not invariant on this processor, and facts() says so")
+    alone = {number: outcomes("cpu", [number], config)[0] for number in WATCHED}
+    torch.set_num_threads(2)
+    assert changed_rows("cpu", alone, trial=1, config=replace(config, lanes=50)) == []
 
-    def other_kernel_below_32(x_MI: Tensor) -> Tensor:
-        y_MO = head(x_MI)
-        return y_MO if len(x_MI) >= 32 else torch.nextafter(y_MO, y_MO + 1)
 
-    head = weights.head
-    changed = arrange_weights(small_decoder())
-    object.__setattr__(changed, "head", other_kernel_below_32)
-    assert find_quantum(changed, 64) == 32
+@pytest.mark.usefixtures("restored_threads")
+def test_the_facts_depend_on_nothing_that_a_run_may_choose() -> None:
+    configs = [EngineConfig(), EngineConfig(lanes=3), EngineConfig(lanes=1000, kv_budget_bytes=10**6)]
+    facts = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        invariance._find.cache_clear()
+        facts += [CandidateSampler(small_decoder(), config).facts() for config in configs]
+    assert all(other == facts[0] for other in facts)
 
-    def kernel_by_width(x_MI: Tensor) -> Tensor:
-        return head(x_MI) + len(x_MI)
 
-    object.__setattr__(changed, "head", kernel_by_width)
-    assert find_quantum(changed, 64) == 64
+def perturbed(wrong: Callable[[Tensor], Tensor]) -> Callable[[Callable[..., Any]], Any]:
+    """Makes the last bit of the rows that `wrong` marks in a product's input another one."""
+
+    def perturb(linear: Callable[..., Any]) -> Any:
+        def made(*weights: Any, **options: Any) -> Callable[[Tensor], Tensor]:
+            product = linear(*weights, **options)
+
+            def changed(x_WI: Tensor) -> Tensor:
+                y_WO = product(x_WI)
+                return torch.where(wrong(x_WI)[:, None], torch.nextafter(y_WO, y_WO + 1), y_WO)
+
+            return changed
+
+        return staticmethod(made)
+
+    return perturb
+
+
+def tail_of_six(x_WI: Tensor) -> Tensor:
+    """A micro-kernel of six rows, and another one for what is left."""
+    return torch.arange(len(x_WI)) >= len(x_WI) // 6 * 6
+
+
+def narrow(x_WI: Tensor) -> Tensor:
+    return torch.full([len(x_WI)], len(x_WI) < 30)
+
+
+def any_two_threads(x_WI: Tensor) -> Tensor:
+    return torch.full([len(x_WI)], torch.get_num_threads() > 1)
+
+
+def second_row(x_WI: Tensor) -> Tensor:
+    return torch.arange(len(x_WI)) == 1
+
+
+@pytest.fixture
+def fresh_probe() -> Iterator[None]:
+    invariance._find.cache_clear()
+    yield
+    invariance._find.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "quantum"), [(tail_of_six, 6), (narrow, 32), (any_two_threads, None), (second_row, None)]
+)
+@pytest.mark.usefixtures("fresh_probe")
+def test_the_probe_sees_what_a_kernel_does_otherwise(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor], quantum: int | None
+) -> None:
+    """Kernels that are right but for what is injected: the probe takes the next multiple, or none."""
+    natural = find_arithmetic(small_decoder())
+    if natural.products.quantum > 6:
+        pytest.skip("this processor's own kernels need a larger quantum")
+    for linears in (PackedLinears, PlainLinears):
+        monkeypatch.setattr(linears, "linear", perturbed(wrong)(linears.linear))
+    invariance._find.cache_clear()
+    found = find_arithmetic(small_decoder())
+    if quantum is None:
+        assert (found.products, found.digest) == (FIXED, None)
+        assert found.facts()["threads"] == torch.get_num_threads()
+    else:
+        assert found.products.quantum == quantum
+        assert found.digest
+
+
+@pytest.mark.parametrize("products", [Products(False, 4), Products(True, 12), FIXED])
+def test_products_are_padded_to_widths_and_split_at_the_widest(products: Products) -> None:
+    seen = set()
+
+    def doubled(x_WI: Tensor, y_WI: Tensor) -> Tensor:
+        seen.add(len(x_WI))
+        return x_WI + y_WI
+
+    for rows in (1, 5, 64, 100, 192, 193, 500):
+        x_WI = torch.randn(rows, 3)
+        assert torch.equal(products.in_widths(doubled)(x_WI, x_WI), 2 * x_WI)
+        assert products.padded(rows) >= rows
+        assert products.padded(products.padded(rows)) == products.padded(rows)
+    assert seen <= set(products.widths)
+    assert all(width % products.quantum == 0 for width in products.widths)
+    assert products.padded(33) <= 48 or products is FIXED

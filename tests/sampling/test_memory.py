@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from clvp.sampling import CandidateSampler, EngineConfig, MemoryBudgetError, SamplingParams
-from clvp.sampling.cohort_decoder import CohortDecoder
+from clvp.sampling.cpu_decoder import CohortDecoder
 from tests.sampling.small_models import prompt, small_decoder
 
 PARAMS = SamplingParams(max_new_tokens=140, min_new_tokens=100, temperature=1.0)

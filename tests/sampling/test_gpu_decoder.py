@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from clvp.sampling import CandidateSampler, MemoryBudgetError, SamplingParams
-from clvp.sampling.static_decoder import StaticDecoder, plan
-from clvp.sampling.weights import arrange_weights
+from clvp.sampling.decode_weights import arrange_weights
+from clvp.sampling.gpu_decoder import StaticDecoder, plan
 from tests.sampling.small_models import plain, prompt, small_decoder
 
 PARAMS = SamplingParams(max_new_tokens=50, temperature=1.0, top_p=0.95, seed=3, penalized_tokens=(1,))
@@ -31,7 +31,7 @@ def attend_plainly(
     steps_W: Tensor,
     active_W: Tensor,
 ) -> Tensor:
-    """What `triton_attention.attend` computes, lane by lane."""
+    """What `gpu_attention.attend` computes, lane by lane."""
     lanes, heads, _, head_dim = suffix_keys.shape
     out_WD = torch.zeros(lanes, heads * head_dim)
     for lane in active_W.nonzero().flatten().tolist():
@@ -79,8 +79,8 @@ def patch_for_new_numpy(tensor, scope):  # int() of arrays of one element, which
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 interpreter._patch_lang_tensor = patch_for_new_numpy
 
-from clvp.sampling.triton_attention import attend
-from tests.sampling.test_static_decoder import attend_plainly
+from clvp.sampling.gpu_attention import attend
+from tests.sampling.test_gpu_decoder import attend_plainly
 
 torch.manual_seed(0)
 lanes, slots, heads, prefix, suffix, head_dim = 5, 3, 2, 96, 70, 32
@@ -111,7 +111,7 @@ def test_the_triton_kernel_compiles_for_hopper(dtype: str) -> None:
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from clvp.sampling.triton_attention import BLOCK, _attend_kernel
+    from clvp.sampling.gpu_attention import BLOCK, _attend_kernel
 
     tensors = ["qkv", "prefix_keys", "prefix_values", "suffix_keys", "suffix_values"]
     signature = dict.fromkeys(tensors, f"*{dtype}")

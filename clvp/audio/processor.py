@@ -1,14 +1,16 @@
 """ClvpProcessor: reference audio and text to the inputs of the model, in one call."""
 
 import os
+from dataclasses import fields
 from typing import Any, ClassVar, Self
 
-from clvp.batch import BatchFeature
-from clvp.feature_extraction import ARGUMENTS, ClvpFeatureExtractor
-from clvp.text_batch import Padding, Side, TensorType, Truncation
-from clvp.tokenizer import ClvpTokenizer
+from clvp.audio.features import ClvpFeatureExtractor
+from clvp.batch import BatchFeature, Padding, Side, TensorType
+from clvp.checkpoint import HUB_OPTIONS
+from clvp.text.batching import Truncation
+from clvp.text.tokenizer import ClvpTokenizer
 
-_AUDIO_ARGUMENTS = frozenset(ARGUMENTS) - {"padding_side"}
+_AUDIO_ARGUMENTS = {item.name for item in fields(ClvpFeatureExtractor)} - {"padding_side"}
 
 
 class ClvpProcessor:
@@ -92,35 +94,21 @@ class ClvpProcessor:
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load both parts from a checkpoint folder or a hub id.
 
-        `overrides` are arguments of `ClvpTokenizer` (such as `normalizer="tortoise"`, and `padding_side`)
-        and of `ClvpFeatureExtractor` (such as `sampling_rate`).
+        `kwargs` are options of `huggingface_hub`, such as `revision`, and arguments of `ClvpTokenizer` (such
+        as `normalizer="tortoise"`, and `padding_side`) and of `ClvpFeatureExtractor` (such as
+        `sampling_rate`).
 
         Raises:
             FileNotFoundError: no such folder or repository, or a part's files are missing.
         """
-        hub: dict[str, Any] = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "token": token,
-            "local_files_only": local_files_only,
-        }
-        audio = {name: value for name, value in overrides.items() if name in _AUDIO_ARGUMENTS}
-        text = {name: value for name, value in overrides.items() if name not in _AUDIO_ARGUMENTS}
+        text = {name: value for name, value in kwargs.items() if name not in _AUDIO_ARGUMENTS}
+        audio = {name: value for name, value in kwargs.items() if name in _AUDIO_ARGUMENTS | HUB_OPTIONS}
         return cls(
-            ClvpFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **hub, **audio),
-            ClvpTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **text),
+            ClvpFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **audio),
+            ClvpTokenizer.from_pretrained(pretrained_model_name_or_path, **text),
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:

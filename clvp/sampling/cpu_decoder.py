@@ -1,7 +1,7 @@
 """The decoding loop's body for CPUs (and any device without CUDA graphs): one step for all lanes at once.
 
 The matrix products run over all lanes together, so that the weights are read once a step; attention runs
-cohort by cohort. Shapes: B lanes, W lanes padded to a multiple of the quantum, D width, V vocabulary.
+cohort by cohort. Shapes: B lanes, W lanes padded to a width of `Products`, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from clvp.sampling.cohort import Cohort
+from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.lanes import Admission, FinishedLane, LaneTable
 from clvp.sampling.memory import budget_error, give_back_freed
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import padded_length
-from clvp.sampling.weights import DecoderWeights
+
+WORTH_A_COHORT = 8  # free lanes, from which on a cohort of their own pays
 
 
 def _filling_holes(size: int, gone: set[int]) -> list[int]:
@@ -32,12 +34,11 @@ def _filling_holes(size: int, gone: set[int]) -> list[int]:
 class CohortDecoder:
     """Lanes in decoding. `reserve` and `admit` add some, `step` draws a token for each and gives the done."""
 
-    def __init__(
-        self, weights: DecoderWeights, params: SamplingParams, lanes: int, budget: int, quantum: int
-    ) -> None:
+    def __init__(self, weights: DecoderWeights, params: SamplingParams, lanes: int, budget: int) -> None:
         """At most `lanes` lanes, and `budget` bytes for their keys and values."""
-        self.weights = weights
-        self.lanes, self.budget, self.quantum = lanes, budget, quantum
+        assert weights.products is not None
+        self.weights, self.products = weights, weights.products
+        self.lanes, self.budget = lanes, budget
         self.table = LaneTable(weights, params)
         self.cohorts: list[Cohort] = []
         self.promised_lanes = self.promised_bytes = 0
@@ -51,7 +52,7 @@ class CohortDecoder:
     @property
     def has_room(self) -> bool:
         """Whether enough lanes are free to be worth a cohort of their own."""
-        return self.lanes - self.live >= min(self.quantum, self.lanes)
+        return self.lanes - self.live >= min(WORTH_A_COHORT, self.lanes)
 
     def bytes_for(self, prefix_positions: int, candidates: int) -> int:
         """What candidates of one row can come to need. The prefix counts twice: kept for those to come."""
@@ -72,8 +73,9 @@ class CohortDecoder:
         held += self.live * self.weights.workspace_bytes_per_lane
         fixed = self.bytes_for(prefix_positions, 0)
         fitting = (self.budget - held - fixed) // (one - fixed)
-        granted = min(wanted, self.lanes - self.live - self.promised_lanes, fitting)
-        if granted <= 0 or (self.live and granted == fitting < min(self.quantum, wanted)):
+        free = self.lanes - self.live - self.promised_lanes
+        granted = min(wanted, free, fitting, self.products.widest)
+        if granted <= 0 or (self.live and granted == fitting < min(WORTH_A_COHORT, wanted)):
             return 0
         self.promised_lanes += granted
         self.promised_bytes += self.bytes_for(prefix_positions, granted)
@@ -89,7 +91,7 @@ class CohortDecoder:
             prefixes = [admission.prefix for admission in together]
             lanes = [len(admission.owners) for admission in together]
             limit = self.table.params.max_new_tokens
-            self.cohorts.append(Cohort(self.weights, prefixes, lanes, limit, self.quantum))
+            self.cohorts.append(Cohort(self.weights, prefixes, lanes, limit))
             for admission in together:
                 self.table.append(admission.owners, admission.keys_N)
 
@@ -106,16 +108,13 @@ class CohortDecoder:
     def _logits(self) -> Tensor:
         for cohort in self.cohorts:
             cohort.begin_step()
-        x_WD = functional.pad(self.table.inputs(), (0, 0, 0, -self.live % self.quantum))
+        padding = self.products.padded(self.live) - self.live
+        x_WD = functional.pad(self.table.inputs(), (0, 0, 0, padding))
         self.width_steps += x_WD.shape[0]
-        for number, layer in enumerate(self.weights.layers):
-            q_WD, k_WD, v_WD = layer.qkv(layer.input_norm(x_WD)).chunk(3, dim=-1)
-            x_WD = layer.out(self._attend(number, q_WD, k_WD, v_WD), x_WD)
-            x_WD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_WD)), x_WD)
-        x_WD = self.weights.final_norm(self.weights.decoder_norm(x_WD))
-        return self.weights.head(x_WD)[: self.live].float()
+        return decoder_logits(self.weights, x_WD, self._attend)[: self.live]
 
-    def _attend(self, layer: int, q_WD: Tensor, k_WD: Tensor, v_WD: Tensor) -> Tensor:
+    def _attend(self, layer: int, qkv_WE: Tensor) -> Tensor:
+        q_WD, k_WD, v_WD = qkv_WE.chunk(3, dim=-1)
         if len(self.cohorts) == 1 and self.live == q_WD.shape[0]:
             return self.cohorts[0].attend(layer, q_WD, k_WD, v_WD)
         attended_WD = torch.empty(q_WD.shape, dtype=q_WD.dtype, device=q_WD.device)

@@ -5,7 +5,8 @@ import weakref
 
 import torch
 
-from clvp.sampling import EngineConfig, SamplingParams, sampler_for
+from clvp.generation import sampler_for
+from clvp.sampling import EngineConfig, SamplingParams
 from tests.sampling.small_models import plain, prompt, small_decoder
 
 PARAMS = SamplingParams(max_new_tokens=10)

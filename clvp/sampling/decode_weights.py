@@ -1,25 +1,74 @@
 """The decoder's weights, arranged for decoding: projections fused, and laid out once for the processor.
 
-On a CPU oneDNN's prepacked matrix products are about twice as fast as `torch.nn.functional.linear`, which
-rearranges the weights anew in every call.
+On a CPU with AVX512 oneDNN's prepacked matrix products are up to twice as fast as
+`torch.nn.functional.linear`, which rearranges the weights anew in every call; on others they may be slower.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvp.activations import activation_function
-
-if TYPE_CHECKING:
-    from clvp.decoder import ClvpForCausalLM
-    from clvp.decoder_stack import ClvpDecoderLayer
+from clvp.config import ClvpDecoderConfig
+from clvp.decoder import ClvpDecoderLayer, ClvpModel
+from clvp.layers import activation_function
 
 Linear = Callable[[Tensor], Tensor]
 ResidualLinear = Callable[[Tensor, Tensor], Tensor]  # (x, residual) -> x Wᵀ + b + residual
+
+WIDEST = 192  # rows of one product at most: the products are bound by arithmetic long before
+
+
+@dataclass(frozen=True)
+class Products:
+    """How a CPU computes products: the kind, and the numbers of rows in which it leaves a row its bits.
+
+    `invariance` finds them. The widths are multiples of the quantum, an eighth apart as they grow.
+    """
+
+    packed: bool
+    quantum: int
+    widest: int = WIDEST
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """All numbers of rows that a product may have, ascending."""
+        found = [self.quantum]
+        while found[-1] < self.widest:
+            step = max(found[-1] // 8 // self.quantum, 1) * self.quantum
+            found.append(min(found[-1] + step, self.widest))
+        return tuple(found)
+
+    def padded(self, rows: int) -> int:
+        """The rows that `rows` rows are padded to: whole products of the widest kind, and one of the rest."""
+        whole, rest = divmod(rows, self.widest)
+        return whole * self.widest + (next(width for width in self.widths if width >= rest) if rest else 0)
+
+    def in_widths(self, product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The product of any number of rows, computed in these widths alone."""
+
+        def product_in_widths(*inputs: Tensor) -> Tensor:
+            rows = inputs[0].shape[0]
+            if rows in self.widths:
+                return product(*inputs)
+            padding = (0, 0, 0, self.padded(rows) - rows)
+            pieces = (functional.pad(x, padding).split(self.widest) for x in inputs)
+            return torch.cat([product(*piece) for piece in zip(*pieces, strict=True)])[:rows]
+
+        return product_in_widths
+
+
+class DecoderWithHead(Protocol):
+    """What candidates are sampled from."""
+
+    config: ClvpDecoderConfig
+    model: ClvpModel
+    final_norm: torch.nn.LayerNorm
+    lm_head: torch.nn.Linear
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -100,7 +149,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All that decoding needs of a `ClvpForCausalLM`."""
+    """All that decoding needs of a `DecoderWithHead`."""
 
     token_embedding_VD: Tensor
     position_embedding_LD: Tensor  # [mel positions, D]
@@ -109,7 +158,7 @@ class DecoderWeights:
     final_norm: Norm
     head: Linear  # [·, D] -> [·, V]; the start token's logit is −inf: it must never be drawn
     heads: int
-    packed: bool
+    products: Products | None  # None: in the shape that they are asked for
     max_prefix: int  # positions of the longest prefix: condition, start, text and stops
     start_token: int
     stop_token: int
@@ -143,6 +192,17 @@ class DecoderWeights:
         return len(self.layers) * 2 * self.width * self.dtype.itemsize
 
 
+def decoder_logits(weights: DecoderWeights, x_WD: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """[W, V] float32 logits of one step from embedded tokens [W, D].
+
+    `attend` takes a layer's number and its queries, keys and values [W, 3D], and gives [W, D].
+    """
+    for number, layer in enumerate(weights.layers):
+        x_WD = layer.out(attend(number, layer.qkv(layer.input_norm(x_WD))), x_WD)
+        x_WD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_WD)), x_WD)
+    return weights.head(weights.final_norm(weights.decoder_norm(x_WD))).float()
+
+
 def _bias(projection: torch.nn.Linear) -> Tensor:
     """A copy of the bias, or zeros for a projection without."""
     bias: Tensor | None = projection.bias
@@ -154,22 +214,24 @@ def _norm(norm: torch.nn.LayerNorm) -> Norm:
 
 
 @torch.no_grad()
-def arrange_weights(model: "ClvpForCausalLM") -> DecoderWeights:
+def arrange_weights(model: DecoderWithHead, products: Products | None = None) -> DecoderWeights:
     """Copies the model's decoder weights into the arrangement for decoding.
 
     The copy does not follow later changes of the model's parameters.
     """
     config, decoder = model.config, model.model.decoder
-    packed = can_pack(model.lm_head.weight)
-    linears: type[PackedLinears] | type[PlainLinears] = PackedLinears if packed else PlainLinears
+    linears = PackedLinears if products is not None and products.packed else PlainLinears
     activation = activation_function(config.activation_function)
     tanh_gelu = config.activation_function == "gelu_new"
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
 
+    def in_widths(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return product if products is None else products.in_widths(product)
+
     def mlp_in(weight_IO: Tensor, bias_O: Tensor) -> Linear:
         if tanh_gelu:
-            return linears.linear(weight_IO.t(), bias_O, gelu=True)
-        product = linears.linear(weight_IO.t(), bias_O)
+            return in_widths(linears.linear(weight_IO.t(), bias_O, gelu=True))
+        product = in_widths(linears.linear(weight_IO.t(), bias_O))
         return lambda x_BI: activation(product(x_BI))
 
     layers = []
@@ -178,14 +240,20 @@ def arrange_weights(model: "ClvpForCausalLM") -> DecoderWeights:
         layers.append(
             LayerWeights(
                 input_norm=_norm(layer.input_layernorm),
-                qkv=linears.linear(
-                    torch.cat([q.weight * scale, k.weight, v.weight]),
-                    torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
+                qkv=in_widths(
+                    linears.linear(
+                        torch.cat([q.weight * scale, k.weight, v.weight]),
+                        torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
+                    )
                 ),
-                out=linears.residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj)),
+                out=in_widths(
+                    linears.residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj))
+                ),
                 mlp_norm=_norm(layer.post_attention_layernorm),
                 mlp_in=mlp_in(layer.mlp.c_fc.weight, layer.mlp.c_fc.bias.clone()),
-                mlp_out=linears.residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone()),
+                mlp_out=in_widths(
+                    linears.residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone())
+                ),
             )
         )
     head_bias_V = _bias(model.lm_head)
@@ -196,9 +264,9 @@ def arrange_weights(model: "ClvpForCausalLM") -> DecoderWeights:
         layers=tuple(layers),
         decoder_norm=_norm(decoder.layer_norm),
         final_norm=_norm(model.final_norm),
-        head=linears.linear(model.lm_head.weight.clone(), head_bias_V),
+        head=in_widths(linears.linear(model.lm_head.weight.clone(), head_bias_V)),
         heads=config.num_attention_heads,
-        packed=packed,
+        products=products,
         max_prefix=config.max_text_tokens + 1,
         start_token=config.bos_token_id,
         stop_token=config.eos_token_id,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.lanes import (
     Admission,
     FinishedLane,
@@ -25,9 +26,8 @@ from clvp.sampling.lanes import (
 from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix, padded_length
-from clvp.sampling.weights import DecoderWeights
 
-Attend = Callable[..., Tensor]  # the signature of `triton_attention.attend`
+Attend = Callable[..., Tensor]  # the signature of `gpu_attention.attend`
 
 STEPS_PER_LOOK = 8
 
@@ -178,22 +178,22 @@ class StaticDecoder:
         x_WD = weights.token_embedding_VD[self.token_W]
         x_WD = x_WD + weights.position_embedding_LD[position_W.clamp(max=last)]
         padding = (0, 0, 0, self.width - self.lanes)
-        x_WD = functional.pad(x_WD, padding)
-        for number, layer in enumerate(weights.layers):
+
+        def attend(layer: int, qkv_WE: Tensor) -> Tensor:
             attended_WD = self.attend(
-                layer.qkv(layer.input_norm(x_WD))[: self.lanes],
-                self.prefix_keys[number],
-                self.prefix_values[number],
-                self.suffix_keys[number],
-                self.suffix_values[number],
+                qkv_WE[: self.lanes],
+                self.prefix_keys[layer],
+                self.prefix_values[layer],
+                self.suffix_keys[layer],
+                self.suffix_values[layer],
                 self.slot_W,
                 self.prefix_length_W,
                 self.step_W,
                 self.active_W,
             )
-            x_WD = layer.out(functional.pad(attended_WD, padding), x_WD)
-            x_WD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_WD)), x_WD)
-        return weights.head(weights.final_norm(weights.decoder_norm(x_WD)))[: self.lanes].float()
+            return functional.pad(attended_WD, padding)
+
+        return decoder_logits(weights, functional.pad(x_WD, padding), attend)[: self.lanes]
 
     def _draw(self, logits_WV: Tensor) -> None:
         """Draws the next tokens, in place; lanes that are not active keep their state."""

@@ -10,7 +10,6 @@ A `ClvpConfig()` describes the published model: its speech encoder knows 8192 sp
 """
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +38,6 @@ class ClvpConfigBase:
         return cls(**{key: value for key, value in content.items() if key in names} | overrides)
 
     @classmethod
-    def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
-        """The section of a composite configuration that describes this class."""
-        return content
-
-    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -59,34 +53,29 @@ class ClvpConfigBase:
         content = source.json(CONFIG_FILE)
         if content is None:
             raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no {CONFIG_FILE}")
-        part = cls._part(content, config_type)
-        found = part.get("model_type", cls.model_type)
+        section = cls._section(config_type)
+        if section and content.get("model_type") == ClvpConfig.model_type:
+            content = content.get(section, {})
+        found = content.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
                 f"{CONFIG_FILE} of {pretrained_model_name_or_path} describes a model of type {found!r}, not "
                 f"{cls.model_type!r}"
             )
-        return cls.from_dict(part, **overrides)
+        return cls.from_dict(content, **overrides)
+
+    @classmethod
+    def _section(cls, config_type: str | None) -> str | None:
+        """Where a composite configuration describes this part."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""
-        return {**_plain(dataclasses.asdict(self)), "model_type": self.model_type}
-
-    def to_json_string(self) -> str:
-        """`config.json` as text."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return {**dataclasses.asdict(self), "model_type": self.model_type}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write `config.json` into a folder, which is made if need be."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG_FILE, self.to_dict())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+        write_json(Path(save_directory) / CONFIG_FILE, self.to_dict())
 
 
 def _require_heads(name: str, hidden_size: int, heads: int) -> None:
@@ -134,20 +123,17 @@ class ClvpEncoderConfig(ClvpConfigBase):
         return max(self.projection_dim // (2 * self.num_attention_heads), ROTARY_MIN_DIM)
 
     @classmethod
-    def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
-        name = config_type or "text_config"
-        if name not in ("text_config", "speech_config"):
+    def _section(cls, config_type: str | None) -> str | None:
+        if config_type not in (None, "text_config", "speech_config"):
             raise ValueError(f'config_type must be "text_config" or "speech_config", not {config_type!r}')
-        return content.get(name, {}) if content.get("model_type") == ClvpConfig.model_type else content
+        return config_type or "text_config"
 
 
 @dataclass(frozen=True)
 class ClvpDecoderConfig(ClvpConfigBase):
     """The autoregressive speech-token model and, by its sizes, the conditioning encoder.
 
-    `max_position_embeddings` is the number of mel positions, `max_text_tokens` that of text positions. The
-    fields named `summary_*` and `add_cross_attention` mean nothing here or in the reference; they keep its
-    calls valid.
+    `max_position_embeddings` is the number of mel positions, `max_text_tokens` that of text positions.
     """
 
     model_type: ClassVar[str] = "clvp_decoder"
@@ -166,11 +152,6 @@ class ClvpDecoderConfig(ClvpConfigBase):
     attention_dropout: float = 0.1
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
-    summary_type: str = "cls_index"
-    summary_use_proj: bool = True
-    summary_activation: str | None = None
-    summary_proj_to_labels: bool = True
-    summary_first_dropout: float = 0.1
     use_cache: bool = True
     bos_token_id: int = 8192
     eos_token_id: int = 8193
@@ -179,7 +160,6 @@ class ClvpDecoderConfig(ClvpConfigBase):
     use_attention_bias: bool = True
     initializer_factor: float = 1.0
     decoder_fixing_codes: tuple[int, ...] = (83, 45, 45, 248)
-    add_cross_attention: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decoder_fixing_codes", tuple(self.decoder_fixing_codes))
@@ -196,12 +176,8 @@ class ClvpDecoderConfig(ClvpConfigBase):
         return 4 * self.hidden_size if self.n_inner is None else self.n_inner
 
     @classmethod
-    def _part(cls, content: dict[str, Any], config_type: str | None) -> dict[str, Any]:
-        return (
-            content.get("decoder_config", {})
-            if content.get("model_type") == ClvpConfig.model_type
-            else content
-        )
+    def _section(cls, config_type: str | None) -> str | None:
+        return "decoder_config"
 
 
 @dataclass(frozen=True)
@@ -236,17 +212,6 @@ class ClvpConfig(ClvpConfigBase):
             )
         if self.scoring_length < 1:
             raise ValueError(f"scoring_length must be at least 1, not {self.scoring_length}")
-
-    @classmethod
-    def from_sub_model_configs(
-        cls,
-        text_config: ClvpEncoderConfig,
-        speech_config: ClvpEncoderConfig,
-        decoder_config: ClvpDecoderConfig,
-        **kwargs: Any,
-    ) -> "ClvpConfig":
-        """The composite configuration of three parts; `kwargs` are its remaining fields."""
-        return cls(text_config, speech_config, decoder_config, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""

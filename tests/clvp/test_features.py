@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file
 from transformers.audio_utils import mel_filter_bank
 
-from clvp.feature_extraction import ClvpFeatureExtractor, log_mel
-from clvp.mel import TORTOISE_MEL_NORMS
+from clvp.audio.features import ClvpFeatureExtractor
+from clvp.audio.mel import TORTOISE_MEL_NORMS, log_mel
 
 DATA = Path(__file__).parent.parent / "data"
 CHECKPOINT = DATA / "clvp_dev"
@@ -336,10 +336,9 @@ def test_layout_of_the_hub(extractor: ClvpFeatureExtractor) -> None:
     assert {key: golden[key] for key in saved} == saved
 
 
-def test_json_round_trip(extractor: ClvpFeatureExtractor, tmp_path: Path) -> None:
-    extractor.to_json_file(tmp_path / "x.json")
-    assert ClvpFeatureExtractor.from_json_file(tmp_path / "x.json").to_dict() == extractor.to_dict()
-    assert json.loads(extractor.to_json_string()) == extractor.to_dict()
+def test_json_round_trip(extractor: ClvpFeatureExtractor) -> None:
+    stored = json.loads(json.dumps(extractor.to_dict()))
+    assert ClvpFeatureExtractor.from_dict(stored).to_dict() == extractor.to_dict()
     small = ClvpFeatureExtractor.from_dict(extractor.to_dict(), default_audio_length=1)
     assert small(_noise(800), RATE, return_tensors="pt").input_features.shape == (1, 80, 1 + 22050 // 256)
 

@@ -5,27 +5,38 @@ Tortoise's normalizer nothing is split off: Tortoise lower-cases first, and "[ST
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, overload
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from tokenizers import AddedToken
 from torch import Tensor
 
-from clvp.batch import BatchFeature
-from clvp.bpe import SPACE_TOKEN, BytePairEncoder, join_tokens
+from clvp.batch import BatchFeature, Padding, Side, TensorType, check_choice, stack, to_tensor
 from clvp.checkpoint import CheckpointSource, write_json
-from clvp.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
-from clvp.text_batch import Padding, Side, TensorType, Truncation, assemble_batch, plan_lengths, to_python
-from clvp.tokenizer_files import (
+from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths, to_python
+from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
+from clvp.text.vocabulary import (
     CONFIG_KEYS,
+    FILES,
     NORMALIZER_KEY,
+    SPACE_TOKEN,
     SPECIAL_ROLES,
-    read_tokenizer_arguments,
-    required_file,
+    TokenDescription,
+    added_token,
+    added_tokens,
+    byte_pair_encoder,
+    describe,
+    join_tokens,
+    prefixed,
+    read_merges,
+    read_vocabulary,
+    spell_bytes,
+    stored_arguments,
+    write_files,
 )
-from clvp.vocabulary import MERGES_FILE, VOCAB_FILE, TokenDescription, Vocabulary, token_text
 
 Normalizer = Literal["english", "tortoise"]
 TokenIds = Sequence[int] | np.ndarray | Tensor
@@ -36,60 +47,50 @@ _STOP_TOKEN = "[STOP]"
 class ClvpTokenizer:
     """Byte-level BPE tokenizer of the CLVP family. It pickles, and its use changes nothing in it.
 
-    Args:
-        vocab_file: `vocab.json`, token to id.
-        merges_file: `merges.txt`: a header line, then one merge per line.
-        errors: how `decode` treats bytes that are no UTF-8 (see `bytes.decode`).
-        unk_token, bos_token, eos_token, pad_token: added after the end of the vocabulary where it lacks them.
-        add_prefix_space: kept for compatibility; it changes no ids, in the reference neither.
-        add_bos_token, add_eos_token: put these around every text. The speech model adds its own and wants
-            neither.
-        normalizer: "english" for the token ids of `transformers`, "tortoise" for those the weights were
-            trained with (better for numbers, years, ordinals, accents, quotation marks): `clvp.normalizers`.
-        added_tokens_decoder: id to added token (a string, or its description as in `tokenizer_config.json`).
-        additional_special_tokens: further tokens that `skip_special_tokens` drops.
-        clean_up_tokenization_spaces: whether `decode` turns [SPACE] and [STOP] into spaces by default.
-        model_max_length: tokens that the model can take; the limit of truncation and padding without a
-            `max_length`.
-        padding_side, truncation_side: "right" or "left".
+    `vocab_file` is `vocab.json`, token to id; `merges_file` is `merges.txt`, a header and one merge a line.
+    Special tokens are added after the end of the vocabulary where it lacks them.
 
     Raises:
         ValueError: the files do not belong together, or an argument has an unknown value.
     """
 
-    vocab_files_names: ClassVar = {"vocab_file": VOCAB_FILE, "merges_file": MERGES_FILE}
+    vocab_files_names: ClassVar = FILES
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
 
     def __init__(
         self,
         vocab_file: str | Path,
         merges_file: str | Path,
-        errors: str = "replace",
+        errors: str = "replace",  # how `decode` treats bytes that are no UTF-8: see `bytes.decode`
         unk_token: TokenDescription = "[UNK]",
         bos_token: TokenDescription = "<|endoftext|>",
         eos_token: TokenDescription = "[STOP]",
         pad_token: TokenDescription = "[STOP]",
-        add_prefix_space: bool = False,
+        add_prefix_space: bool = False,  # kept for compatibility; it changes no ids, in the reference neither
+        # Put these around every text. The speech model adds its own and wants neither.
         add_bos_token: bool = False,
         add_eos_token: bool = False,
         *,
+        # "english" for the token ids of `transformers`, "tortoise" for those the weights were trained with,
+        # better for numbers, years, ordinals, accents and quotation marks.
         normalizer: Normalizer = "english",
+        # Id to added token. They are found in a text before anything else happens to it.
         added_tokens_decoder: Mapping[int | str, TokenDescription] | None = None,
-        additional_special_tokens: Sequence[TokenDescription] = (),
-        clean_up_tokenization_spaces: bool = True,
-        model_max_length: int = 10**30,
+        additional_special_tokens: Sequence[TokenDescription] = (),  # `skip_special_tokens` drops these too
+        clean_up_tokenization_spaces: bool = True,  # `decode` turns [SPACE] and [STOP] into spaces
+        model_max_length: int = 10**30,  # limit of truncation and padding without a `max_length`
         padding_side: Side = "right",
         truncation_side: Side = "right",
     ) -> None:
-        _check_choice("normalizer", normalizer, get_args(Normalizer))
-        _check_choice("padding_side", padding_side, get_args(Side))
-        _check_choice("truncation_side", truncation_side, get_args(Side))
+        check_choice("normalizer", normalizer, get_args(Normalizer))
+        check_choice("padding_side", padding_side, get_args(Side))
+        check_choice("truncation_side", truncation_side, get_args(Side))
         self.errors = errors
-        self.unk_token = token_text(unk_token)
-        self.bos_token = token_text(bos_token)
-        self.eos_token = token_text(eos_token)
-        self.pad_token = token_text(pad_token)
-        self.additional_special_tokens = [token_text(token) for token in additional_special_tokens]
+        self.unk_token = added_token(unk_token).content
+        self.bos_token = added_token(bos_token).content
+        self.eos_token = added_token(eos_token).content
+        self.pad_token = added_token(pad_token).content
+        self.additional_special_tokens = [added_token(token).content for token in additional_special_tokens]
         self.add_prefix_space = add_prefix_space
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
@@ -98,12 +99,18 @@ class ClvpTokenizer:
         self.model_max_length = int(model_max_length)
         self.padding_side: Side = padding_side
         self.truncation_side: Side = truncation_side
-        self._vocab = Vocabulary.read(
-            vocab_file, merges_file, added_tokens_decoder or {}, self.all_special_tokens
-        )
-        self._bpe = BytePairEncoder(
-            {self.unk_token: self.unk_token_id} | self._vocab.encoder,
-            self._vocab.merges,
+        self._vocabulary = read_vocabulary(Path(vocab_file))
+        self._merges = read_merges(Path(merges_file))
+        self._added = added_tokens(self._vocabulary, added_tokens_decoder or {}, self.all_special_tokens)
+        self._added_ids = {token.content: token_id for token_id, token in self._added.items()}
+        self._all_ids = self._vocabulary | self._added_ids
+        self._all_tokens = {token_id: token for token, token_id in self._all_ids.items()}
+        # Longest first: of two tokens that start alike, the longer one is found.
+        alternatives = sorted(map(re.escape, self._added_ids), key=len, reverse=True)
+        self._added_pattern = re.compile(f"({'|'.join(alternatives)})")
+        self._bpe = byte_pair_encoder(
+            {self.unk_token: self.unk_token_id} | self._vocabulary,
+            self._merges,
             self.unk_token,
             "words" if normalizer == "tortoise" else "gpt2",
         )
@@ -111,46 +118,34 @@ class ClvpTokenizer:
     # ---- loading and saving ----
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> "ClvpTokenizer":
-        """Load from a checkpoint folder or a hub id; `overrides` are arguments of the constructor.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load from a checkpoint folder or a hub id.
+
+        `kwargs` are options of `huggingface_hub`, such as `revision`, and arguments of the constructor.
 
         Raises:
             FileNotFoundError: no such folder or repository, or it holds no vocabulary.
         """
-        source = CheckpointSource(pretrained_model_name_or_path, revision, cache_dir, token, local_files_only)
-        vocab_file, merges_file = required_file(source, VOCAB_FILE), required_file(source, MERGES_FILE)
-        return cls(vocab_file, merges_file, **(read_tokenizer_arguments(source) | overrides))
+        source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
+        return cls(**(stored_arguments(source) | overrides))
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write the vocabulary, the merges and `tokenizer_config.json` into a folder; returns the paths."""
-        folder, prefix = Path(save_directory), _file_prefix(filename_prefix)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {key: getattr(self, key) for key in CONFIG_KEYS if key != "added_tokens_decoder"}
+        config = {key: getattr(self, key) for key in CONFIG_KEYS}
         config |= {"tokenizer_class": type(self).__name__, NORMALIZER_KEY: self.normalizer}
-        config["added_tokens_decoder"] = self._vocab.describe_added()
-        added = {token: i for token, i in self._vocab.added_ids.items() if token not in self._vocab.encoder}
+        config["added_tokens_decoder"] = {str(i): describe(token) for i, token in self._added.items()}
         files: dict[str, dict[str, Any]] = {
             "tokenizer_config.json": config,
             "special_tokens_map.json": dict(self.special_tokens_map),
-            "added_tokens.json": added,
+            "added_tokens.json": {t: i for t, i in self._added_ids.items() if t not in self._vocabulary},
         }
+        paths = []
         for name, content in files.items():
-            write_json(folder / f"{prefix}{name}", content)
-        return (
-            *(str(folder / f"{prefix}{name}") for name in files),
-            *self.save_vocabulary(folder, filename_prefix),
-        )
+            paths.append(Path(save_directory) / prefixed(name, filename_prefix))
+            write_json(paths[-1], content)
+        return (*map(str, paths), *self.save_vocabulary(save_directory, filename_prefix))
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
@@ -163,33 +158,33 @@ class ClvpTokenizer:
         folder = Path(save_directory)
         if not folder.is_dir():
             raise NotADirectoryError(f"cannot save the vocabulary: {str(folder)!r} is no folder")
-        return self._vocab.write(folder, _file_prefix(filename_prefix))
+        return write_files(folder, filename_prefix, self._vocabulary, self._merges)
 
     # ---- the vocabulary ----
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens in the vocabulary file; `len(tokenizer)` counts the added ones too."""
-        return len(self._vocab.encoder)
+        return len(self._vocabulary)
 
     def __len__(self) -> int:
-        return len(self._vocab.all_tokens())
+        return len(self._all_ids)
 
     def __repr__(self) -> str:
         return f"ClvpTokenizer(vocab_size={self.vocab_size}, normalizer={self.normalizer!r})"
 
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
-        return self._vocab.all_tokens()
+        return dict(self._all_ids)
 
     def get_added_vocab(self) -> dict[str, int]:
         """Added token to id."""
-        return dict(self._vocab.added_ids)
+        return dict(self._added_ids)
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Id to added token."""
-        return dict(self._vocab.added)
+        return dict(self._added)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -204,51 +199,46 @@ class ClvpTokenizer:
     @property
     def all_special_ids(self) -> list[int]:
         """The ids of `all_special_tokens`."""
-        return self.convert_tokens_to_ids(self.all_special_tokens)
+        return [self._all_ids[token] for token in self.all_special_tokens]
 
     @property
     def unk_token_id(self) -> int:
         """Id of the unknown token, and so on for the three below."""
-        return self.convert_tokens_to_ids(self.unk_token)
+        return self._all_ids[self.unk_token]
 
     @property
     def bos_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.bos_token)
+        return self._all_ids[self.bos_token]
 
     @property
     def eos_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.eos_token)
+        return self._all_ids[self.eos_token]
 
     @property
     def pad_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self.pad_token)
+        return self._all_ids[self.pad_token]
 
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """Id of a token, or ids of several; unknown ones get the id of the unknown token."""
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """Id of a token, or the list of ids of several; unknown ones get the id of the unknown token."""
         if isinstance(tokens, str):
-            return self._vocab.find(tokens, self.unk_token)
+            return self._all_ids.get(tokens, self.unk_token_id)
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
-    @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
-    @overload
-    def convert_ids_to_tokens(self, ids: Sequence[int], skip_special_tokens: bool = False) -> list[str]: ...
-    def convert_ids_to_tokens(
-        self, ids: int | Sequence[int], skip_special_tokens: bool = False
-    ) -> str | list[str]:
-        """Token of an id, or tokens of several.
+    def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
+        """Token of an id, or the list of tokens of several.
 
         Raises:
             ValueError: no token has such an id.
         """
-        if isinstance(ids, int):
-            return self._vocab.token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self._vocab.token(int(i)) for i in ids if int(i) not in skipped]
+        if not isinstance(ids, int):
+            skipped = set(self.all_special_ids) if skip_special_tokens else set()
+            return [self.convert_ids_to_tokens(int(i)) for i in ids if int(i) not in skipped]
+        if ids not in self._all_tokens:
+            raise ValueError(
+                f"no token has the id {ids}; text token ids go from 0 to {max(self._all_tokens)} "
+                "(speech tokens are no text)"
+            )
+        return self._all_tokens[ids]
 
     # ---- encoding ----
 
@@ -287,22 +277,29 @@ class ClvpTokenizer:
         """
         if text_pair is not None:
             raise ValueError("text_pair: CLVP reads single texts; encode the two one after the other")
-        plan = plan_lengths(padding, truncation, max_length, self.model_max_length, pad_to_multiple_of)
+        cut_to, pad_to = read_lengths(
+            padding, truncation, max_length, self.model_max_length, pad_to_multiple_of
+        )
+        side = padding_side or self.padding_side
+        check_choice("padding_side", side, get_args(Side))
         rows = []
-        for index, entry in enumerate(_texts(text)):
+        for index, entry in enumerate(list_of_texts(text)):
             try:
-                rows.append(self._row(entry, add_special_tokens, plan.truncate_to))
+                rows.append(self._row(entry, add_special_tokens, cut_to))
             except TextNormalizationError as error:
                 raise error.at(index) if not isinstance(text, str) else error from None
-        masks = [[1] * len(row) for row in rows]
-        return assemble_batch(
-            {"input_ids": rows} | ({"attention_mask": masks} if return_attention_mask is not False else {}),
-            fill={"input_ids": self.pad_token_id, "attention_mask": 0},
-            plan=plan,
-            side=padding_side or self.padding_side,
-            tensor_type=return_tensors,
-            single=isinstance(text, str),
-        )
+        columns = {"input_ids": (rows, self.pad_token_id)}
+        if return_attention_mask is not False:
+            columns["attention_mask"] = ([[1] * len(row) for row in rows], 0)
+        batch = BatchFeature()
+        for name, (column, fill) in columns.items():
+            if pad_to is not None:
+                column = pad_rows(column, fill, pad_to, pad_to_multiple_of, side)
+            if return_tensors is not None:
+                batch[name] = to_tensor(stack(column, np.int64), return_tensors)
+            else:
+                batch[name] = column[0] if isinstance(text, str) else column
+        return batch
 
     def encode(self, text: str, *, return_tensors: TensorType | None = None, **kwargs: Any) -> Any:
         """The `input_ids` alone: a list, or a [1, N] tensor. Arguments as in `__call__`."""
@@ -312,25 +309,34 @@ class ClvpTokenizer:
         """The tokens of a text; a character outside the vocabulary stays itself."""
         tokens: list[str] = []
         for piece, added_id in self._pieces(text):
-            tokens += [piece] if added_id is not None else self._bpe.tokens(self._normalize(piece))
+            if added_id is not None:
+                tokens.append(piece)
+                continue
+            encoding = self._bpe.encode(piece)
+            for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                known = token_id != self.unk_token_id
+                tokens.append(self._all_tokens[token_id] if known else spell_bytes(piece[start:end]))
         return tokens
 
-    def _row(self, text: str, add_special_tokens: bool, truncate_to: int | None) -> list[int]:
+    def _row(self, text: str, add_special_tokens: bool, cut_to: int | None) -> list[int]:
         ids: list[int] = []
         for piece, added_id in self._pieces(text):
-            ids += [added_id] if added_id is not None else self._bpe.ids(self._normalize(piece))
+            ids += [added_id] if added_id is not None else self._bpe.encode(piece).ids
         before = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
         after = [self.eos_token_id] if add_special_tokens and self.add_eos_token else []
-        if truncate_to is not None:
-            keep = max(truncate_to - len(before) - len(after), 0)
+        if cut_to is not None:
+            keep = max(cut_to - len(before) - len(after), 0)
             ids = ids[:keep] if self.truncation_side == "right" else ids[max(len(ids) - keep, 0) :]
         return before + ids + after
 
-    def _pieces(self, text: str) -> list[tuple[str, int | None]]:
-        return [(text, None)] if self.normalizer == "tortoise" else self._vocab.split(text)
-
-    def _normalize(self, text: str) -> str:
-        return tortoise_normalize(text) if self.normalizer == "tortoise" else english_normalize(text)
+    def _pieces(self, text: str) -> Iterable[tuple[str, int | None]]:
+        """The added tokens in a text, with their ids, and the normalized pieces between them, with None."""
+        if self.normalizer == "tortoise":
+            yield tortoise_normalize(text), None
+            return
+        for index, piece in enumerate(self._added_pattern.split(text)):  # every second one is an added token
+            if piece:
+                yield (piece, self._added_ids[piece]) if index % 2 else (english_normalize(piece), None)
 
     # ---- decoding ----
 
@@ -355,12 +361,9 @@ class ClvpTokenizer:
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         tokens = self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids, skip_special_tokens)
         text = self.convert_tokens_to_string(tokens)
-        clean = clean_up_tokenization_spaces
-        return (
-            self.clean_up_tokenization(text)
-            if clean or (clean is None and self.clean_up_tokenization_spaces)
-            else text
-        )
+        cleans = clean_up_tokenization_spaces
+        cleans = self.clean_up_tokenization_spaces if cleans is None else cleans
+        return self.clean_up_tokenization(text) if cleans else text
 
     def batch_decode(
         self,
@@ -369,10 +372,7 @@ class ClvpTokenizer:
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """The text of each sequence of token ids; arguments as in `decode`."""
-        return [
-            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
-            for ids in to_python(sequences)
-        ]
+        return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens and undo the byte map; [SPACE] stays spelled out."""
@@ -380,27 +380,6 @@ class ClvpTokenizer:
 
     def clean_up_tokenization(self, text: str) -> str:
         """Decoded text for people: see `decode`."""
-        known = self.get_vocab()
         for token in (SPACE_TOKEN, _STOP_TOKEN):
-            text = text.replace(token, " ") if token in known else text
+            text = text.replace(token, " ") if token in self._all_ids else text
         return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
-
-
-def _texts(text: str | Sequence[str]) -> list[str]:
-    texts = [text] if isinstance(text, str) else text
-    if isinstance(texts, bytes | Mapping) or not hasattr(texts, "__iter__"):
-        raise TypeError(f"text must be a string or a sequence of strings, got {type(text).__name__}")
-    texts = list(texts)
-    for index, entry in enumerate(texts):
-        if not isinstance(entry, str):
-            raise TypeError(f"text {index} is no string but {type(entry).__name__}: {str(entry)[:40]!r}")
-    return texts
-
-
-def _file_prefix(filename_prefix: str | None) -> str:
-    return f"{filename_prefix}-" if filename_prefix else ""
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")

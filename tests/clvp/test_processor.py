@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
+from clvp.audio.features import ClvpFeatureExtractor
+from clvp.audio.processor import ClvpProcessor
 from clvp.batch import BatchFeature
-from clvp.feature_extraction import ClvpFeatureExtractor
-from clvp.processing import ClvpProcessor
-from clvp.tokenizer import ClvpTokenizer
+from clvp.text.tokenizer import ClvpTokenizer
 
 CHECKPOINT = Path(__file__).parent.parent / "data" / "clvp_dev"
 RATE = 22050

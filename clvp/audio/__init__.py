@@ -1,0 +1,1 @@
+"""Reference audio to log-mels, and with a text to the inputs of a model."""

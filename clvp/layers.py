@@ -1,0 +1,200 @@
+"""What the networks are built of: activations, rotary positions, self-attention, GPT-2's linear layer.
+
+B batch, H heads, L length, Q query length, K key length, N head dimensions, R rotary dimensions, D width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Activation = Callable[[Tensor], Tensor]
+Rotation = tuple[Tensor, Tensor]  # cosine and sine, each [B or 1, 1, L, R]
+KeyValue = tuple[Tensor, Tensor]  # [B, H, K, N] each
+
+# By the names that `config.json` uses.
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+
+
+def activation_function(name: str) -> Activation:
+    """The function called `name`; ValueError naming the known ones for any other."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight lies transposed, [inputs, outputs], as GPT-2's checkpoints store it."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        return functional.linear(x, self.weight.T, self.bias)
+
+
+def initialize(module: nn.Module, std: float) -> None:
+    """Draw the weights of all linear layers and embeddings inside from a normal distribution; biases become
+    zero.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding | nn.Conv1d | Conv1D):
+            nn.init.normal_(part.weight, std=std)
+            bias = getattr(part, "bias", None)
+            if isinstance(bias, Tensor):
+                nn.init.zeros_(bias)
+
+
+def exactly_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The one that is given; ValueError for none or both."""
+    given = [x for x in (input_ids, inputs_embeds) if x is not None]
+    if len(given) != 1:
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    return given[0]
+
+
+# ---- rotary positions ----
+
+
+def inverse_frequencies(dim: int) -> Tensor:
+    """[dim / 2] float32 angles per position: 10000^(-2i / dim)."""
+    return 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
+
+
+def exact_frequencies(stored: Tensor) -> Tensor:
+    """Float32 frequencies for those in a file: themselves, or computed anew where the file's are rounded."""
+    return stored if stored.dtype == torch.float32 else inverse_frequencies(2 * len(stored))
+
+
+class ClvpRotaryPositionalEmbedding(nn.Module):
+    """Turns positions into rotations (Su et al., RoFormer, 2021).
+
+    Angles are computed in float32 for every call and only their sine and cosine are cast. Positions of long
+    sequences are not distinguishable in bfloat16, and a cache would outlive a cast or a move of the model.
+    The frequencies are stored with the weights, always in float32.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", inverse_frequencies(dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves like any module, but does not lose precision when the model is cast."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != exact.dtype:
+            self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
+    def forward(self, positions_BL: Tensor, dtype: torch.dtype) -> Rotation:
+        """Cosine and sine in `dtype` for integer positions [B or 1, L]."""
+        # Autocast would otherwise compute the product of positions and frequencies in half precision.
+        with torch.autocast(positions_BL.device.type, enabled=False):
+            angles_BLR = positions_BL[..., None].float() * self.inv_freq.float()
+            angles_B1LR = torch.cat((angles_BLR, angles_BLR), dim=-1)[:, None]
+            return angles_B1LR.cos().to(dtype), angles_B1LR.sin().to(dtype)
+
+
+def rotate(x_BHLN: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the first R dimensions of every head; dimension i is paired with i + R / 2. The rest passes."""
+    cos, sin = rotation
+    dim = cos.shape[-1]
+    turned, passed = x_BHLN[..., :dim], x_BHLN[..., dim:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, passed), dim=-1)
+
+
+# ---- attention ----
+
+
+def key_mask(attention_mask_BK: Tensor) -> Tensor:
+    """[B, 1, 1, K] bool from a mask of ones and zeros: which keys may be attended to."""
+    return attention_mask_BK.bool()[:, None, None, :]
+
+
+def causal_mask(attention_mask_BK: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+    """[B or 1, 1, Q, K] bool: which of `keys` the last `queries` of them may attend to.
+
+    Every position sees itself even where the mask hides it, so that no row of the softmax is empty.
+    """
+    query_at = torch.arange(keys - queries, keys, device=device)[:, None]
+    key_at = torch.arange(keys, device=device)[None, :]
+    allowed = (key_at <= query_at)[None, None]
+    if attention_mask_BK is not None:
+        allowed = (allowed & key_mask(attention_mask_BK)) | (key_at == query_at)
+    return allowed
+
+
+class ClvpSelfAttention(nn.Module):
+    """Multi-head self-attention, the block that encoders, decoder and conditioning encoder share.
+
+    CLVP's rotary positions turn part of a head, and the values too. Scores are scaled by the root of N.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        batch, length, _ = x_BLD.shape
+        return x_BLD.view(batch, length, self.num_heads, -1).transpose(1, 2)
+
+    def forward(
+        self,
+        x_BQD: Tensor,
+        *,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        past: KeyValue | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, KeyValue]:
+        """Attended values [B, Q, D], the weights [B, H, Q, K] if asked for, and the keys and values.
+
+        `mask` is bool, broadcastable to [B, H, Q, K], True where a query may look; `causal` is the shorthand
+        for a lower triangle and stands alone. `past` are keys and values of earlier positions.
+        """
+        q, k, v = (self._heads(projection(x_BQD)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        if rotation is not None:
+            q, k, v = rotate(q, rotation), rotate(k, rotation), rotate(v, rotation)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if output_attentions:
+            if causal:
+                mask = causal_mask(None, q.shape[2], k.shape[2], q.device)
+            attended, weights = attend_with_weights(q, k, v, mask, dropout)
+        else:
+            attended = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), weights, (k, v)
+
+
+def attend_with_weights(
+    q_BHQN: Tensor, k_BHKN: Tensor, v_BHKN: Tensor, mask: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for the callers that want to see its weights."""
+    scores = q_BHQN @ k_BHKN.transpose(-1, -2) * q_BHQN.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.float().softmax(dim=-1).to(scores.dtype)
+    return functional.dropout(weights, dropout) @ v_BHKN, weights
