@@ -139,10 +139,11 @@ class Replayer:
 
 
 def _engine(description: Description) -> EngineConfig:
-    """On a GPU the width of all products is the number of lanes, and the tokens depend on it."""
+    """What the tokens depend on: the kind of products on a CPU, on a GPU their width, the number of lanes."""
     facts = description.engine or {}
-    on_gpu = "cpu" not in str(facts.get("device", "cpu"))
-    return EngineConfig(lanes=facts["quantum"] if on_gpu else None)
+    if "cpu" in str(facts.get("device", "cpu")):
+        return EngineConfig(products=facts.get("products"))
+    return EngineConfig(lanes=facts["quantum"])
 
 
 def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:
