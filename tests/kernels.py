@@ -21,7 +21,7 @@ TESTS = (
     "tests/clvp/test_golden_tortoise.py",
     "tests/clvp/test_golden_generation.py",
     "tests/clvp/test_transformers_parity.py",
-    "tests/clvp/test_feature_extraction.py",
+    "tests/clvp/test_features.py",
     "tests/clvp/test_scoring.py",
     "tests/clvp/test_model.py",
     "tests/pipeline/test_audio.py",
