@@ -20,7 +20,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check test-kernels bench format clean
+.PHONY: help install demo test test-proofs check test-kernels bench format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,15 +45,20 @@ install: $(INSTALLED)  ## make .venv with the project and its pinned dependencie
 demo: $(INSTALLED)  ## run the main job on the embedded clips and print the ranked table
 	@RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m jobs.demo $(if $(MODEL),--model $(MODEL))
 
-test: $(INSTALLED_TEST)  ## run every test
-	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED_TEST)  ## run the tests
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not proof" $(PYTEST_ARGS)
+
+test-proofs: $(INSTALLED_TEST)  ## run what takes longer: clusters that grow, jobs that are submitted, runs that are killed
+	$(TEST_ENV) $(BIN)/python -m pytest -m proof $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m tests.soak
+	$(TEST_ENV) $(BIN)/python -m tests.soak --s3
 
 check: $(INSTALLED_TEST)  ## the quick loop: style, types, imports, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not proof" $(PYTEST_ARGS)
 
 test-kernels: $(INSTALLED_TEST)  ## run the tests that depend on arithmetic as other processors would
 	$(TEST_ENV) $(BIN)/python -m tests.kernels

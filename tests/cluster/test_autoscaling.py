@@ -49,7 +49,7 @@ def driver(head: Head, arguments: list[str], log: Path) -> Iterator[Driver]:
         print(log.read_text(), head.log("monitor.err"), sep="\n")  # shown when the test fails
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 def test_the_cluster_grows_survives_a_lost_node_and_shrinks(
     workload: Workload, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -71,7 +71,7 @@ def connect(head: Head) -> JobSubmissionClient:
     return JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {token}"})
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 def test_a_job_is_followed_stopped_half_way_and_continued(workload: Workload, tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -1,5 +1,8 @@
-"""What tests share: the small random checkpoint, an S3 server, and an undisturbed run to compare with."""
+"""What tests share: a checkpoint, an S3 server, a Ray instance, and an undisturbed run to compare with."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +40,28 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
 def undisturbed(workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> Stored:
     """What a run of the workload stores when nothing happens to it."""
     return run_undisturbed(workload, str(tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.fixture(scope="session")
+def ray_instance() -> Iterator[None]:
+    """A Ray instance of the tests' own: two CPUs, two logical GPUs, a folder of its own."""
+    import ray  # seconds, which the tests without it need not wait
+
+    folder = tempfile.mkdtemp(prefix="clvp-ray-", dir="/tmp")  # short: Ray puts sockets below it
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=256 << 20,
+            _temp_dir=folder,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}},
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

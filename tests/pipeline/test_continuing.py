@@ -18,9 +18,6 @@ from pipeline.errors import RunError
 from pipeline.run import rank_again, synthesize
 from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
 from tests.pipeline.clips import write_clip, write_jsonl
-from tests.pipeline.ray_instance import ray_instance
-
-__all__ = ["ray_instance"]
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,6 @@ import pyarrow as pa
 import pytest
 
 from pipeline.stream.stream import block_numbers
-from tests.pipeline.ray_instance import ray_instance
-
-__all__ = ["ray_instance"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_instance")]
 

@@ -16,9 +16,6 @@ from clvp.sampling import SamplingParams
 from pipeline.run import synthesize
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from tests.pipeline.clips import chirp, write_clip, write_jsonl
-from tests.pipeline.ray_instance import ray_instance
-
-__all__ = ["ray_instance"]
 
 pytestmark = pytest.mark.slow
 

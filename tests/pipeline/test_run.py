@@ -13,9 +13,6 @@ from pipeline.errors import ManifestError, RunError
 from pipeline.run import Summary, rank, synthesize
 from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run, ScoringSettings
 from tests.pipeline.clips import write_clip, write_jsonl
-from tests.pipeline.ray_instance import ray_instance
-
-__all__ = ["ray_instance"]
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,6 @@ from pipeline.settings import ExecutionSettings, ResultSettings, Run
 from pipeline.stream.cluster import Cluster
 from pipeline.trial import Forecast, Trial, run_trial
 from tests.pipeline.clips import write_clip, write_jsonl
-from tests.pipeline.ray_instance import ray_instance
-
-__all__ = ["ray_instance"]
 
 SETTINGS = ResultSettings(num_candidates=4, sampling=SamplingParams(max_new_tokens=24, seed=5))
 EXECUTION = ExecutionSettings(rows_per_block=4, torch_threads=1)
