@@ -207,12 +207,10 @@ class Stored:
 
     def _add_values(self, name: str, number: np.ndarray, values: pa.Array) -> None:
         """Values of a pass-through column, which is forgotten when it has too many different ones."""
-        values = values.cast(pa.string())
-        seen = self._values.setdefault(name, set())
+        values, seen = values.cast(pa.string()), self._values.setdefault(name, set())
         if len(seen) <= MAX_VALUES:
             seen.update(pc.unique(values).to_pylist())
-            columns = {"row": number, "name": [name] * len(values), "value": values}
-            self._insert("passed", columns)
+            self._insert("passed", {"row": number, "name": [name] * len(values), "value": values})
             if len(seen) > MAX_VALUES:
                 self.database.execute("delete from passed where name = ?", [name])
 
@@ -253,7 +251,7 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
 
 
 def flag_tables(stored: Stored) -> Iterator[tuple[str, pa.Table]]:
-    """For every data file the flags of its candidates, in their order there.
+    """For every data file the flags of its candidates, row by row in the order of ranks.
 
     `duration_z` is null where a candidate is unfinished or empty: its duration says nothing.
     """
@@ -261,7 +259,7 @@ def flag_tables(stored: Stored) -> Iterator[tuple[str, pa.Table]]:
     for file, (first, end) in stored.data_files.items():
         flags = f"""select id, candidate, rank, {columns}, duration_z::float as duration_z, unusual_duration,
             flagged or unusual_duration as "any" from judged join rows using ("row")
-            where "row" >= {first} and "row" < {end} order by "row", rank"""
+            where "row" between {first} and {end - 1} order by "row", rank"""
         yield file, stored.database.sql(flags).to_arrow_table()
 
 
@@ -335,14 +333,11 @@ def _pace(stored: Stored) -> dict[str, Any]:
     )
     outliers = {}
     for view, where in VIEWS.items():
-        (count,) = stored.query(
-            f"""select count(*) n, count(*) filter (duration_z > {OUTLIER_Z}) long,
-            count(*) filter (duration_z < -{OUTLIER_Z}) short from judged where {where}"""
-        )
-        outliers[view] = {
-            k: {"count": count[k], "share": share(count[k], count["n"])} for k in ("long", "short")
-        }
-    x, y = (f"floor({CELLS_PER_OCTAVE} * log2({c}::double))::integer" for c in ("characters", "duration_s"))
+        sides = f"count(*) filter (duration_z > {OUTLIER_Z}), count(*) filter (duration_z < -{OUTLIER_Z})"
+        (of,) = stored.query(f"select count(*) as n, [{sides}] as outside from judged where {where}")
+        counts = zip(("long", "short"), of["outside"], strict=True)
+        outliers[view] = {kind: {"count": n, "share": share(n, of["n"])} for kind, n in counts}
+    x, y = (f"floor({CELLS_PER_OCTAVE} * log2({c}))::integer" for c in ("characters", "duration_s::double"))
     cells = f"""select {x} as characters_log2, {y} as duration_log2, count(*) as candidates
         from candidates where duration_s > 0 group by all order by all"""
     return {
@@ -419,9 +414,11 @@ def _description(output: str) -> Any:
 
 def _ranking(description: Any) -> tuple[int | None, int | None, bool]:
     """Candidates sampled and kept per row, and whether they are ranked by score alone, as run.json says."""
-    counts = [next(_found(description, name), None) for name in ("num_candidates", "keep")]
-    num_candidates, keep = (count if type(count) is int else None for count in counts)
-    return num_candidates, keep, next(_found(description, "unfinished_last"), None) is False
+    num_candidates, keep, unfinished_last = (
+        next(_found(description, name), None) for name in ("num_candidates", "keep", "unfinished_last")
+    )
+    known = [count if type(count) is int else None for count in (num_candidates, keep)]
+    return known[0], known[1], unfinished_last is False
 
 
 def _found(value: Any, name: str) -> Iterator[Any]:

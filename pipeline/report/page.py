@@ -56,9 +56,15 @@ def render_page(figures: Mapping[str, Any]) -> str:
         environment.filters[name] = getattr(readable, name)
     with matplotlib.rc_context(_STYLE):
         plots = _plots(figures)
+    outliers = figures["pace"]["outliers"]
+    every, best = ({**figures["candidates"][view]["flags"], **outliers[view]} for view in ("all", "best"))
+    flags = [
+        {**every[name], "name": name, "best_count": item["count"], "best_share": item["share"]}
+        for name, item in best.items()
+    ]
     run = [(" › ".join(path[:-1]), path[-1], plain(value)) for path, value in _leaves(figures["run"])]
-    template = environment.get_template("page.html.j2")
-    return template.render({**figures, "settings": run, "plots": plots, "limits": limits, "ngram": NGRAM})
+    more = {"flags": flags, "settings": run, "plots": plots, "limits": limits, "ngram": NGRAM}
+    return environment.get_template("page.html.j2").render({**figures, **more})
 
 
 def visible(value: Any) -> Any:
@@ -121,8 +127,9 @@ def _axes(x_label: str, y_label: str) -> Axes:
 
 def _svg(axes: Axes) -> Markup:
     """The drawing as SVG that can stand in HTML, which needs no names, links and sizes in it."""
-    file = io.StringIO()
-    axes.get_figure(root=True).savefig(file, format="svg", transparent=True)
+    file, figure = io.StringIO(), axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(file, format="svg", transparent=True)
     text = file.getvalue()[file.getvalue().index("<svg") :]
     text = re.sub(r"<!--.*?-->|<(metadata|defs)>.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r' (id|clip-path|xmlns|xmlns:xlink|width|height|version)="[^"]*"', "", text)
