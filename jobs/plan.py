@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jobs.cli import job_parser, print_result
 from jobs.options import add_options, read_run
 from jobs.synthesize import TEMPLATE
-from pipeline.report.text import hours, integer, number
+from pipeline.readable import hours, integer, number
 from pipeline.trial import Forecast, run_trial
 
 

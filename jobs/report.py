@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.cli import job_parser, print_result
-from pipeline.report.build import write_report
-from pipeline.report.text import hours, integer, number, percent
+from pipeline.readable import hours, integer, number, percent
+from pipeline.report import write_report
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -15,8 +15,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from pipeline import storage
@@ -24,6 +26,7 @@ from pipeline import storage
 FOLDER = "metrics"
 SUFFIX = ".jsonl"
 LINES_PER_LENGTH = 1000  # after a while: a line for every thousandth of the time so far
+MAX_POINTS = 480  # of throughput, over all sessions
 
 _REQUIRED = ("time", "elapsed_s", "rows", "failed", "candidates", "tokens", "audio_s")
 
@@ -111,3 +114,55 @@ def parse_line(line: bytes) -> Sample | None:
 def _is_count(value: Any) -> bool:
     """A finite number, zero or above."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
+
+
+def speed_figures(sessions: Sequence[Session]) -> dict[str, Any] | None:
+    """Sums over all sessions and a series of rates; None where nothing was recorded."""
+    recorded = [session.samples for session in sessions if session.samples]
+    if not recorded:
+        return None
+    lasts = [samples[-1] for samples in recorded]
+    sums = {name: sum(getattr(last, name) for last in lasts) for name in ("elapsed_s", "audio_s", "tokens")}
+    gpu_seconds = sum((last.gpus or 0) * last.elapsed_s for last in lasts)
+    busy: Counter[str] = Counter()
+    for last in lasts:
+        busy.update(dict(last.busy_s))
+    origin = min(samples[0].time - samples[0].elapsed_s for samples in recorded)
+    return {
+        "sessions": len(recorded),
+        "bad_lines": sum(session.bad_lines for session in sessions),
+        "wall_hours": sums["elapsed_s"] / 3600,
+        "rows": sum(last.rows for last in lasts),
+        "failed": sum(last.failed for last in lasts),
+        "rows_left": lasts[-1].left,
+        "tokens_per_s": share(sums["tokens"], sums["elapsed_s"]),
+        "audio_s_per_s": share(sums["audio_s"], sums["elapsed_s"]),
+        "gpu_hours_per_audio_hour": share(gpu_seconds, sums["audio_s"]) if gpu_seconds else None,
+        "stages": [
+            {"stage": stage, "busy_s": spent, "share": share(spent, busy.total())}
+            for stage, spent in sorted(busy.items(), key=lambda item: (-item[1], item[0]))
+        ],
+        "series": [_series(samples, origin, max(MAX_POINTS // len(recorded), 2)) for samples in recorded],
+    }
+
+
+def _series(samples: Sequence[Sample], origin: float, most: int) -> list[dict[str, float]]:
+    """Rates between samples; at most `most` intervals, merged where there are more."""
+    step = -(-len(samples) // most)
+    chosen = [Sample(0.0, 0.0, 0, 0, 0, 0, 0.0), *samples[step - 1 : -1 : step], samples[-1]]
+    began = samples[0].time - samples[0].elapsed_s - origin
+    return [
+        {
+            "from_s": began + before.elapsed_s,
+            "to_s": began + after.elapsed_s,
+            "tokens_per_s": max(after.tokens - before.tokens, 0) / seconds,
+            "rows_per_s": max(after.rows + after.failed - before.rows - before.failed, 0) / seconds,
+        }
+        for before, after in pairwise(chosen)
+        if (seconds := after.elapsed_s - before.elapsed_s) > 0
+    ]
+
+
+def share(part: float, whole: float) -> float | None:
+    """part / whole, None where there is nothing to divide."""
+    return part / whole if whole else None

@@ -7,8 +7,8 @@ the scores in their order; and since the weights depend on n, N and r alone, the
 mean score of every rank.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,6 @@ def best_weights(sampled: int, n_values: Sequence[int]) -> np.ndarray:
     return np.cumprod(np.concatenate([n / sampled, steps], axis=1), axis=1)
 
 
-@dataclass
-class _Group:
-    """Sums over the rows that have the same number of sampled and of stored candidates; arrays [stored]."""
-
-    rows: int
-    by_score: np.ndarray  # scores, the highest first
-    by_rank: np.ndarray  # scores, in the order in which the run prefers the candidates
-    finished: np.ndarray  # 0 or 1, in the same order
-
-
 class BestOfN:
     """Collects rows and computes the curve; memory grows with the number of different candidate counts only.
 
@@ -45,7 +35,10 @@ class BestOfN:
 
     def __init__(self, by_score_alone: bool = False) -> None:
         self.by_score_alone = by_score_alone
-        self._groups: dict[tuple[int, int], _Group] = {}
+        # By the numbers of sampled and of stored candidates: how many rows, and sums over them [3, stored] of
+        # scores, the highest first, of scores in the order of ranks, and of finished (0 or 1) in that order.
+        self._rows: Counter[tuple[int, int]] = Counter()
+        self._sums: dict[tuple[int, int], np.ndarray] = {}
 
     def add(
         self,
@@ -62,23 +55,10 @@ class BestOfN:
             rows = np.flatnonzero((keys == key).all(axis=1))
             index = (ends - stored)[rows, None] + np.arange(key[1])  # [rows, stored]
             index = np.take_along_axis(index, np.argsort(ranks[index], axis=1, kind="stable"), axis=1)
-            by_rank = scores[index]
-            self._add_group(
-                (key[0], key[1]),
-                _Group(
-                    len(rows),
-                    -np.sort(-by_rank, axis=1).sum(axis=0),
-                    by_rank.sum(axis=0),
-                    finished[index].sum(axis=0, dtype=np.float64),
-                ),
-            )
-
-    def _add_group(self, key: tuple[int, int], new: _Group) -> None:
-        group = self._groups.setdefault(key, _Group(0, *np.zeros((3, key[1]))))
-        group.rows += new.rows
-        group.by_score = group.by_score + new.by_score
-        group.by_rank = group.by_rank + new.by_rank
-        group.finished = group.finished + new.finished
+            columns = (-np.sort(-scores[index], axis=1), scores[index], finished[index])
+            self._rows[key[0], key[1]] += len(rows)
+            sums = np.stack([column.sum(axis=0, dtype=np.float64) for column in columns])
+            self._sums[key[0], key[1]] = self._sums.get((key[0], key[1]), 0) + sums
 
     def curve(self) -> dict[str, Any]:
         """The figures: a list of points and how many rows have how many candidates.
@@ -87,22 +67,21 @@ class BestOfN:
         be large enough that one of those is in every subset; smaller n leave the row out.
         `expected_best_score` (the highest score) is null where only the best by rank are known.
         """
-        most = max((sampled for sampled, _ in self._groups), default=0)
+        most = max((sampled for sampled, _ in self._rows), default=0)
         points = [self._point(n) for n in _n_values(most)]
         counts = [
-            {"sampled": sampled, "stored": stored, "rows": group.rows}
-            for (sampled, stored), group in sorted(self._groups.items())
+            {"sampled": sampled, "stored": stored, "rows": rows}
+            for (sampled, stored), rows in sorted(self._rows.items())
         ]
         return {"points": [point for point in points if point], "rows_by_candidates": counts}
 
     def _point(self, n: int) -> dict[str, Any] | None:
         rows, total, score_known = 0, np.zeros(3), True
-        for (sampled, stored), group in self._groups.items():
+        for (sampled, stored), sums in self._sums.items():
             if not sampled - stored < n <= sampled:
                 continue
-            weights = best_weights(sampled, [n])[0, :stored]
-            total += [weights @ group.by_score, weights @ group.by_rank, weights @ group.finished]
-            rows += group.rows
+            total += sums @ best_weights(sampled, [n])[0, :stored]
+            rows += self._rows[sampled, stored]
             score_known &= sampled == stored or self.by_score_alone
         if not rows:
             return None

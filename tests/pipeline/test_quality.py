@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report import unusual
+from pipeline.report.figures import FLAGS, JUDGED, TABLES
 from pipeline.rows import token_measures
 from pipeline.rows.columns import QUALITY_FIELDS, TOKENS_PER_SECOND
 
@@ -105,14 +106,25 @@ def test_characters(text: str, count: int) -> None:
     assert token_measures.count_characters(text) == count
 
 
+def judged(column: str, **columns: Sequence[object]) -> list[object]:
+    """A column that the report derives from candidates with these values."""
+    table = pa.table({name: np.asarray(values) for name, values in columns.items()})
+    with duckdb.connect() as database:
+        database.execute(TABLES)
+        database.register("batch", table)
+        database.execute("insert into candidates by name select * from batch")
+        database.execute(JUDGED)
+        return [value for (value,) in database.execute(f"select {column} from judged").fetchall()]
+
+
 def test_flags_at_their_limits() -> None:
-    flags = unusual.token_flags(
-        finished=np.array([True, False, True]),
-        num_tokens=np.array([0, 500, 9]),
-        longest_run=np.array([0, 8, 9]),
-        repeated_ngrams=np.array([0.2, 0.19, 0.0], np.float64),
-    )
-    assert {name: mask.tolist() for name, mask in flags.items()} == {
+    candidates = {
+        "finished": [True, False, True],
+        "num_tokens": [0, 500, 9],
+        "longest_run": [0, 8, 9],
+        "repeated_ngrams": [0.2, 0.19, 0.0],
+    }
+    assert {name: judged(condition, **candidates) for name, condition in FLAGS.items()} == {
         "unfinished": [False, True, False],
         "empty": [True, False, False],
         "long_run": [False, False, True],
@@ -121,21 +133,34 @@ def test_flags_at_their_limits() -> None:
 
 
 def test_length_bands_begin_at_powers_of_the_root_of_two() -> None:
-    characters = np.array([1, 2, 3, 4, 5, 6, 7, 8, 1 << 20])
-    assert unusual.length_bands(characters).tolist() == [0, 2, 3, 4, 4, 5, 5, 6, 40]
+    characters = [1, 2, 3, 4, 5, 6, 7, 8, 1 << 20]
+    assert judged("band", characters=characters) == [0, 2, 3, 4, 4, 5, 5, 6, 40]
+
+
+def robust_z(paces: np.ndarray) -> list[object]:
+    n = len(paces)
+    return judged("duration_z", characters=[1] * n, finished=[True] * n, duration_s=2.0 ** np.asarray(paces))
 
 
 def test_robust_z_is_that_of_iglewicz_and_hoaglin() -> None:
     values = np.random.default_rng(2).normal(3, 2, 501)
     median = np.median(values)
     expected = 0.6745 * (values - median) / np.median(np.abs(values - median))
-    assert unusual.robust_z(values) == pytest.approx(expected, rel=1e-4)
+    assert robust_z(values) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_robust_z_where_most_values_are_equal() -> None:
     values = np.array([5.0] * 9 + [15.0])
     expected = 10 / (1.253_314 * 1.0)  # the mean distance from the median is 1
-    assert unusual.robust_z(values) == pytest.approx([0] * 9 + [expected])
-    assert unusual.robust_z(np.array([4.0, 4.0])).tolist() == [0, 0]
-    assert unusual.robust_z(np.array([4.0])).tolist() == [0]
-    assert unusual.robust_z(np.array([])).tolist() == []
+    assert robust_z(values) == pytest.approx([0] * 9 + [expected])
+    assert robust_z(np.array([4.0, 4.0])) == [0, 0]
+    assert robust_z(np.array([4.0])) == [0]
+
+
+def test_a_band_with_few_candidates_borrows_from_those_beside_it() -> None:
+    paces = np.concatenate([np.random.default_rng(3).normal(0, 1, 60), [0.5]])
+    characters = np.array([8] * 60 + [12])
+    durations = 2.0**paces * characters
+    z = judged("duration_z", characters=characters, finished=[True] * 61, duration_s=durations)
+    median = np.median(paces)
+    assert z[-1] == pytest.approx(0.6745 * (0.5 - median) / np.median(np.abs(paces - median)), rel=1e-3)

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.report import unusual
-from pipeline.report.build import shown_uri, write_report
-from pipeline.report.stored import Rows, StoredOutput
-from pipeline.report.totals import RunTotals
+from pipeline.report import write_report
+from pipeline.report.figures import Stored
 from pipeline.rows import token_measures
 from tests.pipeline.synthetic_output import (
     candidate,
+    data_table,
     error,
     make_rows,
     write_data,
@@ -154,6 +154,12 @@ def test_best_of_n_ends(figures: Any, database: "duckdb.DuckDBPyConnection") -> 
         assert points[n - 2]["expected_chosen_score"] < wanted <= points[n - 1]["expected_chosen_score"]
 
 
+def robust_z(values: np.ndarray) -> np.ndarray:
+    """Modified z-scores of Iglewicz and Hoaglin (1993)."""
+    distances = values - np.median(values)
+    return 0.6745 * distances / np.median(np.abs(distances))
+
+
 def exact_z(database: "duckdb.DuckDBPyConnection") -> dict[tuple[str, int], float]:
     """Robust z-scores by numpy, in every band of text length that has enough candidates."""
     rows = database.execute(
@@ -165,7 +171,7 @@ def exact_z(database: "duckdb.DuckDBPyConnection") -> dict[tuple[str, int], floa
     for band in np.unique(bands):
         chosen = np.flatnonzero(bands == band)
         if len(chosen) >= 50:
-            scores = unusual.robust_z(paces[chosen])
+            scores = robust_z(paces[chosen])
             z.update({rows[i][:2]: score for i, score in zip(chosen, scores.tolist(), strict=True)})
     return z
 
@@ -356,15 +362,20 @@ def test_a_run_that_has_only_just_begun(tmp_path: Path) -> None:
     assert (figures["rows"]["done"], figures["speed"]["rows_left"]) == (3, 97)
 
 
-def test_a_block_that_is_published_while_the_report_is_made(tmp_path: Path) -> None:
+def test_a_block_that_is_published_while_the_report_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = make_rows(6, 2)
     write_data(tmp_path, rows[:3])
     write_part(tmp_path, rows[3:], [])
-    reading = StoredOutput(str(tmp_path)).read()
-    seen = [next(reading)]
-    (tmp_path / "_parts" / "a.parquet").unlink()
-    seen += list(reading)
-    assert [batch.ids for batch in seen] == [[row["id"] for row in rows[:3]]]
+    add_rows = Stored._add_rows
+
+    def publish_meanwhile(*arguments: Any, **options: Any) -> None:
+        (tmp_path / "_parts" / "a.parquet").unlink(missing_ok=True)
+        add_rows(*arguments, **options)
+
+    monkeypatch.setattr(Stored, "_add_rows", publish_meanwhile)
+    assert report(tmp_path)["rows"]["done"] == 3
 
 
 def test_an_object_store(tmp_path: Path, s3: S3Server) -> None:
@@ -387,20 +398,50 @@ def test_an_object_store(tmp_path: Path, s3: S3Server) -> None:
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    write_data(tmp_path, make_rows(200, 4))
-    (batch,) = StoredOutput(str(tmp_path)).read()
-    assert isinstance(batch, Rows)
-    totals = RunTotals(None, None, by_score_alone=False)
-    sizes = []
-    tracemalloc.start()
-    for times in (3, 60):
-        for _ in range(times):
-            totals.add(batch)
-        sizes.append(tracemalloc.get_traced_memory()[0])
-    tracemalloc.stop()
-    assert totals.rows == 63 * 200
-    # One number per candidate, kept for the 60 batches, would take 384 KB.
-    assert sizes[1] - sizes[0] < 50_000
+    """Of Python and numpy; DuckDB has a limit and goes on in files."""
+    rows = make_rows(200, 4)
+    table = data_table(rows)
+    peaks = []
+    for times in (30, 30, 150):  # the first one also takes what is taken once
+        (tmp_path / f"{len(peaks)}" / "data").mkdir(parents=True)
+        pq.write_table(pa.concat_tables([table] * times), tmp_path / f"{len(peaks)}" / "data" / "a.parquet")
+        with duckdb.connect() as database:
+            tracemalloc.start()
+            stored = Stored(str(tmp_path / f"{len(peaks)}"), database)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert stored.query("select count(*) as n from rows") == [{"n": times * 200}]
+    # One number per candidate, kept for the 24,000 more rows, would take 768 KB.
+    assert peaks[2] - peaks[1] < 50_000
+
+
+def test_a_table_per_value_of_a_column(tmp_path: Path) -> None:
+    rows = make_rows(303, 3)
+    write_data(tmp_path, rows)
+    path = tmp_path / "data" / "a.parquet"
+    table = pq.read_table(path)
+    columns: dict[str, list[Any]] = {
+        "speaker": ["anna", "<b>", None] * 101,
+        "book": [1] * 303,
+        "path": [f"clip {i}" for i in range(303)],
+        "phonemes": [["a"]] * 303,
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, path)
+    by_column = report(tmp_path)["by_column"]
+    assert list(by_column) == ["speaker"]  # one value, too many, no label
+    assert {item["value"]: item["rows"] for item in by_column["speaker"]} == {
+        "anna": 101,
+        "<b>": 101,
+        None: 101,
+    }
+    (anna,) = (item for item in by_column["speaker"] if item["value"] == "anna")
+    best = [row["candidates"][0] for row in rows[::3]]
+    assert anna["mean_score"] == pytest.approx(np.mean([item["score"] for item in best]))
+    assert anna["audio_hours"] == pytest.approx(sum(item["duration_s"] for item in best) / 3600)
+    assert anna["unfinished_share"] == pytest.approx(np.mean([not item["finished"] for item in best]))
+    assert "<bdi>&lt;b&gt;</bdi>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
@@ -468,7 +509,7 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_credentials_are_not_shown(uri: str, shown: str) -> None:
-    assert shown_uri(uri) == shown
+    assert storage.public(uri) == shown
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -1,26 +1,8 @@
-"""Numbers and foreign text as they stand in a report's HTML."""
+"""Numbers as people read them."""
 
-import html
 import math
-import unicodedata
-from typing import Any
 
 _MISSING = "–"
-
-
-def escape(value: object) -> str:
-    """Text that a page can hold anywhere, in quotes too.
-
-    Characters that have no glyph, or change the direction of what follows, are shown by their code point.
-    """
-    return html.escape("".join(_visible(character) for character in str(value)), quote=True)
-
-
-def _visible(character: str) -> str:
-    if character in " \n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    # Joiners belong to many scripts and to emoji.
-    return character if character in "\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
 
 
 def integer(value: float | None) -> str:
@@ -68,10 +50,3 @@ def hours(value: float | None) -> str:
     if value >= 1:
         return f"{number(value, 3)} h"
     return f"{number(60 * value, 3)} min" if 60 * value >= 1 else f"{number(3600 * value, 3)} s"
-
-
-def plain(value: Any) -> str:
-    """A value of the run description."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,222 @@
+"""The report as one HTML page that needs nothing else: no scripts, no network, and plots as inline SVG.
+
+The template escapes every value that it prints, and a content security policy keeps the page from loading or
+running anything even so. Plots have the colours of the style sheet, for light and dark.
+"""
+
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from pipeline import readable
+from pipeline.report import figures as limits
+from pipeline.rows.token_measures import NGRAM
+
+# By the style sheet's variable; no two are equal, so that one can be found by the other.
+COLOURS = {"first": "#2a6fdb", "second": "#d9730d", "third": "#1a936f", "soft": "#5d6878", "grid": "#e9ecf1"}
+FIRST, SECOND, THIRD, SOFT, GRID = COLOURS.values()
+_VARIABLES = {colour: name for name, colour in COLOURS.items()}
+_STYLE = {
+    **{"svg.fonttype": "none", "font.size": 8, "text.color": SOFT, "grid.color": GRID, "axes.titlesize": 8},
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "axes.titlelocation": "left"},
+    **{"axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT},
+    **{"xtick.bottom": False, "xtick.minor.bottom": False, "ytick.left": False, "ytick.minor.left": False},
+}
+TIME_UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (86_400.0, "days"))
+STEPS = (1, 2, 5, 10)  # of ticks
+LEAST_BARS = 8  # that an axis has room for
+
+
+def render_page(figures: Mapping[str, Any]) -> str:
+    """The page of the figures that `pipeline.report.figures.build_figures` returns."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for name in ("integer", "number", "percent", "seconds", "hours"):
+        environment.filters[name] = getattr(readable, name)
+    with matplotlib.rc_context(_STYLE):
+        plots = _plots(figures)
+    outliers = figures["pace"]["outliers"]
+    every, best = ({**figures["candidates"][view]["flags"], **outliers[view]} for view in ("all", "best"))
+    flags = [
+        {**every[name], "name": name, "best_count": item["count"], "best_share": item["share"]}
+        for name, item in best.items()
+    ]
+    run = [(" › ".join(path[:-1]), path[-1], plain(value)) for path, value in _leaves(figures["run"])]
+    more = {"flags": flags, "settings": run, "plots": plots, "limits": limits, "ngram": NGRAM}
+    return environment.get_template("page.html.j2").render({**figures, **more})
+
+
+def visible(value: Any) -> Any:
+    """Text in which characters without a glyph, or that turn the direction of the rest, are code points."""
+    return value if isinstance(value, Markup) else "".join(map(_visible, str(value)))
+
+
+def _visible(character: str) -> str:
+    # Joiners belong to many scripts and to emoji.
+    hidden = (
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and character not in "\n\t\u200c\u200d"
+    )
+    return f"⟨U+{ord(character):04X}⟩" if hidden else character
+
+
+def plain(value: Any) -> str:
+    """A value of the run description."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Values of nested objects with their keys: of every object the plain values first."""
+    if not isinstance(value, dict):
+        yield path or ("value",), value
+        return
+    for key, item in sorted(value.items(), key=lambda pair: isinstance(pair[1], dict)):
+        yield from _leaves(item, (*path, key))
+
+
+def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
+    """The drawings by name; None where there is nothing to draw."""
+    views, text = figures["candidates"].values(), [figures["rows"]["text_characters"]]
+
+    def both(name: str, label: str, whole: bool = False) -> Markup | None:
+        return _histogram(label, "% of candidates", [view[name] for view in views], (FIRST, SECOND), whole)
+
+    return {
+        "best_of_n": _best_of_n(figures["best_of_n"]["points"]),
+        "score": both("score", "score"),
+        "duration": both("duration_s", "seconds"),
+        "longest_run": both("longest_run", "tokens", whole=True),
+        "text": _histogram("characters without white space", "% of rows", text, (THIRD,), whole=True),
+        "pace": _pace(figures["pace"]),
+        "throughput": _throughput(
+            [points for points in (figures["speed"] or {"series": ()})["series"] if points]
+        ),
+    }
+
+
+def _axes(x_label: str, y_label: str) -> Axes:
+    # As wide as a card at its narrowest, so that letters have one size on every screen.
+    axes = Figure(figsize=(3.8, 2.4), layout="constrained").add_subplot(title=y_label, xlabel=x_label)
+    axes.margins(x=0)
+    axes.yaxis.set_major_formatter("{x:,g}")
+    return axes
+
+
+def _svg(axes: Axes) -> Markup:
+    """The drawing as SVG that can stand in HTML, which needs no names, links and sizes in it."""
+    file, figure = io.StringIO(), axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(file, format="svg", transparent=True)
+    text = file.getvalue()[file.getvalue().index("<svg") :]
+    text = re.sub(r"<!--.*?-->|<(metadata|defs)>.*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (id|clip-path|xmlns|xmlns:xlink|width|height|version)="[^"]*"', "", text)
+    return Markup(re.sub("|".join(COLOURS.values()), lambda found: f"var(--{_VARIABLES[found[0]]})", text))
+
+
+def _histogram(
+    x_label: str, y_label: str, views: list[dict[str, Any] | None], colours: tuple[str, ...], whole: bool
+) -> Markup | None:
+    """Shares of each view, all in the same bars; those of whole numbers stand over them."""
+    known = [view for view in views if view]
+    if not known:
+        return None
+    bars = known[0]["histogram"]
+    edges = bars["low"] + bars["width"] * np.arange(len(bars["counts"]) + 1) - 0.5 * whole
+    axes = _axes(x_label, y_label)
+    for view, colour in zip(known, colours, strict=False):
+        shares = 100 * np.array(view["histogram"]["counts"]) / view["count"]
+        axes.stairs(shares, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
+        axes.stairs(shares, edges, color=colour, linewidth=1)
+    axes.set_xlim(edges[0], max(edges[-1], edges[0] + LEAST_BARS * bars["width"]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=STEPS))
+    return _svg(axes)
+
+
+def _best_of_n(points: list[dict[str, Any]]) -> Markup | None:
+    """Expected score of the best of n candidates against n; lines break where the mean is over other rows."""
+    if not points:
+        return None
+    axes = _axes("n, candidates per row", "score")
+    axes.margins(x=0.02)
+    breaks = 1 + np.flatnonzero(np.diff([point["rows"] for point in points]))
+    for kind, colour, style in (("chosen", FIRST, "-"), ("best", SECOND, "--")):
+        pairs = np.array([(point["n"], point[f"expected_{kind}_score"]) for point in points], float)
+        axes.plot(*np.insert(pairs, breaks, np.nan, axis=0).T, style, color=colour, linewidth=1.4)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
+    return _svg(axes)
+
+
+def _pace(pace: dict[str, Any]) -> Markup | None:
+    """Where the candidates lie in text length and duration, and what is usual."""
+    if not pace["cells"]:
+        return None
+    size, cells = 2 ** (1 / pace["cells_per_octave"]), pace["cells"]
+    axes, most = (
+        _axes("characters without white space", "seconds"),
+        math.log1p(max(c["candidates"] for c in cells)),
+    )
+    lefts, lows = (
+        size ** np.array([c[f"{name}_log2"] for c in cells], float) for name in ("characters", "duration")
+    )
+    for left, low, cell in zip(lefts, lows, cells, strict=True):
+        depth = 0.12 + 0.88 * math.log1p(cell["candidates"]) / most
+        sides = (left * (size - 1), low * (size - 1))
+        axes.add_patch(Rectangle((left, low), *sides, color=FIRST, alpha=depth, linewidth=0))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(2, numticks=8))
+        axis.set_major_formatter("{x:,g}")
+    ends = (min(lows), max(lows) * size)
+    axes.set(xlim=(min(lefts), max(lefts) * size), ylim=ends)
+    for band in pace["bands"]:
+        # One rate holds for the whole band, so the duration grows with the text.
+        length = np.geomspace(band["characters_from"], band["characters_below"], 12).clip(*axes.get_xlim())
+        for name, width in (("seconds_per_character", 1.6), ("usual_from", 0.8), ("usual_to", 0.8)):
+            usual = length * band[name]
+            axes.plot(
+                length,
+                np.where((usual < ends[0]) | (usual > ends[1]), np.nan, usual),
+                color=SECOND,
+                linewidth=width,
+            )
+    return _svg(axes)
+
+
+def _throughput(series: list[list[dict[str, float]]]) -> Markup | None:
+    """Speech tokens per second over the time since the run began."""
+    if not series:
+        return None
+    end = max(points[-1]["to_s"] for points in series)
+    unit, name = [item for item in TIME_UNITS if end >= 2 * item[0] or item[0] == 1][-1]
+    axes = _axes(f"{name} since the run began", "tokens per second")
+    for points in series:
+        edges = np.array([points[0]["from_s"], *(point["to_s"] for point in points)]) / unit
+        rates = [point["tokens_per_s"] for point in points]
+        axes.stairs(rates, edges, baseline=None, color=FIRST, linewidth=1.4)
+    axes.set(xlim=(0, end / unit))
+    axes.set_ylim(0)
+    return _svg(axes)
