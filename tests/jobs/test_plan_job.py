@@ -65,7 +65,7 @@ def test_bad_options_end_it_at_once(option: list[str], capsys: pytest.CaptureFix
     assert "is out of range" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_command(tmp_path: Path) -> None:
     """Twice on processors: as it is, and for GPUs, of which no trial here can know anything."""
     model = write_random_checkpoint(tmp_path / "model")

@@ -25,7 +25,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("place", KILLS)
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.proof)])
 def test_killed_runs_continue_to_the_same_output(
     place: str, workload: Workload, undisturbed: Stored, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
