@@ -1,6 +1,6 @@
 """Rows of a batch on their way into a model: padding, tensors, and the dictionary that holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -61,12 +61,27 @@ def round_up(length: int, multiple: int | None) -> int:
 
 def stack(rows: Sequence[Any], dtype: Any = None) -> np.ndarray:
     """One array of rows of one shape; ValueError where they differ in length."""
-    lengths = {np.shape(row)[-1] for row in rows}
+    lengths = {np.shape(row)[-1] for row in rows if np.ndim(row)}
     if len(lengths) > 1:
         raise ValueError(
             f"lengths of {min(lengths)} to {max(lengths)} do not fit into one tensor: pad them (padding=True)"
         )
     return np.array(rows, dtype).reshape(len(rows), *(np.shape(rows[0]) if rows else (0,)))
+
+
+def columns_of(rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries of a batch by name, which may come as one mapping per row; ValueError for no row."""
+    if isinstance(rows, Mapping):
+        return dict(rows)
+    if not len(rows):
+        raise ValueError("there is no row to pad")
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def type_of(value: Any) -> TensorType | None:
+    """The type of tensor that a value or, in a list, its first element is; None for Python's own."""
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    return "pt" if isinstance(first, Tensor) else "np" if isinstance(first, np.ndarray) else None
 
 
 def to_tensor(array: np.ndarray, tensor_type: TensorType) -> Any:

@@ -28,14 +28,19 @@ class ClvpConfigBase:
     model_type: ClassVar[str]
     sections: ClassVar[tuple[str, ...]] = ()  # of a composite configuration that describe this part
 
+    # Entries of `config.json` that mean nothing here. They are saved again.
+    extra: dict[str, Any] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+
     @classmethod
     def from_dict(cls, content: dict[str, Any], **overrides: Any) -> Self:
-        """Configuration from the content of a `config.json`, of which only fields are taken.
+        """Configuration from the content of a `config.json`; what is no field is kept in `extra`.
 
         Raises TypeError for an override that is no field.
         """
-        names = {item.name for item in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in names} | overrides)
+        names = {item.name for item in dataclasses.fields(cls)} - {"extra"}
+        known = {key: value for key, value in content.items() if key in names}
+        extra = {key: value for key, value in content.items() if key not in names and key != "model_type"}
+        return cls(**{"extra": extra, **known, **overrides})
 
     @classmethod
     def from_pretrained(
@@ -67,7 +72,8 @@ class ClvpConfigBase:
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""
-        return {**dataclasses.asdict(self), "model_type": self.model_type}
+        content = dataclasses.asdict(self)
+        return {**content.pop("extra"), **content, "model_type": self.model_type}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write `config.json` into a folder, which is made if need be."""

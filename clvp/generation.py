@@ -20,8 +20,9 @@ from clvp.decoder import ClvpModel
 from clvp.generation_config import ClvpGenerationConfig, check_generation
 from clvp.layers import initialize
 from clvp.outputs import ClvpCausalLMOutput, ClvpGenerateOutput, KeyValues
-from clvp.pretrained import ClvpPreTrainedModel
+from clvp.pretrained import ClvpPreTrainedModel, inference
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, MelPositions, PromptRow
+from clvp.sampling.decode_weights import check_plain
 
 LABEL_IGNORED = -100
 
@@ -98,6 +99,10 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         )
         return result.to_tuple() if return_dict is False else result
 
+    def get_output_embeddings(self) -> nn.Linear:
+        """What gives the logits."""
+        return self.lm_head
+
     def mel_embeddings(self, tokens_BT: Tensor, mel_positions: MelPositions = "trained") -> Tensor:
         """[B, T, D] embeddings of speech tokens, the start token first, on mel positions 0, 1, 2 ..."""
         positions = mel_position_ids(tokens_BT.shape[1], mel_positions).to(tokens_BT.device)
@@ -146,11 +151,11 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         )
         return self.final_norm(states[-1])
 
-    @torch.no_grad()
+    @inference
     def generate(
         self,
         conditioning_embeds: Tensor | Sequence[Tensor],
-        generation_config: ClvpGenerationConfig | None = None,
+        generation_config: Any = None,
         attention_mask: Tensor | None = None,
         *,
         row_ids: Sequence[str] | None = None,
@@ -163,16 +168,18 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         with the pad token, or the stop token where there is none; k = `num_return_sequences`. With
         `return_dict_in_generate` they come in a ClvpGenerateOutput.
 
-        `kwargs` replace fields of a copy of `generation_config`, or of the model's own. A row's random
-        numbers depend on `seed`, its entry of `row_ids`, the candidate and the step: by default rows with the
-        same prefix are told apart, and a row samples the same tokens alone and in a batch.
+        `kwargs` replace fields of a copy of `generation_config`, or of the model's own; a `GenerationConfig`
+        of `transformers` replaces what it sets. A row's random numbers depend on `seed`, its entry of
+        `row_ids`, the candidate and the step: by default rows with the same prefix are told apart, and a row
+        samples the same tokens alone and in a batch.
 
         The sampling engine copies the weights on the first call, which takes seconds for a large model, and
         again when they have changed; `engine_config` says how it runs.
 
-        Raises TypeError for an unknown keyword, ValueError for a value that is out of range.
+        Raises TypeError for an unknown keyword and for a model with adapters or hooks, ValueError for a value
+        that is out of range.
         """
-        config = (generation_config or self.generation_config).replace(**kwargs)
+        config = self.generation_config.for_call(generation_config, **kwargs)
         prefixes = without_padding(conditioning_embeds, attention_mask)
         rows = sample_prompts(self, prefixes, config, row_ids, engine_config)
         candidates = [candidate for row in rows for candidate in row]
@@ -229,6 +236,7 @@ def row_names(texts: Sequence[Tensor], audios: Sequence[Sequence[Tensor]]) -> li
 
 # ---- one sampler per model ----
 
+_COLUMNS = 8209  # a prime, so that rows of equal length that change places come to stand in other columns
 # With what each was made from.
 _SAMPLERS: WeakKeyDictionary[ClvpForCausalLM, tuple[object, CandidateSampler]] = WeakKeyDictionary()
 
@@ -236,15 +244,36 @@ _SAMPLERS: WeakKeyDictionary[ClvpForCausalLM, tuple[object, CandidateSampler]] =
 def sampler_for(model: ClvpForCausalLM, config: EngineConfig | None = None) -> CandidateSampler:
     """The sampler of this model, made anew where its weights or `config` have changed since the last call.
 
-    It holds a copy of the decoder's weights, arranged for decoding, for as long as the model lives.
+    It holds a copy of the decoder's weights, arranged for decoding, for as long as the model lives. Raises
+    TypeError for a model with adapters or hooks.
     """
     config = config or EngineConfig()
-    # Every in-place change of a parameter counts up its version.
-    versions = [
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
-        for weight in model.parameters()
-    ]
+    check_plain(model)
+    made_from = (config, _contents(model))
     held = _SAMPLERS.get(model)
-    if held is None or held[0] != (config, versions):
-        held = _SAMPLERS[model] = ((config, versions), CandidateSampler(model, config))
+    if held is None or held[0] != made_from:
+        held = _SAMPLERS[model] = (made_from, CandidateSampler(model, config))
     return held[1]
+
+
+@torch.no_grad()
+def _contents(model: nn.Module) -> object:
+    """What stands in the weights, by a checksum of all their bits that depends on where they stand.
+
+    Writes through `.data` or a numpy view leave no other trace. Each weight is read once, as in one step of
+    decoding: their words are summed up in columns, and these with odd factors. (Python's CRC and torch's
+    `hash_tensor` take several times as long, and the latter does not see all signs turned.)
+    """
+    odd = torch.randint(-(2**63), 2**63 - 1, (2 * _COLUMNS,), generator=torch.Generator().manual_seed(0)) | 1
+    contents = []
+    for name, weight in model.named_parameters():
+        odd = odd.to(weight.device)
+        flat, per_word = weight.flatten(), 8 // weight.dtype.itemsize
+        if flat.numel() % per_word or flat.storage_offset() % per_word:
+            flat = functional.pad(flat, (0, -flat.numel() % per_word))
+        words = flat.view(torch.int64)
+        whole = len(words) - len(words) % _COLUMNS
+        folded = torch.cat((words[:whole].view(-1, _COLUMNS).sum(dim=0), words[whole:]))
+        checksum = int((folded * odd[: len(folded)]).sum())
+        contents.append((name, weight.shape, weight.dtype, weight.device, checksum))
+    return contents

@@ -79,7 +79,18 @@ class ClvpGenerationConfig(SamplingParams):
         return self.from_dict({"max_new_tokens": self.max_new_tokens, **content})
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with other values. Raises TypeError naming fields that do not exist."""
+        """A copy with other values. Raises TypeError naming fields that do not exist.
+
+        `max_length` is the length of the sequences, the start token included, where there is no
+        `max_new_tokens`. None changes nothing where it is no value, and neither does one beam.
+        """
+        nullable = {"top_k", *(item.name for item in fields(self) if item.default is None)}
+        changes = {name: value for name, value in changes.items() if value is not None or name in nullable}
+        if "max_length" in changes:
+            length = changes.pop("max_length")
+            changes.setdefault("max_new_tokens", length - 1)
+        if changes.get("num_beams") == 1:
+            del changes["num_beams"]
         if changes.pop("use_cache", True) is False:
             raise ValueError(
                 "generate always decodes with a cache; forward(use_cache=False) gives the same logits without"
@@ -87,8 +98,25 @@ class ClvpGenerationConfig(SamplingParams):
         names = [item.name for item in fields(self)]
         unknown = [name for name in changes if name not in names]
         if unknown:
-            raise TypeError(f"unknown generation settings {', '.join(unknown)}; known: {', '.join(names)}")
+            raise TypeError(
+                f"unknown generation settings {', '.join(unknown)}; known: {', '.join(names)} (see "
+                "docs/transformers.md)"
+            )
         return dataclasses.replace(self, **changes)
+
+    def for_call(self, given: Any = None, **changes: Any) -> Self:
+        """The settings of one call to a model with these: those `given` in their place, with `changes`.
+
+        What a `GenerationConfig` of `transformers` sets replaces these, and nothing else, as it does there.
+        Raises TypeError for anything else, and for settings that do not exist here.
+        """
+        if given is None or isinstance(given, type(self)):
+            return (given or self).replace(**changes)
+        if not hasattr(given, "to_diff_dict"):
+            raise TypeError(f"generation_config must be a ClvpGenerationConfig, not a {type(given).__name__}")
+        found = {name: value for name, value in given.to_diff_dict().items() if not name.startswith("_")}
+        found.pop("transformers_version", None)
+        return self.replace(**(found | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `generation_config.json`: what has a value."""

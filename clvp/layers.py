@@ -55,10 +55,12 @@ def initialize(module: nn.Module, std: float) -> None:
 
 
 def exactly_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """The one that is given; ValueError for none or both."""
+    """The one that is given; ValueError for none or both, and for one without any token."""
     given = [x for x in (input_ids, inputs_embeds) if x is not None]
     if len(given) != 1:
         raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if given[0].dim() > 1 and not given[0].shape[1]:
+        raise ValueError(f"an input of shape {list(given[0].shape)} holds no token: it needs one at least")
     return given[0]
 
 

@@ -18,7 +18,7 @@ from clvp.encoder import ClvpEncoder
 from clvp.generation import ClvpForCausalLM, row_names, sample_prompts
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
-from clvp.pretrained import ClvpPreTrainedModel
+from clvp.pretrained import ClvpPreTrainedModel, inference
 from clvp.sampling import Candidate, EngineConfig
 from clvp.scoring import compare, encode_speech, fix_rows, pad_and_fix_codes, score_texts
 
@@ -75,7 +75,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         input_features: InputFeatures | None = None,
         conditioning_encoder_inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        generation_config: ClvpGenerationConfig | None = None,
+        generation_config: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """Speech embeddings [S, P], not normed, of codes [S, L] or of speech generated for texts and audios.
@@ -85,10 +85,9 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         """
         if speech_ids is not None:
             return self.speech_encoder_model(speech_ids, attention_mask=attention_mask).embeds
-        config = (generation_config or self.generation_config).replace(**kwargs)
+        config = self.generation_config.for_call(generation_config, **kwargs)
         text = input_ids if conditioning_encoder_inputs_embeds is None else conditioning_encoder_inputs_embeds
-        with torch.no_grad():
-            _, _, codes = self._sample(text, input_features, attention_mask, config)
+        _, _, codes = self._sample(text, input_features, attention_mask, config)
         return encode_speech(self.speech_encoder_model, codes)["embeds"]
 
     def forward(
@@ -162,13 +161,13 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         mask = mask[:, 1:]
         return codes.masked_fill(~mask, 0), mask, decoded.hidden_states
 
-    @torch.no_grad()
+    @inference
     def generate(
         self,
         input_ids: Tensor | None = None,
         input_features: InputFeatures | None = None,
         attention_mask: Tensor | None = None,
-        generation_config: ClvpGenerationConfig | None = None,
+        generation_config: Any = None,
         pad_to_max_mel_tokens: int | None = None,
         output_hidden_states: bool | None = None,
         *,
@@ -186,7 +185,8 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             input_features: [B, bands, T] log-mels, or a list with the clips of each row, whose latents are
                 averaged. One text with many audios, or one audio with many texts, is repeated.
             attention_mask: [B, N] 1 at text, 0 at padding on whichever side.
-            generation_config: replaces the model's own for this call.
+            generation_config: replaces the model's own for this call. One of `transformers` replaces what it
+                sets.
             pad_to_max_mel_tokens: scores n - 1 codes, as the reference does for n; None scores the constant
                 `config.scoring_length`.
             output_hidden_states: decoder states [S, longest, D] of the positions that predict each token,
@@ -204,9 +204,9 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
 
         Raises:
             ValueError: a text that is too long, inputs that do not fit each other, settings out of range.
-            TypeError: an unknown setting.
+            TypeError: an unknown setting; a decoder with adapters or hooks.
         """
-        config = (generation_config or self.generation_config).replace(**kwargs)
+        config = self.generation_config.for_call(generation_config, **kwargs)
         inside = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         said = input_ids if conditioning_encoder_inputs_embeds is None else conditioning_encoder_inputs_embeds
         scored = input_ids if text_encoder_inputs_embeds is None else text_encoder_inputs_embeds
@@ -222,6 +222,7 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
             output.decoder_hidden_states = self._decoder_states(prefixes, candidates, config)
         return output.to_tuple() if config.return_dict_in_generate is False else output
 
+    @inference
     def _sample(
         self,
         text: Tensor | None,

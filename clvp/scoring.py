@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clvp.config import ClvpConfig, ClvpDecoderConfig
 from clvp.encoder import ClvpEncoder
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
+from clvp.pretrained import inference
 
 SCORING_LENGTH = ClvpConfig.scoring_length
 FIXING_CODES = ClvpDecoderConfig.decoder_fixing_codes
@@ -119,7 +120,7 @@ def compare(text: ClvpEncoderOutput, speech: ClvpEncoderOutput, logit_scale: Ten
     )
 
 
-@torch.no_grad()
+@inference
 def score_candidates(
     text_encoder: ClvpEncoder,
     speech_encoder: ClvpEncoder,
@@ -138,6 +139,7 @@ def score_candidates(
     return similarity(text_1P, speech_KP, logit_scale)[0]
 
 
+@inference
 def score_texts(
     text_encoder: ClvpEncoder,
     speech_encoder: ClvpEncoder,

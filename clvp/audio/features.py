@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
@@ -19,9 +19,11 @@ from clvp.batch import (
     Side,
     TensorType,
     check_choice,
+    columns_of,
     round_up,
     stack,
     to_tensor,
+    type_of,
 )
 from clvp.checkpoint import CheckpointSource, write_json
 
@@ -140,6 +142,25 @@ class ClvpFeatureExtractor:
         batch = BatchFeature(input_features=_assemble(features, counts, return_tensors))
         if return_attention_mask is not False:
             batch["attention_mask"] = _assemble([mask for _, mask in padded], counts, return_tensors)
+        return batch
+
+    def pad(
+        self,
+        processed_features: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: Padding = True,
+        return_tensors: TensorType | None = None,
+    ) -> BatchFeature:
+        """One batch of clips that were processed before, as a data loader wants it.
+
+        `processed_features` are entries by name, with a list of clips each, or one mapping for each clip.
+        Log-mels are never padded, whatever `padding` says, since the model has no mask for them and padding
+        would change the voice: ValueError where clips differ in length. `__call__` pads the audio.
+        """
+        check_choice("padding", padding, PADDINGS)
+        batch = BatchFeature()
+        for name, column in columns_of(processed_features).items():
+            tensors = return_tensors or type_of(column) or "np"
+            batch[name] = to_tensor(stack([np.asarray(row) for row in column]), tensors)
         return batch
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:

@@ -10,12 +10,12 @@ from functools import cached_property
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clvp.config import ClvpDecoderConfig
-from clvp.decoder import ClvpDecoderLayer, ClvpModel
-from clvp.layers import activation_function
+from clvp.decoder import ClvpDecoder, ClvpDecoderLayer, ClvpDecoderMLP, ClvpModel
+from clvp.layers import ClvpSelfAttention, Conv1D, activation_function
 
 Linear = Callable[[Tensor], Tensor]
 ResidualLinear = Callable[[Tensor, Tensor], Tensor]  # (x, residual) -> x Wᵀ + b + residual
@@ -69,6 +69,26 @@ class DecoderWithHead(Protocol):
     model: ClvpModel
     final_norm: torch.nn.LayerNorm
     lm_head: torch.nn.Linear
+
+
+# The modules whose arithmetic the engine repeats from their weights.
+_PLAIN: tuple[type[nn.Module], ...] = (
+    *(ClvpModel, ClvpDecoder, ClvpDecoderLayer, ClvpDecoderMLP, ClvpSelfAttention, Conv1D),
+    *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList),
+)
+
+
+def check_plain(model: DecoderWithHead) -> None:
+    """Raise TypeError naming a module that computes anything else than its weights and its class say."""
+    for root in ("model", "final_norm", "lm_head"):
+        for name, part in getattr(model, root).named_modules(prefix=root):
+            changed = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+            if type(part) not in _PLAIN or changed:
+                raise TypeError(
+                    f"{name}, a {type(part).__name__}{' with a hook' if changed else ''}, is no plain layer, "
+                    "and candidates are sampled from the weights of plain layers alone: merge adapters into "
+                    "them (merge_and_unload() in peft), and remove parametrizations, hooks and wrappers"
+                )
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -217,8 +237,10 @@ def _norm(norm: torch.nn.LayerNorm) -> Norm:
 def arrange_weights(model: DecoderWithHead, products: Products | None = None) -> DecoderWeights:
     """Copies the model's decoder weights into the arrangement for decoding.
 
-    The copy does not follow later changes of the model's parameters.
+    The copy does not follow later changes of the model's parameters. Raises TypeError for a model that
+    `check_plain` refuses.
     """
+    check_plain(model)
     config, decoder = model.config, model.model.decoder
     linears = PackedLinears if products is not None and products.packed else PlainLinears
     activation = activation_function(config.activation_function)

@@ -11,6 +11,16 @@ from torch import Tensor
 
 from clvp.sampling.params import SamplingParams
 
+NO_NUMBERS = (
+    "the model's logits are NaN or infinite: its weights are damaged, or float16 is too narrow for them (try "
+    "bfloat16 or float32)"
+)
+
+
+def without_maximum(logits_BV: Tensor) -> Tensor:
+    """Bool [B]: the rows from which no token can be drawn, since they hold a NaN or +inf, or −inf alone."""
+    return ~logits_BV.amax(-1).isfinite()
+
 
 def penalize(logits_BV: Tensor, history_BT: Tensor, penalty: float) -> Tensor:
     """Repetition penalty (Keskar et al. 2019) on the tokens of `history_BT`, int64, in place.

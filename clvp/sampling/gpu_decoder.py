@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
+from clvp.sampling.filters import NO_NUMBERS, without_maximum
 from clvp.sampling.lanes import (
     Admission,
     FinishedLane,
@@ -65,6 +66,7 @@ class StaticDecoder:
         self.slot_W, self.prefix_length_W = zeros(self.lanes), zeros(self.lanes)
         self.token_W, self.step_W, self.key_W = zeros(self.lanes), zeros(self.lanes), zeros(self.lanes)
         self.active_W = zeros(self.lanes, dtype=torch.bool)
+        self.broken_1 = zeros(1, dtype=torch.bool)  # whether a lane ever had logits to draw no token from
         self.before = (weights.start_token, *params.penalized_tokens)
         self.history_WT = zeros(self.lanes, len(self.before) + params.max_new_tokens)
 
@@ -128,12 +130,17 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def step(self) -> list[FinishedLane]:
-        """`STEPS_PER_LOOK` tokens for every lane that is not done earlier; the lanes that are done leave."""
+        """`STEPS_PER_LOOK` tokens for every lane that is not done earlier; the lanes that are done leave.
+
+        Raises ValueError for logits that are NaN or infinite.
+        """
         for _ in range(STEPS_PER_LOOK):
             self._replay()
         self.width_steps += STEPS_PER_LOOK * self.width
         finished = []
-        still_active = self.active_W.tolist()  # the only wait for the device
+        broken, *still_active = torch.cat((self.broken_1, self.active_W)).tolist()  # the only wait
+        if broken:
+            raise ValueError(NO_NUMBERS)
         for lane, owner in enumerate(self.owners):
             if owner is not None and not still_active[lane]:
                 finished.append(self._collect(lane, owner))
@@ -198,6 +205,7 @@ class StaticDecoder:
     def _draw(self, logits_WV: Tensor) -> None:
         """Draws the next tokens, in place; lanes that are not active keep their state."""
         params, active_W = self.params, self.active_W
+        self.broken_1.logical_or_((without_maximum(logits_WV) & active_W).any())
         token_W = next_tokens(logits_WV, self.history_WT, self.step_W, self.key_W, self.weights, params)
         place_W1 = (len(self.before) + self.step_W[:, None]).clamp(max=self.history_WT.shape[1] - 1)
         kept_W1 = self.history_WT.gather(1, place_W1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clvp.sampling.decode_weights import DecoderWeights
-from clvp.sampling.filters import choose_tokens, forbid_early_stop, penalize
+from clvp.sampling.filters import NO_NUMBERS, choose_tokens, forbid_early_stop, penalize, without_maximum
 from clvp.sampling.noise import uniform
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix
@@ -120,7 +120,12 @@ class LaneTable:
         )
 
     def draw(self, logits_BV: Tensor) -> list[int]:
-        """Draws the next token of each lane from float32 logits; gives the lanes that are done now."""
+        """Draws the next token of each lane from float32 logits; gives the lanes that are done now.
+
+        Raises ValueError for logits that are NaN or infinite.
+        """
+        if bool(without_maximum(logits_BV).any()):
+            raise ValueError(NO_NUMBERS)
         self.tokens_B = next_tokens(
             logits_BV, self.history_BT, self.steps_B, self.keys_B, self.weights, self.params
         )

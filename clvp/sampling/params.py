@@ -9,6 +9,8 @@ from torch import Tensor
 
 MelPositions = Literal["trained", "skip_one"]
 
+_SMALL = 1e-30  # by this much, and its inverse, logits are divided without leaving float32
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -38,11 +40,11 @@ class SamplingParams:
         checks = {
             "max_new_tokens": self.max_new_tokens >= 1,
             "min_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
-            "temperature": self.temperature > 0,
+            "temperature": _SMALL <= self.temperature <= 1 / _SMALL,
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "typical_p": 0 < self.typical_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
+            "repetition_penalty": _SMALL <= self.repetition_penalty <= 1 / _SMALL,
             "mel_positions": self.mel_positions in ("trained", "skip_one"),
         }
         for name, good in checks.items():

@@ -15,7 +15,17 @@ import numpy as np
 from tokenizers import AddedToken
 from torch import Tensor
 
-from clvp.batch import BatchFeature, Padding, Side, TensorType, check_choice, stack, to_tensor
+from clvp.batch import (
+    BatchFeature,
+    Padding,
+    Side,
+    TensorType,
+    check_choice,
+    columns_of,
+    stack,
+    to_tensor,
+    type_of,
+)
 from clvp.checkpoint import CheckpointSource, write_json
 from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths, to_python
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
@@ -216,29 +226,64 @@ class ClvpTokenizer:
             TypeError: `text` is neither a string nor a sequence of strings.
             ValueError: an argument has an unknown value, or unequal lengths are to become a tensor.
         """
-        cut_to, pad_to = read_lengths(
-            padding, truncation, max_length, self.model_max_length, pad_to_multiple_of
-        )
-        side = padding_side or self.padding_side
-        check_choice("padding_side", side, get_args(Side))
+        cut_to, _ = read_lengths(padding, truncation, max_length, self.model_max_length, pad_to_multiple_of)
         rows = []
         for index, entry in enumerate(list_of_texts(text)):
             try:
                 rows.append(self._row(entry, add_special_tokens, cut_to))
             except TextNormalizationError as error:
                 raise error.at(index) if not isinstance(text, str) else error from None
-        columns = {"input_ids": (rows, self.pad_token_id)}
-        if return_attention_mask is not False:
-            columns["attention_mask"] = ([[1] * len(row) for row in rows], 0)
-        batch = BatchFeature()
-        for name, (column, fill) in columns.items():
-            if pad_to is not None:
-                column = pad_rows(column, fill, pad_to, pad_to_multiple_of, side)
-            if return_tensors is not None:
-                batch[name] = to_tensor(stack(column, np.int64), return_tensors)
-            else:
-                batch[name] = column[0] if isinstance(text, str) else column
-        return batch
+        batch = self.pad(
+            {"input_ids": rows},
+            padding,
+            max_length,
+            pad_to_multiple_of,
+            padding_side,
+            return_attention_mask,
+            return_tensors,
+        )
+        one = isinstance(text, str) and return_tensors is None
+        return BatchFeature({name: column[0] for name, column in batch.items()}) if one else batch
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: Padding = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: TensorType | None = None,
+    ) -> BatchFeature:
+        """Pad rows that were encoded before, as a data loader does with those of its batch.
+
+        `encoded_inputs` are what `__call__` gave, for one text, a batch, or each text of a list. Other
+        entries than `input_ids` and `attention_mask` stay as they are. The other arguments are those
+        of `__call__`; without `return_tensors`, tensors stay tensors.
+        """
+        _, pad_to = read_lengths(padding, False, max_length, self.model_max_length, pad_to_multiple_of)
+        side = padding_side or self.padding_side
+        check_choice("padding_side", side, get_args(Side))
+        columns = columns_of(encoded_inputs)
+        if "input_ids" not in columns:
+            raise ValueError(f"pad needs input_ids, and got {', '.join(columns) or 'nothing'}")
+        tensors = return_tensors or type_of(columns["input_ids"])
+        columns = {name: to_python(column) if type_of(column) else column for name, column in columns.items()}
+        one = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
+        if one:
+            columns = {name: [row] for name, row in columns.items()}
+        if return_attention_mask is False:
+            columns.pop("attention_mask", None)
+        elif "attention_mask" not in columns:
+            columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0}
+        for name, column in columns.items():
+            if pad_to is not None and name in fills:
+                column = pad_rows(column, fills[name], pad_to, pad_to_multiple_of, side)
+            if tensors is not None:
+                column = to_tensor(stack(column, np.int64 if name in fills else None), tensors)
+            columns[name] = column[0] if one else column
+        return BatchFeature(columns)
 
     def encode(self, text: str, *, return_tensors: TensorType | None = None, **kwargs: Any) -> Any:
         """The `input_ids` alone: a list, or a [1, N] tensor. Arguments as in `__call__`."""

@@ -193,6 +193,50 @@ def test_forward_never_takes_the_start_token_for_speech(tiny_model, prompt):
     assert tiny_model(*prompt).logits_per_text.isfinite().all()
 
 
+def test_a_model_in_training_generates_and_scores_as_in_evaluation(tiny_config, prompt):
+    """Dropout would change latents, tokens and scores from call to call."""
+    parts = {
+        name: dataclasses.replace(getattr(tiny_config, name), attention_dropout=0.5, **rates)
+        for name, rates in {
+            "text_config": {"dropout": 0.5},
+            "speech_config": {"dropout": 0.5},
+            "decoder_config": {"embd_pdrop": 0.5},
+        }.items()
+    }
+    model = ClvpModelForConditionalGeneration(dataclasses.replace(tiny_config, **parts))
+    frozen = model.text_encoder_model.layers[0].eval()
+    modes = {name: part.training for name, part in model.named_modules()}
+    settings = {**SAMPLING, "output_hidden_states": True}
+    once, again = (model.generate(*prompt, **settings) for _ in range(2))
+    codes = once.speech_ids
+    scores = [score_candidates(*model.encoders, prompt[0][0], codes) for _ in range(2)]
+    with pytest.raises(ValueError, match="input_features"):
+        model.generate(prompt[0])
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    assert model.training
+    assert not frozen.training
+    expected = model.eval().generate(*prompt, **settings)
+    for output in (once, again):
+        assert torch.equal(output.speech_ids, expected.speech_ids)
+        assert torch.equal(output.logits_per_text, expected.logits_per_text)
+        for state, right in zip(output.decoder_hidden_states, expected.decoder_hidden_states, strict=True):
+            assert torch.equal(state, right)
+    for found in scores:
+        assert torch.equal(found, score_candidates(*model.encoders, prompt[0][0], codes))
+
+
+def test_empty_texts_are_named(tiny_model, prompt):
+    empty = torch.empty(2, 0, dtype=torch.long)
+    for call in (
+        lambda: tiny_model(empty, prompt[1]),
+        lambda: tiny_model.get_text_features(empty),
+        lambda: tiny_model.get_text_features(text_encoder_inputs_embeds=torch.empty(2, 0, 64)),
+        lambda: tiny_model.speech_decoder_model(empty),
+    ):
+        with pytest.raises(ValueError, match=r"shape \[2, 0.* holds no token"):
+            call()
+
+
 def test_missing_and_unpaired_inputs_are_named(tiny_model, prompt):
     ids, mels = prompt
     with pytest.raises(ValueError, match="input_features"):

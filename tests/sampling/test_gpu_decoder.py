@@ -62,6 +62,17 @@ def test_the_tokens_are_those_of_the_cohorts(
     assert [plain(row) for row in results] == [plain(row) for row in expected]
 
 
+def test_logits_that_are_no_numbers_draw_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_decoder()
+    with torch.no_grad():
+        model.lm_head.bias[7] = torch.nan
+    sampler = CandidateSampler(model)
+    decoder = StaticDecoder(sampler.weights, PARAMS, 24, 10**9, attend_plainly)
+    monkeypatch.setattr(sampler, "new_decoder", lambda params: decoder)
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        sampler.sample([prompt(1)], PARAMS)
+
+
 def test_a_budget_too_small_for_one_lane_is_a_clear_error() -> None:
     weights = arrange_weights(small_decoder())
     with pytest.raises(MemoryBudgetError, match="one candidate needs"):

@@ -1,6 +1,7 @@
 """The sampler against decoding written out plainly, and its behaviour as a component."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,6 +158,25 @@ def test_a_malformed_prompt_is_named(row: PromptRow, message: str) -> None:
         CandidateSampler(small_decoder()).sample([row], PLAIN)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("params", [PLAIN, replace(PLAIN, do_sample=False)], ids=["sampled", "greedy"])
+def test_logits_that_are_no_numbers_draw_no_token(bad: float, params: SamplingParams) -> None:
+    """NaN weights, or float16 that overflows: any token would be arbitrary."""
+    model = small_decoder()
+    with torch.no_grad():
+        model.lm_head.bias[7] = bad
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        CandidateSampler(model).sample([prompt(1)], params)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-20])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    sampler = CandidateSampler(small_decoder())
+    greedy = sampler.sample([prompt(1)], SamplingParams(max_new_tokens=20, do_sample=False))
+    cold = sampler.sample([prompt(1)], SamplingParams(max_new_tokens=20, temperature=temperature))
+    assert plain(cold[0]) == plain(greedy[0])
+
+
 def test_more_tokens_than_positions_are_refused() -> None:
     sampler = CandidateSampler(small_decoder())
     with pytest.raises(ValueError, match="max_new_tokens=161 exceeds the model's 160"):
@@ -174,6 +194,11 @@ def test_more_tokens_than_positions_are_refused() -> None:
         ("max_new_tokens", 0),
         ("min_new_tokens", 501),
         ("temperature", 0.0),
+        ("temperature", 1e-38),
+        ("temperature", 1e-44),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("repetition_penalty", float("inf")),
         ("top_k", -1),
         ("top_p", 0.0),
         ("typical_p", 1.5),
