@@ -185,7 +185,10 @@ def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
     _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
     names = [name for name, other in zip(names, foreign, strict=True) if not other]
     parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
-    ids = pa.chunked_array([_ids(table) for table in (*data, *failed, *parts)], pa.large_string())
+    tables = (*data, *failed, *parts)
+    ids = pa.chunked_array(
+        [c for t in tables for c in t["id"].cast(pa.large_string()).chunks], "large_string"
+    )
     first = first_occurrences(ids)
     begin = sum(map(len, (*data, *failed)))
     num_failed = sum(map(len, failed))
@@ -240,14 +243,6 @@ def past_attempts(output: OutputFolder) -> dict[str, int]:
 
 def _error_files(output: OutputFolder) -> list[str]:
     return [name for name in output.parquet_files("errors") if name != REJECTED_FILE]
-
-
-def _ids(table: pa.Table) -> pa.Array:
-    return (
-        pa.concat_arrays(table["id"].cast(pa.large_string()).chunks)
-        if len(table)
-        else pa.array([], pa.large_string())
-    )
 
 
 def _read_columns(
