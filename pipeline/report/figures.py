@@ -123,8 +123,10 @@ class Stored:
         if not any(files.values()) and not storage.exists(storage.join(self.uri, NAME)):
             raise RunError(f"{self.uri} holds no run: no {NAME}, data or errors are in it")
         self.description = _description(self.uri)
-        self._num_candidates, self._keep, by_score_alone = _ranking(_settings(self.uri))
-        self.best_of_n = BestOfN(by_score_alone)
+        settings = _settings(self.uri)
+        scoring = settings.get("scoring", {})
+        self._num_candidates, self._keep = settings.get("num_candidates"), scoring.get("keep")
+        self.best_of_n = BestOfN(by_score_alone=scoring.get("unfinished_last") is False)
         self.data_files: dict[str, tuple[int, int]] = {}  # numbers of the first row and behind the last
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
@@ -420,24 +422,6 @@ def _settings(output: str) -> Mapping[str, Any]:
     except RunError:
         return {}
     return {} if description is None else description.settings
-
-
-def _ranking(settings: Mapping[str, Any]) -> tuple[int | None, int | None, bool]:
-    """Candidates sampled and kept per row, and whether they are ranked by score alone."""
-    num_candidates, keep, unfinished_last = (
-        next(_found(settings, name), None) for name in ("num_candidates", "keep", "unfinished_last")
-    )
-    known = [count if type(count) is int else None for count in (num_candidates, keep)]
-    return known[0], known[1], unfinished_last is False
-
-
-def _found(value: Any, name: str) -> Iterator[Any]:
-    """All values under this name in nested objects."""
-    if isinstance(value, dict):
-        if name in value:
-            yield value[name]
-        for item in value.values():
-            yield from _found(item, name)
 
 
 def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:

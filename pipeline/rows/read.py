@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, shown
+from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, is_unicode, shown
 from pipeline.rows import arrow_values
 from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
 from pipeline.rows.manifest import UNREADABLE, Manifest, Slice, open_file
@@ -84,9 +84,8 @@ def _wanted(
     position: int,
     convert_rows: Callable[[pa.RecordBatch, list[int]], RawRows],
 ) -> Iterator[RawRows]:
-    numbers: Sequence[int] = range(
-        part.first_row - part.begin + position, part.first_row - part.begin + position + len(batch)
-    )
+    first = part.first_row - part.begin + position
+    numbers: Sequence[int] = range(first, first + len(batch))
     if part.rows is not None:
         wanted = set(part.rows)
         chosen = [i for i, number in enumerate(numbers) if number in wanted]
@@ -180,14 +179,11 @@ def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
     payloads: list[Any] = [None] * len(raw.ids)
     for i, (text, payload) in enumerate(zip(raw.texts, raw.payloads, strict=True)):
         try:
-            checked_text, checked_payload = (
-                _checked_text(text),
-                _checked_payload(manifest.payload, payload, folder),
-            )
+            checked = _checked_text(text), _checked_payload(manifest.payload, payload, folder)
         except RowError as error:
             errors.setdefault(i, error)
         if i not in errors:
-            texts[i], payloads[i] = checked_text, checked_payload
+            texts[i], payloads[i] = checked
     try:
         ids = [checked_id(value) for value in raw.ids]
     except RowError as error:
@@ -219,10 +215,8 @@ def _checked_text(text: Any) -> str:
         raise RowError("InvalidText", f"text must be a string, not {shown(text)}")
     if len(text) > MAX_TEXT_CHARS:
         raise RowError("TextTooLong", f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text") from None
+    if not is_unicode(text):
+        raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text")
     return text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ManifestError, RowError, shown
+from pipeline.errors import ManifestError, RowError, is_unicode, shown
 from pipeline.rows import arrow_values, manifest_text
 from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
 from pipeline.rows.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB
@@ -54,7 +54,8 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     position = 0
     for index, file in enumerate(manifest.files):
         try:
-            for chunk_locations, values in _scan_file(index, file, manifest, types):
+            chunks = _scan_parquet(index, file) if file.is_parquet else _scan_text(index, manifest, types)
+            for chunk_locations, values in chunks:
                 chunk_ids, chunk_problems = _checked_ids(values)
                 problems.update({position + i: error for i, error in chunk_problems.items()})
                 if len(problems) > MAX_PROBLEMS:
@@ -77,10 +78,6 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
 Chunk = tuple[np.ndarray, Sequence[Any]]  # locations [n], id values [n] as the manifest holds them
 
 
-def _scan_file(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
-    return _scan_parquet(index, file) if file.is_parquet else _scan_text(index, file, manifest, types)
-
-
 def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
     with open_parquet(file.uri) as parquet:
         first = 1
@@ -91,17 +88,16 @@ def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
             for batch in batches:
                 begins = np.arange(begin, begin + len(batch))
                 values = arrow_values.values(batch.column(batch.schema.get_field_index("id")), "id")
-                yield (
-                    _locations(len(batch), index, group, begins, begins + 1, first + begins, row_bytes),
-                    values,
-                )
+                places = (begins, begins + 1, first + begins, row_bytes)
+                yield _locations(len(batch), index, group, *places), values
                 begin += len(batch)
             if begin != info.num_rows:
                 raise OSError(f"row group {group} has {begin:,} of {info.num_rows:,} rows; it is damaged")
             first += begin
 
 
-def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
+def _scan_text(index: int, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
+    file = manifest.files[index]
     with open_file(file.uri) as stream:
         seen: dict[str, None] = dict.fromkeys(file.columns or ())
         own = set(own_columns(manifest.payload))
@@ -185,8 +181,6 @@ def checked_id(value: Any) -> str:
     text = str(value)  # JSON and Parquet have no whole number of so many digits that this fails
     if len(text) > MAX_ID_CHARS:
         raise RowError("InvalidId", f"id has {len(text):,} characters; at most {MAX_ID_CHARS:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}") from None
+    if not is_unicode(text):
+        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}")
     return text
