@@ -181,7 +181,7 @@ def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
     failed = _read_columns(output, "errors", _error_files(output), ["id"])
     names = output.parquet_files("_parts")
     parts = _read_columns(output, "_parts", names, ["id", "error", "engine"])
-    foreign = [engine is not None and _is_foreign(table, engine) for table in parts]
+    foreign = [engine is not None and pc.any(pc.not_equal(t["engine"], engine)).as_py() for t in parts]
     _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
     names = [name for name, other in zip(names, foreign, strict=True) if not other]
     parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
@@ -204,10 +204,6 @@ def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
         else:
             _delete(output, "_parts", [name])
     return Recovered(ids, kept, int(first.sum()) - num_failed, num_failed)
-
-
-def _is_foreign(part: pa.Table, engine: str) -> bool:
-    return bool(pc.any(pc.not_equal(part["engine"], engine)).as_py())
 
 
 def forget_failures(output: OutputFolder, parts: Sequence[str]) -> None:

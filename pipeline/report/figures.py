@@ -21,8 +21,18 @@ from pipeline.errors import RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import BestOfN
-from pipeline.rows.columns import CANDIDATES, ENGINE, EXTRA_PREFIX, ID, SEED, SOURCE, TEXT, VOICE_KEY
-from pipeline.rows.token_measures import count_characters, longest_runs, repeated_ngram_shares
+from pipeline.rows.columns import (
+    CANDIDATE_TYPE,
+    CANDIDATES,
+    ENGINE,
+    EXTRA_PREFIX,
+    ID,
+    SEED,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+)
+from pipeline.rows.token_measures import count_characters
 
 REPORT_VERSION = 1
 MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
@@ -69,9 +79,11 @@ DISTRIBUTIONS = {
 }
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
-# Fields of the candidate struct that every run stores, and those computed where it has not stored them.
-_FIELDS = ("rank", "candidate", "score", "num_tokens", "finished", "duration_s")
-_MEASURES = ("longest_run", "repeated_ngrams")
+# Fields of the candidate struct that are read.
+_FIELDS = [
+    field.name for field in CANDIDATE_TYPE if field.name not in ("speech_ids", "seconds_per_character")
+]
+_PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
 _ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
 _OWN = {field.name for field in (ID, TEXT, SOURCE, SEED, VOICE_KEY, ENGINE, CANDIDATES)}
 _UNUSED = {SEED.name, VOICE_KEY.name, ENGINE.name}
@@ -425,33 +437,19 @@ def _settings(output: str) -> Mapping[str, Any]:
 
 
 def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:
-    """Names of the leaves that are needed: all but the speech tokens where their measures are stored."""
+    """Names of the leaves that are needed: all but the speech tokens."""
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-    nested = {path: path.split(".")[-1] for path in leaves if path.startswith(("candidates.", "error."))}
-    wanted = (
-        {*_FIELDS, *_MEASURES} if set(nested.values()).issuperset(_MEASURES) else {*_FIELDS, "speech_ids"}
-    )
     tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
     plain = {f.name for f in parquet.schema_arrow if f.name not in _UNUSED and any(t(f.type) for t in tests)}
-    return [p for p in leaves if p in plain or p.startswith("error.") or wanted & set(p.split(".")[3:4])]
+    return [p for p in leaves if p in plain or p.startswith("error.") or p in _PATHS]
 
 
 def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:
-    """The fields of candidates [k], with their measures."""
+    """The fields of candidates [k]."""
     stored = {field.name for field in values.type}
     if missing := [name for name in _FIELDS if name not in stored]:
         raise RunError(f"{file}: the candidates lack {', '.join(missing)}; was it written by a run?")
-    known = [*_FIELDS, *(name for name in _MEASURES if stored.issuperset(_MEASURES))]
-    fields = {name: _numbers(pc.struct_field(values, name)) for name in known}
-    if known != [*_FIELDS, *_MEASURES]:
-        if "speech_ids" not in stored:
-            raise RunError(f"{file}: the candidates have neither speech_ids nor {' and '.join(_MEASURES)}")
-        tokens = pc.struct_field(values, "speech_ids")
-        flat = tokens.flatten().to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(_numbers(tokens.value_lengths()), dtype=np.int64)])
-        fields["longest_run"] = longest_runs(flat, offsets)
-        fields["repeated_ngrams"] = repeated_ngram_shares(flat, offsets).astype(np.float32)  # as stored ones
-    return fields
+    return {name: _numbers(pc.struct_field(values, name)) for name in _FIELDS}
 
 
 def _numbers(array: pa.Array) -> np.ndarray:

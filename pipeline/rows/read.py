@@ -5,9 +5,8 @@ large becomes the row's error. `audio` paths come out absolute or as URIs. Rows 
 bounded size, so that Python objects exist of one piece at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -68,30 +67,25 @@ def _parquet_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
     for max_rows in (PIECE_ROWS, 1):  # the second time row by row, with a new reader
         try:
             for batch in row_batches(file.uri, part.group, columns, position, part.end, max_rows):
-                yield from _wanted(batch, part, position, partial(_raw_parquet_rows, manifest))
+                if (wanted := _wanted(batch, part, position))[1]:
+                    yield _raw_parquet_rows(manifest, *wanted)
                 position += len(batch)
             return
         except UNREADABLE as error:
             failure = error
     for batch in row_batches(file.uri, part.group, ("id",), position, part.end):
-        yield from _wanted(batch, part, position, partial(_damaged_rows, manifest, failure))
+        if (wanted := _wanted(batch, part, position))[1]:
+            yield _damaged_rows(manifest, failure, *wanted)
         position += len(batch)
 
 
-def _wanted(
-    batch: pa.RecordBatch,
-    part: Slice,
-    position: int,
-    convert_rows: Callable[[pa.RecordBatch, list[int]], RawRows],
-) -> Iterator[RawRows]:
+def _wanted(batch: pa.RecordBatch, part: Slice, position: int) -> tuple[pa.RecordBatch, list[int]]:
+    """Those of the rows from `position` on that belong to the slice, and their numbers."""
     first = part.first_row - part.begin + position
-    numbers: Sequence[int] = range(first, first + len(batch))
-    if part.rows is not None:
-        wanted = set(part.rows)
-        chosen = [i for i, number in enumerate(numbers) if number in wanted]
-        batch, numbers = batch.take(pa.array(chosen, pa.int64())), [numbers[i] for i in chosen]
-    if len(batch):
-        yield convert_rows(batch, list(numbers))
+    if part.rows is None:
+        return batch, list(range(first, first + len(batch)))
+    numbers = [number for number in part.rows if first <= number < first + len(batch)]
+    return batch.take(pa.array([number - first for number in numbers], pa.int64())), numbers
 
 
 def _damaged_rows(

@@ -41,7 +41,7 @@ def decode_clip(
     Raises RowError for anything that is no readable, finite, non-empty audio.
     """
     stream = _open_clip(data, path, root)
-    with stream:
+    with stream.reader:
         try:
             samples, rate = _read_mono(stream, seconds)
         except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
@@ -167,12 +167,6 @@ class _ClipStream:
     def __init__(self, reader: BinaryIO) -> None:
         self.reader: Any = reader
         self.failure: Exception | None = None
-
-    def __enter__(self) -> "_ClipStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.reader.close()
 
     def readinto(self, buffer: Any) -> int:
         try:

@@ -22,8 +22,8 @@ from pipeline.rows.columns import (
     INPUT_IDS,
     VOICE_KEY,
     map_rows,
-    offsets_of,
     set_columns,
+    struct_lists,
     token_lists,
 )
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
@@ -146,13 +146,12 @@ def _stored_candidates(table: pa.Table, i: int) -> list[Candidate]:
 def _candidate_column(rows: Sequence[Sequence[Candidate] | None]) -> pa.ListArray:
     """The `speech_ids` column [n]; null where a row has none."""
     candidates = [candidate for row in rows if row is not None for candidate in row]
-    values = pa.StructArray.from_arrays(
+    return struct_lists(
+        [None if row is None else len(row) for row in rows],
         [
             pa.array([c.candidate for c in candidates], pa.int16()),
             pa.array([c.finished for c in candidates], pa.bool_()),
             token_lists(c.tokens.numpy() for c in candidates),
         ],
-        fields=list(SAMPLED_TYPE),
+        SAMPLED_TYPE,
     )
-    mask = pa.array([row is None for row in rows], pa.bool_())
-    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)

@@ -263,17 +263,6 @@ def test_speed_sums_sessions(figures: Any) -> None:
     assert speed["series"][1][0]["from_s"] == 900
 
 
-def test_measures_that_were_not_stored_are_computed_from_the_tokens(tmp_path: Path) -> None:
-    rows = make_rows(60, 5, seed=3)
-    assert max(len(item["speech_ids"]) for row in rows for item in row["candidates"]) > 100
-    for name, measures in (("with", True), ("without", False)):
-        write_data(tmp_path / name, rows, measures=measures)
-    got = [report(tmp_path / name) for name in ("with", "without")]
-    for item in got:
-        del item["output"], item["created"]
-    assert got[0] == got[1]
-
-
 def test_an_output_without_any_row(tmp_path: Path) -> None:
     write_description(tmp_path)
     figures = report(tmp_path)
