@@ -27,14 +27,6 @@ GROUPS = {
 }
 REQUIRED = ("manifest", "output", "model")
 
-# Earlier names of options: what they set, and to what if they take no value.
-OLD_OPTIONS: Mapping[str, tuple[str, bool | None]] = {
-    "--max-speech-tokens": ("results.sampling.max_new_tokens", None),
-    "--sample-top-k": ("results.sampling.top_k", None),
-    "--greedy": ("results.sampling.do_sample", False),
-    "--rank-unfinished": ("results.scoring.unfinished_last", False),
-}
-
 _FIELD = re.compile(r"\s+(\w+): .+?(?:  # (.*))?")
 _COMMENT = re.compile(r"\s+# (.*)")
 _NONE = re.compile(r"(.*?)(?:; )?None: (.*)")
@@ -128,10 +120,6 @@ def add_options(parser: argparse.ArgumentParser, template: Run, without: Collect
     for path, setting in settings.items():
         if not path.endswith(".max_size"):  # given with the smallest size
             setting.add_to(groups[path.rpartition(".")[0].partition(".")[0]])
-    for flag, (path, constant) in OLD_OPTIONS.items():
-        if path in settings:
-            how: dict[str, Any] = {} if constant is None else {"action": "store_const", "const": constant}
-            parser.add_argument(flag, dest=path, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
     groups[""].add_argument(
         "--config", metavar="FILE", help="YAML or TOML with any of these settings; options go before it"
     )

@@ -8,6 +8,7 @@ part, the facts that differ are named.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,8 @@ class ReplayedCandidate:
     @property
     def parts_at(self) -> int | None:
         """The first place where they differ; None where they are identical."""
-        if self.stored == self.sampled:
-            return None
-        pairs = zip(self.stored, self.sampled, strict=False)
-        shorter = min(len(self.stored), len(self.sampled))
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+        pairs = enumerate(zip_longest(self.stored, self.sampled))
+        return next((i for i, (stored, sampled) in pairs if stored != sampled), None)
 
 
 @dataclass(frozen=True)

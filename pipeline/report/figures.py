@@ -139,7 +139,6 @@ class Stored:
         scoring = settings.get("scoring", {})
         self._num_candidates, self._keep = settings.get("num_candidates"), scoring.get("keep")
         self.best_of_n = BestOfN(by_score_alone=scoring.get("unfinished_last") is False)
-        self.data_files: dict[str, tuple[int, int]] = {}  # numbers of the first row and behind the last
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
         database.execute(TABLES)
@@ -157,11 +156,9 @@ class Stored:
         # missed, and the second time is recognised by its id.
         waiting = {i for file in parts for batch in self._batches(file, True) for i in _ids(batch, file)}
         for file in self._files("data"):
-            first = self._rows
             for batch in self._batches(file):
                 waiting.difference_update(_ids(batch, file))
                 self._add_rows(batch, file, published=True)
-            self.data_files[file] = (first, self._rows)
         for file in self._files("errors"):
             for batch in self._batches(file):
                 # A row that the manifest repeats is in the error table under the id of the row that counts.
@@ -263,19 +260,6 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         "run": stored.description,
     }
     return dict(_json_safe(figures))
-
-
-def flag_tables(stored: Stored) -> Iterator[tuple[str, pa.Table]]:
-    """For every data file the flags of its candidates, row by row in the order of ranks.
-
-    `duration_z` is null where a candidate is unfinished or empty: its duration says nothing.
-    """
-    columns = ", ".join(f"{condition} as {name}" for name, condition in FLAGS.items())
-    for file, (first, end) in stored.data_files.items():
-        flags = f"""select id, candidate, rank, {columns}, duration_z::float as duration_z, unusual_duration,
-            flagged or unusual_duration as "any" from judged join rows using ("row")
-            where "row" between {first} and {end - 1} order by "row", rank"""
-        yield file, stored.database.sql(flags).to_arrow_table()
 
 
 def _candidates(stored: Stored) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from pipeline.rows.parquet_rows import row_batches
 from pipeline.rows.payloads import Payload
 from pipeline.rows.plan import source_of
 from pipeline.rows.row_types import convert, convert_array
-from pipeline.rows.scan import checked_id, text_records
+from pipeline.rows.scan import checked_id, chunks, text_records
 
 
 @dataclass
@@ -127,24 +127,19 @@ def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[in
 
 def _text_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
     wanted = None if part.rows is None else set(part.rows)
-    numbers: list[int] = []
-    rows: list[dict[str, Any]] = []
-    size = 0
     with open_file(manifest.files[part.file].uri) as stream:
-        records = text_records(manifest.files[part.file], stream, part.begin, part.end)
-        for number, record in enumerate(records, start=part.first_row):
-            if wanted is not None and number not in wanted:
-                continue
-            if isinstance(record.value, RowError):
-                raise _changed(manifest, part, number)
-            numbers.append(number)
-            rows.append(record.value)
-            size += record.end - record.begin
-            if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES // 4:  # Python objects take several times it
-                yield _raw_text_rows(manifest, part, rows, numbers)
-                numbers, rows, size = [], [], 0
-    if rows:
-        yield _raw_text_rows(manifest, part, rows, numbers)
+        records = enumerate(
+            text_records(manifest.files[part.file], stream, part.begin, part.end), part.first_row
+        )
+        chosen = ((number, record) for number, record in records if wanted is None or number in wanted)
+        # Python objects take several times the bytes of a record.
+        for numbers, piece in chunks(chosen, PIECE_ROWS, PIECE_BYTES // 4):
+            rows = []
+            for number, record in zip(numbers, piece, strict=True):
+                if isinstance(record.value, RowError):
+                    raise _changed(manifest, part, number)
+                rows.append(record.value)
+            yield _raw_text_rows(manifest, part, rows, numbers)
 
 
 def _raw_text_rows(

@@ -101,8 +101,9 @@ def _scan_text(index: int, manifest: Manifest, types: ColumnTypes) -> Iterator[C
     with open_file(file.uri) as stream:
         seen: dict[str, None] = dict.fromkeys(file.columns or ())
         own = set(own_columns(manifest.payload))
-        first = 1
-        for chunk in _chunks(text_records(file, stream)):
+        any_row = False
+        for numbers, chunk in chunks(enumerate(text_records(file, stream), 1), CHUNK_ROWS, CHUNK_BYTES):
+            any_row = True
             if file.columns is None:
                 rows = [record.value for record in chunk if isinstance(record.value, dict)]
                 for row in rows:
@@ -116,28 +117,30 @@ def _scan_text(index: int, manifest: Manifest, types: ColumnTypes) -> Iterator[C
                     types.observe(name, [row.get(name) for row in rows], file.uri)
             begins = np.array([record.begin for record in chunk])
             ends = np.array([record.end for record in chunk])
-            numbers = np.arange(first, first + len(chunk))
             values = [r.value if isinstance(r.value, RowError) else r.value.get("id") for r in chunk]
             yield _locations(len(chunk), index, -1, begins, ends, numbers, ends - begins), values
-            first += len(chunk)
         if seen:
             check_columns(file.uri, list(seen), manifest.payload)
-        elif first > 1:
+        elif any_row:
             raise ManifestError(f"manifest file {file.uri}: no line holds a JSON object; is it JSON Lines?")
 
 
-def _chunks(records: Iterable[manifest_text.Record]) -> Iterator[list[manifest_text.Record]]:
-    """Records in lists of bounded length and size."""
+def chunks(
+    records: Iterable[tuple[int, manifest_text.Record]], max_rows: int, max_bytes: int
+) -> Iterator[tuple[list[int], list[manifest_text.Record]]]:
+    """Numbers and records in lists of bounded length and size."""
+    numbers: list[int] = []
     chunk: list[manifest_text.Record] = []
     size = 0
-    for record in records:
+    for number, record in records:
+        numbers.append(number)
         chunk.append(record)
         size += record.end - record.begin
-        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
+        if len(chunk) >= max_rows or size >= max_bytes:
+            yield numbers, chunk
+            numbers, chunk, size = [], [], 0
     if chunk:
-        yield chunk
+        yield numbers, chunk
 
 
 def text_records(

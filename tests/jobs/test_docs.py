@@ -49,9 +49,7 @@ def parser_of(job: str) -> argparse.ArgumentParser:
 
 
 def options_of(job: str) -> set[str]:
-    """Those that its help shows: no earlier names."""
-    shown = [action for action in parser_of(job)._actions if action.help != argparse.SUPPRESS]
-    return {option for action in shown for option in action.option_strings}
+    return {option for action in parser_of(job)._actions for option in action.option_strings}
 
 
 def page_id(page: Path) -> str:

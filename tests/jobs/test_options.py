@@ -173,9 +173,7 @@ def test_what_is_required_may_stand_in_the_file(tmp_path: Path, capsys: pytest.C
     assert "the following arguments are required: --manifest, --model\n" in message
 
 
-def test_earlier_names_still_work() -> None:
-    old = read(*PATHS, "--max-speech-tokens", "300", "--sample-top-k", "7", "--greedy", "--rank-unfinished")
-    new = read(*PATHS, "--max-new-tokens=300", "--top-k=7", "--no-do-sample", "--no-unfinished-last")
-    assert old == new
-    assert isinstance(new.results, ResultSettings)
-    assert (new.results.sampling.top_k, new.results.scoring.keep) == (7, None)
+def test_top_k_samples_and_keeps_nothing() -> None:
+    run = read(*PATHS, "--max-new-tokens=300", "--top-k=7", "--no-do-sample", "--no-unfinished-last")
+    assert isinstance(run.results, ResultSettings)
+    assert (run.results.sampling.top_k, run.results.scoring.keep) == (7, None)
