@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import duckdb
 from rich.console import Console
 from rich.table import Table
 
@@ -28,9 +28,14 @@ NUM_CANDIDATES = 16
 RANKS_SHOWN = 3
 CODES_SHOWN = 6
 
-RANKED_HEADER = ("id", "speaker", "rank", "candidate", "score", "tokens", "seconds", "finished", "speech_ids")
+RANKED = f"""
+    select id, speaker, rank, candidate, printf('%.4f', score) as score, num_tokens as tokens,
+        printf('%.2f', duration_s) as seconds, if(finished, 'yes', 'no') as finished,
+        array_to_string(speech_ids[:{CODES_SHOWN}], ' ') || ' …' as speech_ids
+    from (select id, speaker, unnest(candidates, recursive := true) from '{{}}/data/*.parquet')
+    where rank <= {RANKS_SHOWN} order by id, rank"""
+ERRORS = "select id, stage, type, message from '{}/errors/*.parquet' order by id"
 NUMBERS = ("rank", "candidate", "score", "tokens", "seconds")
-ERROR_HEADER = ("id", "stage", "type", "message")
 
 NOISE = """\
 The weights of this demo's model are random: its tokens are noise and its scores mean nothing. What you see is
@@ -67,42 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_results(output: Path, model: str) -> None:
     """Print the best candidates of every row, and the rows that failed."""
-    rows = sorted(_read(output / "data"), key=lambda row: row["id"])
     print(f"\nRanked candidates, the best {RANKS_SHOWN} of {NUM_CANDIDATES}, from {output}/data ({model})")
-    print_table(RANKED_HEADER, [line for row in rows for line in _ranked_lines(row)])
-    errors = sorted(_read(output / "errors"), key=lambda row: row["id"])
+    _print_found(RANKED.format(output))
     print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
-    print_table(ERROR_HEADER, [[row[name] for name in ERROR_HEADER] for row in errors])
+    _print_found(ERRORS.format(output))
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
-    return pq.read_table(folder).to_pylist()
+def _print_found(query: str) -> None:
+    found = duckdb.execute(query)
+    print_table([column[0] for column in found.description or ()], found.fetchall())
 
 
-def _ranked_lines(row: dict[str, Any]) -> list[list[str]]:
-    return [
-        [
-            row["id"],
-            row["speaker"],
-            str(best["rank"]),
-            str(best["candidate"]),
-            f"{best['score']:.4f}",
-            str(best["num_tokens"]),
-            f"{best['duration_s']:.2f}",
-            "yes" if best["finished"] else "no",
-            " ".join(map(str, best["speech_ids"][:CODES_SHOWN])) + " …",
-        ]
-        for best in row["candidates"][:RANKS_SHOWN]
-    ]
-
-
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Aligned columns, numbers to the right; however long, a row is a line."""
     table = Table(box=None, pad_edge=False)
     for name in header:
         table.add_column(name, justify="right" if name in NUMBERS else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     Console(width=1000, markup=False, emoji=False, highlight=False).print(table)
 
 

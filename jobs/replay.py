@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from jobs.cli import EXIT_FAILED, job_parser, print_result
-from pipeline.replay import Replay, ReplayedCandidate, Replayer, Sources
+from pipeline.replay import Replay, ReplayedCandidate, Replayer
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: list[Replay] = []
 
     def replay() -> str:
-        sources = Sources(tuple(options.manifest), options.model)
-        replayer = Replayer(options.output, sources, options.torch_threads)
+        replayer = Replayer(options.output, options.manifest, options.model, options.torch_threads)
         found.extend(replayer.replay(row_id, options.candidate) for row_id in options.id)
         return "\n".join(map(describe, found))
 

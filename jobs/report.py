@@ -24,11 +24,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--html", metavar="FILE", help="the page (default: report.html in the output)")
     parser.add_argument("--json", metavar="FILE", help="the figures (default: report.json in the output)")
-    parser.add_argument(
-        "--flags",
-        action="store_true",
-        help="also write the quality flags of every candidate, and its duration's robust z-score, to flags/",
-    )
     return parser
 
 
@@ -38,10 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def report() -> str:
-        written = write_report(options.output, options.html, options.json, options.flags)
-        places = (("report", written.html), ("figures", written.json), ("flags", written.flags))
-        lines = [f"{name:>14}  {uri}" for name, uri in places if uri]
-        return "\n".join([describe(written.figures), *lines])
+        written = write_report(options.output, options.html, options.json)
+        return f"{describe(written.figures)}\n{'report':>14}  {written.html}\n{'figures':>14}  {written.json}"
 
     return print_result(parser, report)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import RunError
+from pipeline.errors import RunError, shown
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import REJECTED_FILE, RETRIED
 
@@ -74,9 +74,9 @@ def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Descri
         dict(checkpoint.files),
         {column.name: str(column.type) for column in columns},
         about=About(
-            tuple(public(storage.absolute(uri)) for uri in run.manifest),
-            public(checkpoint.location),
-            run.extend and public(run.extend),
+            tuple(storage.public(storage.absolute(uri)) for uri in run.manifest),
+            storage.public(checkpoint.location),
+            run.extend and storage.public(run.extend),
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             platform.python_version(),
             importlib.metadata.version("ray"),
@@ -140,8 +140,7 @@ def settle_engine(output: OutputFolder, description: Description, facts: Mapping
     """Record the engine's facts with the first block. Raises RunError for a block of another engine."""
     if description.engine is None:
         return save(output, replace(description, engine=dict(facts)))
-    differing = sorted(_differences(description.engine, facts, "engine"))
-    if differing:
+    if differing := differing_fields(description.engine, facts, "engine"):
         raise RunError(
             f"the samplers of this run are not alike ({'; '.join(differing)}), so their tokens may differ: "
             "use one kind of device for an output. What was sampled alike is kept"
@@ -154,12 +153,12 @@ def differences(before: Description, now: Description) -> list[str]:
     if before.engine is None or now.engine is None:
         before, now = replace(before, engine=None), replace(now, engine=None)
     left, right = (dataclasses.asdict(replace(d, about=About())) for d in (before, now))
-    return sorted(_differences(left, right))
+    return differing_fields(left, right)
 
 
-def public(uri: str) -> str:
-    """Without the query of an object store's URI, which may hold credentials."""
-    return uri if storage.is_local(uri) else uri.partition("?")[0]
+def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs in two nested objects, as text: the path of each field with both values."""
+    return sorted(_differences(before, now, path))
 
 
 def from_json(kind: Any, value: Any) -> Any:
@@ -179,9 +178,4 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
         for key in before.keys() | now.keys():
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
-        yield f"{path}: {_short(before)} there, {_short(now)} here"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+        yield f"{path}: {shown(before)} there, {shown(now)} here"

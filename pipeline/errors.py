@@ -74,6 +74,15 @@ def shown(value: Any, max_chars: int = 80) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8: JSON and file names may bring lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 

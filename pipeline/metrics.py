@@ -1,14 +1,8 @@
 """What a run has done over time: `OUTPUT/metrics/*.jsonl`, one file per session of the driver.
 
-Every line is one JSON object with sums since the session began:
-
-    {"time": 1767225600.0, "elapsed_s": 60.0, "rows": 512, "failed": 3, "candidates": 8192, "tokens": 1204310,
-     "audio_s": 55930.1, "left": 99485, "gpus": 8, "busy_s": {"sample": 412.0, "rank": 21.5}}
-
-`time` is in seconds since 1970; `rows` have succeeded and `failed` have not; `left` rows are still to do;
-`busy_s` are the seconds that the workers of each stage were at work, added up over workers. `left`, `gpus`
-and `busy_s` may be missing. Object stores cannot append, so a file is written whole every time, and a reader
-never sees half a line; it stays small, since lines come seldomer the longer the session.
+Every line is one JSON object, the fields of a `Sample`. Object stores cannot append, so a file is written
+whole every time, and a reader never sees half a line; it stays small, since lines come seldomer the longer
+the session.
 """
 
 import json
@@ -37,14 +31,14 @@ class Sample:
 
     time: float  # seconds since 1970
     elapsed_s: float
-    rows: int
+    rows: int  # that have succeeded
     failed: int
     candidates: int
     tokens: int
     audio_s: float
-    left: int | None = None
+    left: int | None = None  # rows still to do
     gpus: float | None = None
-    busy_s: Mapping[str, float] = field(default_factory=dict)
+    busy_s: Mapping[str, float] = field(default_factory=dict)  # by stage, added up over its workers
 
 
 @dataclass(frozen=True)

@@ -46,16 +46,13 @@ class Progress:
         self.seconds = seconds
         self.stream = stream or sys.stderr
         self.started = time.monotonic()  # again when the stream begins
-        self._last = (self.started, 0)
-        self._last_busy: tuple[float, dict[str, float]] = (self.started, {})
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> "Progress":
         self.started = time.monotonic()
-        self._last = (self.started, 0)
-        self._last_busy = (self.started, {})
+        self._last: tuple[float, int, dict[str, float]] = (self.started, 0, {})  # as of the line before
         self._thread.start()
         return self
 
@@ -93,34 +90,27 @@ class Progress:
         return time.monotonic() - self.started
 
     def line(self) -> str:
-        """Rows, failures, speed now and overall, audio and the time that is left."""
-        with self._lock:
-            totals = self.totals
-            now, then = (time.monotonic(), totals.tokens), self._last
-            self._last = now
-            rows = totals.rows + totals.failed
-            current = (now[1] - then[1]) / max(now[0] - then[0], 1e-9)
-            overall = now[1] / max(self.elapsed, 1e-9)
-            left = f"{format_seconds(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
-            return (
-                f"{rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
-                f"{totals.candidates:,} candidates, {current:,.0f} tokens/s now, {overall:,.0f} overall, "
-                f"{totals.audio_hours:.2f} h of audio, {left}{self._busy()}"
-            )
-
-    def _busy(self) -> str:
-        """How many workers of each stage were at work on average since the line before, of all seen so far.
+        """Rows, failures, speed now and overall, audio, the time that is left, and how many workers of each
+        stage were at work on average since the line before, of all seen so far.
 
         A block counts when it is written, so a stage can seem idle, and then busier than it can be.
         """
-        now = time.monotonic()
-        (then, before), self._last_busy = self._last_busy, (now, dict(self.totals.busy_s))
-        shares = {
-            name: (seconds - before.get(name, 0.0)) / max(now - then, 1e-9)
-            for name, seconds in self.totals.busy_s.items()
-        }
-        texts = [f"{name} {share:.1f}/{len(self.totals.workers[name])}" for name, share in shares.items()]
-        return f", busy: {', '.join(texts)}" if texts else ""
+        with self._lock:
+            totals, (then, tokens, busy) = self.totals, self._last
+            self._last = (time.monotonic(), totals.tokens, dict(totals.busy_s))
+            seconds = max(self._last[0] - then, 1e-9)
+            rows = totals.rows + totals.failed
+            current, overall = (totals.tokens - tokens) / seconds, totals.tokens / max(self.elapsed, 1e-9)
+            left = f"{format_seconds(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
+            shares = ", ".join(
+                f"{name} {(spent - busy.get(name, 0.0)) / seconds:.1f}/{len(totals.workers[name])}"
+                for name, spent in totals.busy_s.items()
+            )
+            return (
+                f"{rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
+                f"{totals.candidates:,} candidates, {current:,.0f} tokens/s now, {overall:,.0f} overall, "
+                f"{totals.audio_hours:.2f} h of audio, {left}{f', busy: {shares}' if shares else ''}"
+            )
 
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):

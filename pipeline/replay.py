@@ -8,6 +8,7 @@ part, the facts that differ are named.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,8 @@ class ReplayedCandidate:
     @property
     def parts_at(self) -> int | None:
         """The first place where they differ; None where they are identical."""
-        if self.stored == self.sampled:
-            return None
-        pairs = zip(self.stored, self.sampled, strict=False)
-        shorter = min(len(self.stored), len(self.sampled))
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+        pairs = enumerate(zip_longest(self.stored, self.sampled))
+        return next((i for i, (stored, sampled) in pairs if stored != sampled), None)
 
 
 @dataclass(frozen=True)
@@ -62,37 +60,36 @@ class Replay:
         return all(candidate.parts_at is None for candidate in self.candidates)
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the manifest and the model lie now; by default where the run had them."""
-
-    manifest: tuple[str, ...] = ()
-    model: str | None = None
-
-
 class Replayer:
-    """Replays rows of one output; models are loaded once.
+    """Replays rows of one output; models are loaded once. `manifest` and `model` say where they lie now; by
+    default where the run had them.
 
     Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """
 
-    def __init__(self, output: str, sources: Sources = Sources(), torch_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        output: str,
+        manifest: Sequence[str] = (),
+        model: str | None = None,
+        torch_threads: int | None = None,
+    ) -> None:
         folder = OutputFolder(storage.absolute(output))
         before = load(folder)
         if before is None or not isinstance(before.results, ResultSettings):
             raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
         self.before = before
         run = Run(
-            sources.manifest or before.about.manifest,
+            tuple(manifest) or before.about.manifest,
             folder.uri,
-            sources.model or before.about.model,
+            model or before.about.model,
             before.results,
             ExecutionSettings(engine=_engine(before), torch_threads=torch_threads),
         )
         checkpoint = describe_checkpoint(run.model)
-        manifest, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
-        self.work = Work(run, manifest, checkpoint, folder, before.results.sampling.seed)
-        self.now = describe(run, checkpoint, output_columns(run, manifest))
+        opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
+        self.work = Work(run, opened, checkpoint, folder, before.results.sampling.seed)
+        self.now = describe(run, checkpoint, output_columns(run, opened))
         self._chain: Chain | None = None
 
     def replay(self, row_id: str, wanted: Sequence[int] = ()) -> Replay:

@@ -4,8 +4,8 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -156,26 +156,20 @@ def _stream(
     work = replace(work, engine=description.engine)
     metrics = MetricsLog(work.output.uri, execution.report_seconds)
     progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")
-    with progress, _last_sample(metrics, progress, cluster):
-        for timings, report in reports(work, cluster, index, todo, size, progress.note):
-            publisher.check()
-            if report["engine"] is not None:
-                description = settle_engine(work.output, description, json.loads(report["engine"]))
-            publisher.add(report["part"], report["num_bytes"])
-            progress.add(report, timings)
-            metrics.add(progress.sample(cluster.gpus))
-
-
-@contextmanager
-def _last_sample(metrics: MetricsLog, progress: Progress, cluster: Cluster) -> Iterator[None]:
-    """Records where the run stood when it ended, however it ended."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # what ended the run matters more
-            metrics.add(progress.sample(cluster.gpus), last=True)
-        raise
-    metrics.add(progress.sample(cluster.gpus), last=True)
+    with progress:
+        try:
+            for timings, report in reports(work, cluster, index, todo, size, progress.note):
+                publisher.check()
+                if report["engine"] is not None:
+                    description = settle_engine(work.output, description, json.loads(report["engine"]))
+                publisher.add(report["part"], report["num_bytes"])
+                progress.add(report, timings)
+                metrics.add(progress.sample(cluster.gpus))
+        except BaseException:
+            with suppress(OSError):  # what ended the run matters more
+                metrics.add(progress.sample(cluster.gpus), last=True)
+            raise
+        metrics.add(progress.sample(cluster.gpus), last=True)
 
 
 def check_model(checkpoint: Checkpoint, run: Run) -> None:

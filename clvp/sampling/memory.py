@@ -5,9 +5,8 @@ whatever lengths are drawn.
 """
 
 import ctypes
-import os
-from collections.abc import Callable
-from functools import cache
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,13 +33,8 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held_for_reuse
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    free = 1024 * int(available[1]) if available else 0
     in_container = _cgroup_free_bytes()
     return free if in_container is None else min(free, in_container)
 
@@ -59,20 +53,11 @@ def budget_error(budget: int, needed: int, what: str) -> MemoryBudgetError:
     )
 
 
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's `malloc_trim`; None where the C library has none."""
-    try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError):
-        return None
-    return trim
-
-
 def give_back_freed(device: torch.device) -> None:
     """Returns freed memory to the system. glibc would keep it: blocks of many sizes fragment its heap.
 
     About a millisecond, against steps of many. Without it a process holds up to three times the budget.
     """
-    if device.type == "cpu" and (trim := _malloc_trim()) is not None:
-        trim(0)
+    if device.type == "cpu":
+        with suppress(AttributeError):  # a C library other than glibc has nothing to trim
+            ctypes.CDLL(None).malloc_trim(0)

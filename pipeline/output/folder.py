@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 
+ROW_GROUP_BYTES = 32 << 20  # of Arrow data
+
 
 @dataclass(frozen=True)
 class OutputFolder:
@@ -34,7 +36,9 @@ class OutputFolder:
 
     def write_table(self, folder: str, name: str, table: pa.Table) -> int:
         """Write a Parquet file as `write` does; returns its size in bytes."""
-        buffer = encode_parquet(table)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group(table))
+        buffer = sink.getvalue()
         self.write(folder, name, buffer)
         return int(buffer.size)
 
@@ -48,13 +52,6 @@ class OutputFolder:
             return pq.ParquetFile(stream).read(columns=columns)
 
 
-def encode_parquet(table: pa.Table) -> pa.Buffer:
-    """A Parquet file in memory. Row groups stay small enough to be read a few at a time."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group(table, 32 << 20))
-    return sink.getvalue()
-
-
-def rows_per_group(table: pa.Table, num_bytes: int) -> int:
-    """Rows of a row group of about `num_bytes` of Arrow data."""
-    return min(max(1, num_bytes * max(len(table), 1) // max(table.nbytes, 1)), 65_536)
+def rows_per_group(table: pa.Table) -> int:
+    """Row groups stay small enough to be read a few at a time."""
+    return min(max(1, ROW_GROUP_BYTES * max(len(table), 1) // max(table.nbytes, 1)), 65_536)

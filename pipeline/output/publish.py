@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import ERROR_TYPE, error_record
-from pipeline.output.folder import OutputFolder, rows_per_group
+from pipeline.errors import ERROR_TYPE
+from pipeline.output.folder import ROW_GROUP_BYTES, OutputFolder, rows_per_group
 from pipeline.rows.columns import (
     CANDIDATES,
     EXTRA_PREFIX,
@@ -29,7 +30,6 @@ from pipeline.rows.columns import (
     extra_fields,
     first_occurrences,
 )
-from pipeline.rows.plan import Rejected
 
 # `data`: these with the pass-through columns, under their own names, after `text`.
 DATA = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES])
@@ -39,7 +39,6 @@ ERRORS = pa.schema([ID, SOURCE, ATTEMPT, *ERROR_TYPE])
 REJECTED_FILE = "manifest.parquet"  # in `errors`: rows without an id of their own, written anew by every run
 RETRIED = "_retried"  # what `errors` held of rows that are tried again
 READERS = 16
-ROW_GROUP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class _ParquetFile:
         self.waiting = []
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.sink, table.schema, compression="zstd")
-        self.writer.write_table(table, row_group_size=rows_per_group(table, ROW_GROUP_BYTES))
+        self.writer.write_table(table, row_group_size=rows_per_group(table))
 
 
 def _read_ahead(output: OutputFolder, parts: Sequence[str]) -> Iterator[pa.Table]:
@@ -148,7 +147,7 @@ def _error_rows(table: pa.Table, attempts: Mapping[str, int]) -> pa.Table:
     return pa.table([table["id"], table["source"], numbers, *parts], schema=ERRORS)
 
 
-def publish_rejected(output: OutputFolder, rejected: Iterator[Rejected]) -> int:
+def publish_rejected(output: OutputFolder, rejected: Iterator[Mapping[str, Any]]) -> int:
     """Write the error table of the rows that have no id of their own; returns their number.
 
     The manifest alone decides them, so every run replaces what the one before wrote.
@@ -157,12 +156,8 @@ def publish_rejected(output: OutputFolder, rejected: Iterator[Rejected]) -> int:
     count = 0
     with pq.ParquetWriter(sink, ERRORS, compression="zstd") as writer:
         while chunk := list(islice(rejected, 65_536)):
-            rows = [
-                {"id": r.id, "source": r.source, "attempt": 1, **error_record("manifest", r.error)}
-                for r in chunk
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=ERRORS))
-            count += len(rows)
+            writer.write_table(pa.Table.from_pylist([{**row, "attempt": 1} for row in chunk], schema=ERRORS))
+            count += len(chunk)
     if count:
         output.write("errors", REJECTED_FILE, sink.getvalue())
     else:
@@ -181,11 +176,14 @@ def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
     failed = _read_columns(output, "errors", _error_files(output), ["id"])
     names = output.parquet_files("_parts")
     parts = _read_columns(output, "_parts", names, ["id", "error", "engine"])
-    foreign = [engine is not None and _is_foreign(table, engine) for table in parts]
+    foreign = [engine is not None and pc.any(pc.not_equal(t["engine"], engine)).as_py() for t in parts]
     _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
     names = [name for name, other in zip(names, foreign, strict=True) if not other]
     parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
-    ids = pa.chunked_array([_ids(table) for table in (*data, *failed, *parts)], pa.large_string())
+    tables = (*data, *failed, *parts)
+    ids = pa.chunked_array(
+        [c for t in tables for c in t["id"].cast(pa.large_string()).chunks], "large_string"
+    )
     first = first_occurrences(ids)
     begin = sum(map(len, (*data, *failed)))
     num_failed = sum(map(len, failed))
@@ -201,10 +199,6 @@ def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
         else:
             _delete(output, "_parts", [name])
     return Recovered(ids, kept, int(first.sum()) - num_failed, num_failed)
-
-
-def _is_foreign(part: pa.Table, engine: str) -> bool:
-    return bool(pc.any(pc.not_equal(part["engine"], engine)).as_py())
 
 
 def forget_failures(output: OutputFolder, parts: Sequence[str]) -> None:
@@ -240,14 +234,6 @@ def past_attempts(output: OutputFolder) -> dict[str, int]:
 
 def _error_files(output: OutputFolder) -> list[str]:
     return [name for name in output.parquet_files("errors") if name != REJECTED_FILE]
-
-
-def _ids(table: pa.Table) -> pa.Array:
-    return (
-        pa.concat_arrays(table["id"].cast(pa.large_string()).chunks)
-        if len(table)
-        else pa.array([], pa.large_string())
-    )
 
 
 def _read_columns(

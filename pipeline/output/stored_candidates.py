@@ -24,14 +24,13 @@ COLUMNS = ["id", "text", "voice_key", "candidates"]
 
 @dataclass(frozen=True)
 class StoredCandidates:
-    """Where each row of a finished output lies; arrays [n] are sorted by `hashes`."""
+    """Where each row of a finished output lies; arrays are sorted by `hashes`."""
 
     output: OutputFolder
     files: tuple[str, ...]
     sampled: int  # candidates that were sampled for every row; what was not kept is worse than what was
-    hashes: np.ndarray  # uint64, of the ids
-    file: np.ndarray  # int32, number of the file
-    group: np.ndarray  # int32, row group in the file
+    hashes: np.ndarray  # uint64 [n], of the ids
+    places: np.ndarray  # int32 [n, 2], number of the file and row group in it
 
     def attach(self, table: pa.Table) -> pa.Table:
         """The block with a column of the candidates stored for its good rows, null where there are none."""
@@ -50,15 +49,8 @@ class StoredCandidates:
     def _find(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The stored rows by id."""
         wanted = _hashes(ids)
-        places = {
-            (int(self.file[i]), int(self.group[i]))
-            for low, high in zip(
-                np.searchsorted(self.hashes, wanted, "left"),
-                np.searchsorted(self.hashes, wanted, "right"),
-                strict=True,
-            )
-            for i in range(low, high)
-        }
+        ends = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
+        places = {tuple(place) for a, b in zip(*ends, strict=True) for place in self.places[a:b].tolist()}
         found: dict[str, dict[str, Any]] = {}
         value_set = pa.array(ids, pa.string())
         for file, group in sorted(places):
@@ -73,27 +65,17 @@ class StoredCandidates:
 def open_stored(output: OutputFolder, sampled: int) -> StoredCandidates:
     """Index the rows in `data` of an output in which every row had `sampled` candidates."""
     names = output.parquet_files("data")
-    hashes, files, groups = [], [], []
+    hashes, places = [np.zeros(0, np.uint64)], [np.zeros((0, 2), np.int32)]
     for number, name in enumerate(names):
         source, path = storage.resolve(output.file("data", name))
         with source.open_input_file(path) as stream:
             parquet = pq.ParquetFile(stream)
             for group in range(parquet.num_row_groups):
-                part = _hashes(parquet.read_row_group(group, columns=["id"])["id"].to_pylist())
-                hashes.append(part)
-                files.append(np.full(len(part), number, np.int32))
-                groups.append(np.full(len(part), group, np.int32))
-    empty = np.zeros(0, np.int32)
-    all_hashes = np.concatenate([np.zeros(0, np.uint64), *hashes])
+                hashes.append(_hashes(parquet.read_row_group(group, columns=["id"])["id"].to_pylist()))
+                places.append(np.tile(np.array([number, group], np.int32), (len(hashes[-1]), 1)))
+    all_hashes = np.concatenate(hashes)
     order = np.argsort(all_hashes, kind="stable")
-    return StoredCandidates(
-        output,
-        tuple(names),
-        sampled,
-        all_hashes[order],
-        np.concatenate([empty, *files])[order],
-        np.concatenate([empty, *groups])[order],
-    )
+    return StoredCandidates(output, tuple(names), sampled, all_hashes[order], np.concatenate(places)[order])
 
 
 def _hashes(ids: Sequence[str]) -> np.ndarray:

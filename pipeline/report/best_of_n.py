@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-EVERY_N_UP_TO = 1024  # beyond, n is reported in steps of about 3 %
-
 
 def best_weights(sampled: int, n_values: Sequence[int]) -> np.ndarray:
     """float64 [len(n_values), sampled]: probability that rank r is the best of n drawn without replacement.
@@ -68,7 +66,7 @@ class BestOfN:
         `expected_best_score` (the highest score) is null where only the best by rank are known.
         """
         most = max((sampled for sampled, _ in self._rows), default=0)
-        points = [self._point(n) for n in _n_values(most)]
+        points = [self._point(n) for n in range(1, most + 1)]
         counts = [
             {"sampled": sampled, "stored": stored, "rows": rows}
             for (sampled, stored), rows in sorted(self._rows.items())
@@ -93,10 +91,3 @@ class BestOfN:
             "expected_chosen_score": chosen,
             "chosen_finished_share": finished,
         }
-
-
-def _n_values(most: int) -> list[int]:
-    if most <= EVERY_N_UP_TO:
-        return list(range(1, most + 1))
-    steps = np.geomspace(EVERY_N_UP_TO, most, num=2 + round(np.log(most / EVERY_N_UP_TO) / 0.03))
-    return [*range(1, EVERY_N_UP_TO + 1), *sorted({round(n) for n in steps[1:].tolist()})]

@@ -21,8 +21,18 @@ from pipeline.errors import RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import BestOfN
-from pipeline.rows.columns import CANDIDATES, ENGINE, EXTRA_PREFIX, ID, SEED, SOURCE, TEXT, VOICE_KEY
-from pipeline.rows.token_measures import count_characters, longest_runs, repeated_ngram_shares
+from pipeline.rows.columns import (
+    CANDIDATE_TYPE,
+    CANDIDATES,
+    ENGINE,
+    EXTRA_PREFIX,
+    ID,
+    SEED,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+)
+from pipeline.rows.token_measures import count_characters
 
 REPORT_VERSION = 1
 MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
@@ -69,9 +79,11 @@ DISTRIBUTIONS = {
 }
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
-# Fields of the candidate struct that every run stores, and those computed where it has not stored them.
-_FIELDS = ("rank", "candidate", "score", "num_tokens", "finished", "duration_s")
-_MEASURES = ("longest_run", "repeated_ngrams")
+# Fields of the candidate struct that are read.
+_FIELDS = [
+    field.name for field in CANDIDATE_TYPE if field.name not in ("speech_ids", "seconds_per_character")
+]
+_PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
 _ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
 _OWN = {field.name for field in (ID, TEXT, SOURCE, SEED, VOICE_KEY, ENGINE, CANDIDATES)}
 _UNUSED = {SEED.name, VOICE_KEY.name, ENGINE.name}
@@ -123,9 +135,10 @@ class Stored:
         if not any(files.values()) and not storage.exists(storage.join(self.uri, NAME)):
             raise RunError(f"{self.uri} holds no run: no {NAME}, data or errors are in it")
         self.description = _description(self.uri)
-        self._num_candidates, self._keep, by_score_alone = _ranking(_settings(self.uri))
-        self.best_of_n = BestOfN(by_score_alone)
-        self.data_files: dict[str, tuple[int, int]] = {}  # numbers of the first row and behind the last
+        settings = _settings(self.uri)
+        scoring = settings.get("scoring", {})
+        self._num_candidates, self._keep = settings.get("num_candidates"), scoring.get("keep")
+        self.best_of_n = BestOfN(by_score_alone=scoring.get("unfinished_last") is False)
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
         database.execute(TABLES)
@@ -143,11 +156,9 @@ class Stored:
         # missed, and the second time is recognised by its id.
         waiting = {i for file in parts for batch in self._batches(file, True) for i in _ids(batch, file)}
         for file in self._files("data"):
-            first = self._rows
             for batch in self._batches(file):
                 waiting.difference_update(_ids(batch, file))
                 self._add_rows(batch, file, published=True)
-            self.data_files[file] = (first, self._rows)
         for file in self._files("errors"):
             for batch in self._batches(file):
                 # A row that the manifest repeats is in the error table under the id of the row that counts.
@@ -249,19 +260,6 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         "run": stored.description,
     }
     return dict(_json_safe(figures))
-
-
-def flag_tables(stored: Stored) -> Iterator[tuple[str, pa.Table]]:
-    """For every data file the flags of its candidates, row by row in the order of ranks.
-
-    `duration_z` is null where a candidate is unfinished or empty: its duration says nothing.
-    """
-    columns = ", ".join(f"{condition} as {name}" for name, condition in FLAGS.items())
-    for file, (first, end) in stored.data_files.items():
-        flags = f"""select id, candidate, rank, {columns}, duration_z::float as duration_z, unusual_duration,
-            flagged or unusual_duration as "any" from judged join rows using ("row")
-            where "row" between {first} and {end - 1} order by "row", rank"""
-        yield file, stored.database.sql(flags).to_arrow_table()
 
 
 def _candidates(stored: Stored) -> dict[str, dict[str, Any]]:
@@ -422,52 +420,20 @@ def _settings(output: str) -> Mapping[str, Any]:
     return {} if description is None else description.settings
 
 
-def _ranking(settings: Mapping[str, Any]) -> tuple[int | None, int | None, bool]:
-    """Candidates sampled and kept per row, and whether they are ranked by score alone."""
-    num_candidates, keep, unfinished_last = (
-        next(_found(settings, name), None) for name in ("num_candidates", "keep", "unfinished_last")
-    )
-    known = [count if type(count) is int else None for count in (num_candidates, keep)]
-    return known[0], known[1], unfinished_last is False
-
-
-def _found(value: Any, name: str) -> Iterator[Any]:
-    """All values under this name in nested objects."""
-    if isinstance(value, dict):
-        if name in value:
-            yield value[name]
-        for item in value.values():
-            yield from _found(item, name)
-
-
 def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:
-    """Names of the leaves that are needed: all but the speech tokens where their measures are stored."""
+    """Names of the leaves that are needed: all but the speech tokens."""
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-    nested = {path: path.split(".")[-1] for path in leaves if path.startswith(("candidates.", "error."))}
-    wanted = (
-        {*_FIELDS, *_MEASURES} if set(nested.values()).issuperset(_MEASURES) else {*_FIELDS, "speech_ids"}
-    )
     tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
     plain = {f.name for f in parquet.schema_arrow if f.name not in _UNUSED and any(t(f.type) for t in tests)}
-    return [p for p in leaves if p in plain or p.startswith("error.") or wanted & set(p.split(".")[3:4])]
+    return [p for p in leaves if p in plain or p.startswith("error.") or p in _PATHS]
 
 
 def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:
-    """The fields of candidates [k], with their measures."""
+    """The fields of candidates [k]."""
     stored = {field.name for field in values.type}
     if missing := [name for name in _FIELDS if name not in stored]:
         raise RunError(f"{file}: the candidates lack {', '.join(missing)}; was it written by a run?")
-    known = [*_FIELDS, *(name for name in _MEASURES if stored.issuperset(_MEASURES))]
-    fields = {name: _numbers(pc.struct_field(values, name)) for name in known}
-    if known != [*_FIELDS, *_MEASURES]:
-        if "speech_ids" not in stored:
-            raise RunError(f"{file}: the candidates have neither speech_ids nor {' and '.join(_MEASURES)}")
-        tokens = pc.struct_field(values, "speech_ids")
-        flat = tokens.flatten().to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(_numbers(tokens.value_lengths()), dtype=np.int64)])
-        fields["longest_run"] = longest_runs(flat, offsets)
-        fields["repeated_ngrams"] = repeated_ngram_shares(flat, offsets).astype(np.float32)  # as stored ones
-    return fields
+    return {name: _numbers(pc.struct_field(values, name)) for name in _FIELDS}
 
 
 def _numbers(array: pa.Array) -> np.ndarray:

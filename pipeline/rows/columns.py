@@ -107,13 +107,22 @@ def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
     return first & (numbers >= 0)
 
 
-def offsets_of(lengths: Sequence[int]) -> pa.Array:
+def _offsets(lengths: Sequence[int]) -> pa.Array:
     """List offsets [n + 1] int32 for lists of these lengths."""
     return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32))
+
+
+def struct_lists(
+    lengths: Sequence[int | None], fields: Sequence[pa.Array], dtype: pa.StructType
+) -> pa.ListArray:
+    """Lists [n] of these lengths, null for None, of structs from their fields, one row after the other."""
+    mask = pa.array([length is None for length in lengths], pa.bool_())
+    values = pa.StructArray.from_arrays(fields, fields=list(dtype))
+    return pa.ListArray.from_arrays(_offsets([length or 0 for length in lengths]), values, mask=mask)
 
 
 def token_lists(tokens: Iterable[np.ndarray]) -> pa.ListArray:
     """list<uint16> from integer arrays, without a Python object for every token."""
     arrays = [np.asarray(t) for t in tokens]
     flat = np.concatenate(arrays) if arrays else np.zeros(0)
-    return pa.ListArray.from_arrays(offsets_of([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))
+    return pa.ListArray.from_arrays(_offsets([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))

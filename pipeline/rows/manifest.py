@@ -6,7 +6,7 @@ the location of every row; `pipeline.rows.read` reads any `Slice` of rows, on an
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -24,6 +24,8 @@ JSONL = (".jsonl", ".ndjson", ".json")
 CSV = (".csv", ".tsv")
 SUFFIXES = (*PARQUET, *JSONL, *CSV)
 RESERVED = ("seed", "voice_key", "candidates")  # columns of the output that a manifest must not bring along
+
+NOTHING = pa.schema([])
 
 # What reading a damaged file raises; pyarrow has no one class of errors.
 UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError)
@@ -51,9 +53,7 @@ class ManifestFile:
 class Manifest:
     files: tuple[ManifestFile, ...]
     payload: Payload
-    extra: pa.Schema = field(
-        default_factory=lambda: pa.schema([])
-    )  # pass-through columns, by their own names
+    extra: pa.Schema = NOTHING  # pass-through columns, by their own names
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pipeline.errors import ManifestError, RowError, shown
+from pipeline.errors import ManifestError, RowError, is_unicode, shown
 from pipeline.rows.memory import MAX_COLUMNS, MAX_JSON_CONTAINERS, MAX_JSON_DEPTH, MAX_RECORD_BYTES
 
 _BOM = b"\xef\xbb\xbf"
@@ -73,7 +73,7 @@ def _parse_json(line: bytes) -> Value:
         return RowError("MalformedRow", f"the line holds no JSON object with columns: {shown(value)}")
     if len(value) > MAX_COLUMNS:
         return RowError("MalformedRow", f"the line has {len(value):,} columns; at most {MAX_COLUMNS:,}")
-    if not all(name.isascii() or _is_utf8(name) for name in value):
+    if not all(map(is_unicode, value)):
         return RowError("MalformedRow", "the name of a column holds a lone surrogate")
     return _shape_error(value) or value
 
@@ -112,7 +112,7 @@ def csv_header(file: BinaryIO, name: str) -> tuple[list[str], int]:
         raise ManifestError(f"{name}: a quote in the CSV header is never closed")
     if not header:
         raise ManifestError(f"{name}: the file is empty; its first line must name the columns")
-    if not all(map(_is_utf8, header)):
+    if not all(map(is_unicode, header)):
         raise ManifestError(f"{name}: the file is not UTF-8 text; its first line holds {shown(header[0])}")
     if len(set(header)) < len(header) or "" in header:
         raise ManifestError(f"{name}: column names must be unique and not empty, they are {shown(header)}")
@@ -150,7 +150,7 @@ def _csv_row(header: list[str], fields: list[str], lines: int) -> Value:
         return RowError(
             "MalformedRow", f"the record has {len(fields):,} fields, the header names {len(header):,}{hint}"
         )
-    if not all(field.isascii() or _is_utf8(field) for field in fields):
+    if not all(map(is_unicode, fields)):
         return RowError("MalformedRow", "the record is not valid UTF-8")
     return dict(zip(header, fields, strict=True))
 
@@ -159,14 +159,6 @@ def _csv_reader(lines: "_Lines", name: str) -> Any:
     csv.field_size_limit(2 * MAX_RECORD_BYTES)  # `_Lines` has the limit that counts
     suffix = name[name.rfind(".") :].lower()
     return csv.reader(lines, delimiter=_CSV_DELIMITERS.get(suffix, ","))
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _Lines:

@@ -12,14 +12,9 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from pipeline import storage
-from pipeline.errors import RowError, shown
+from pipeline.errors import RowError, is_unicode, shown
 from pipeline.rows.arrow_values import is_list_type, is_text_type
-from pipeline.rows.memory import (
-    MAX_CANDIDATES,
-    MAX_CLIPS,
-    MAX_EMBEDDED_BYTES,
-    MAX_PATH_CHARS,
-)
+from pipeline.rows.memory import MAX_CANDIDATES, MAX_CLIPS, MAX_EMBEDDED_BYTES, MAX_PATH_CHARS
 
 CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
@@ -85,7 +80,7 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
         )
     if "\0" in path:
         raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
-    if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):
+    if not is_unicode(path):
         raise RowError("InvalidAudioValue", "the audio path holds a lone surrogate, which is no Unicode text")
     return {"bytes": None, "path": storage.join(folder, path)}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import RowError
+from pipeline.errors import RowError, error_record
 from pipeline.rows.columns import first_occurrences
 from pipeline.rows.manifest import Manifest, Slice
 from pipeline.rows.memory import MAX_BLOCK_BYTES
@@ -57,15 +57,6 @@ def as_slices(table: pa.Table) -> list[Slice]:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A row of the manifest that has no id of its own, with what is wrong."""
-
-    id: str | None
-    source: str
-    error: RowError
-
-
-@dataclass(frozen=True)
 class Selection:
     """Positions in the row index, each ascending; together they are all rows."""
 
@@ -89,8 +80,10 @@ def select_rows(index: RowIndex, done_ids: pa.ChunkedArray) -> Selection:
     )
 
 
-def rejected_rows(manifest: Manifest, index: RowIndex, selection: Selection) -> Iterator[Rejected]:
-    """The rows without an id of their own, in manifest order."""
+def rejected_rows(
+    manifest: Manifest, index: RowIndex, selection: Selection
+) -> Iterator[dict[str, str | None]]:
+    """What the error table says of the rows without an id of their own, in manifest order."""
     for position in np.sort(np.concatenate([selection.repeated, selection.unusable])).tolist():
         location = index.locations[position]
         source = source_of(manifest, int(location["file"]), int(location["row"]))
@@ -100,7 +93,7 @@ def rejected_rows(manifest: Manifest, index: RowIndex, selection: Selection) -> 
             error = RowError(
                 "DuplicateId", f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
             )
-        yield Rejected(row_id, source, error)
+        yield {"id": row_id, "source": source, **error_record("manifest", error)}
 
 
 def source_of(manifest: Manifest, file: int, row: int) -> str:

@@ -5,14 +5,13 @@ large becomes the row's error. `audio` paths come out absolute or as URIs. Rows 
 bounded size, so that Python objects exist of one piece at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, shown
+from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, is_unicode, shown
 from pipeline.rows import arrow_values
 from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
 from pipeline.rows.manifest import UNREADABLE, Manifest, Slice, open_file
@@ -21,7 +20,7 @@ from pipeline.rows.parquet_rows import row_batches
 from pipeline.rows.payloads import Payload
 from pipeline.rows.plan import source_of
 from pipeline.rows.row_types import convert, convert_array
-from pipeline.rows.scan import checked_id, text_records
+from pipeline.rows.scan import checked_id, chunks, text_records
 
 
 @dataclass
@@ -68,31 +67,25 @@ def _parquet_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
     for max_rows in (PIECE_ROWS, 1):  # the second time row by row, with a new reader
         try:
             for batch in row_batches(file.uri, part.group, columns, position, part.end, max_rows):
-                yield from _wanted(batch, part, position, partial(_raw_parquet_rows, manifest))
+                if (wanted := _wanted(batch, part, position))[1]:
+                    yield _raw_parquet_rows(manifest, *wanted)
                 position += len(batch)
             return
         except UNREADABLE as error:
             failure = error
     for batch in row_batches(file.uri, part.group, ("id",), position, part.end):
-        yield from _wanted(batch, part, position, partial(_damaged_rows, manifest, failure))
+        if (wanted := _wanted(batch, part, position))[1]:
+            yield _damaged_rows(manifest, failure, *wanted)
         position += len(batch)
 
 
-def _wanted(
-    batch: pa.RecordBatch,
-    part: Slice,
-    position: int,
-    convert_rows: Callable[[pa.RecordBatch, list[int]], RawRows],
-) -> Iterator[RawRows]:
-    numbers: Sequence[int] = range(
-        part.first_row - part.begin + position, part.first_row - part.begin + position + len(batch)
-    )
-    if part.rows is not None:
-        wanted = set(part.rows)
-        chosen = [i for i, number in enumerate(numbers) if number in wanted]
-        batch, numbers = batch.take(pa.array(chosen, pa.int64())), [numbers[i] for i in chosen]
-    if len(batch):
-        yield convert_rows(batch, list(numbers))
+def _wanted(batch: pa.RecordBatch, part: Slice, position: int) -> tuple[pa.RecordBatch, list[int]]:
+    """Those of the rows from `position` on that belong to the slice, and their numbers."""
+    first = part.first_row - part.begin + position
+    if part.rows is None:
+        return batch, list(range(first, first + len(batch)))
+    numbers = [number for number in part.rows if first <= number < first + len(batch)]
+    return batch.take(pa.array([number - first for number in numbers], pa.int64())), numbers
 
 
 def _damaged_rows(
@@ -134,24 +127,19 @@ def _raw_parquet_rows(manifest: Manifest, rows: pa.RecordBatch, numbers: list[in
 
 def _text_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
     wanted = None if part.rows is None else set(part.rows)
-    numbers: list[int] = []
-    rows: list[dict[str, Any]] = []
-    size = 0
     with open_file(manifest.files[part.file].uri) as stream:
-        records = text_records(manifest.files[part.file], stream, part.begin, part.end)
-        for number, record in enumerate(records, start=part.first_row):
-            if wanted is not None and number not in wanted:
-                continue
-            if isinstance(record.value, RowError):
-                raise _changed(manifest, part, number)
-            numbers.append(number)
-            rows.append(record.value)
-            size += record.end - record.begin
-            if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES // 4:  # Python objects take several times it
-                yield _raw_text_rows(manifest, part, rows, numbers)
-                numbers, rows, size = [], [], 0
-    if rows:
-        yield _raw_text_rows(manifest, part, rows, numbers)
+        records = enumerate(
+            text_records(manifest.files[part.file], stream, part.begin, part.end), part.first_row
+        )
+        chosen = ((number, record) for number, record in records if wanted is None or number in wanted)
+        # Python objects take several times the bytes of a record.
+        for numbers, piece in chunks(chosen, PIECE_ROWS, PIECE_BYTES // 4):
+            rows = []
+            for number, record in zip(numbers, piece, strict=True):
+                if isinstance(record.value, RowError):
+                    raise _changed(manifest, part, number)
+                rows.append(record.value)
+            yield _raw_text_rows(manifest, part, rows, numbers)
 
 
 def _raw_text_rows(
@@ -180,14 +168,11 @@ def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
     payloads: list[Any] = [None] * len(raw.ids)
     for i, (text, payload) in enumerate(zip(raw.texts, raw.payloads, strict=True)):
         try:
-            checked_text, checked_payload = (
-                _checked_text(text),
-                _checked_payload(manifest.payload, payload, folder),
-            )
+            checked = _checked_text(text), _checked_payload(manifest.payload, payload, folder)
         except RowError as error:
             errors.setdefault(i, error)
         if i not in errors:
-            texts[i], payloads[i] = checked_text, checked_payload
+            texts[i], payloads[i] = checked
     try:
         ids = [checked_id(value) for value in raw.ids]
     except RowError as error:
@@ -219,10 +204,8 @@ def _checked_text(text: Any) -> str:
         raise RowError("InvalidText", f"text must be a string, not {shown(text)}")
     if len(text) > MAX_TEXT_CHARS:
         raise RowError("TextTooLong", f"the text has {len(text):,} characters; at most {MAX_TEXT_CHARS:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text") from None
+    if not is_unicode(text):
+        raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text")
     return text
 
 

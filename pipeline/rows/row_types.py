@@ -82,7 +82,7 @@ def convert(name: str, values: Sequence[Any], dtype: pa.DataType) -> tuple[pa.Ar
     try:
         return pa.array(values, type=dtype), {}
     except _CONVERSION_ERRORS:
-        problems = {i: error for i, value in enumerate(values) if (error := _misfit(name, value, dtype))}
+        problems = {i: _wrong_type(name, v, dtype) for i, v in enumerate(values) if not _fits(v, dtype)}
         return pa.array([None if i in problems else v for i, v in enumerate(values)], type=dtype), problems
 
 
@@ -95,18 +95,14 @@ def convert_array(name: str, column: pa.Array, dtype: pa.DataType) -> tuple[pa.A
     try:
         return column.cast(dtype), {}
     except _CONVERSION_ERRORS:
-        pieces = [_cast_one(column.slice(i, 1), dtype) for i in range(len(column))]
-        problems = {
-            i: _wrong_type(name, column[i].as_py(), dtype) for i, piece in enumerate(pieces) if piece is None
-        }
-        return pa.concat_arrays([p if p is not None else pa.nulls(1, dtype) for p in pieces]), problems
-
-
-def _cast_one(single: pa.Array, dtype: pa.DataType) -> pa.Array | None:
-    try:
-        return single.cast(dtype)
-    except _CONVERSION_ERRORS:
-        return None
+        pieces, problems = [], {}
+        for i in range(len(column)):
+            try:
+                pieces.append(column.slice(i, 1).cast(dtype))
+            except _CONVERSION_ERRORS:
+                pieces.append(pa.nulls(1, dtype))
+                problems[i] = _wrong_type(name, column[i].as_py(), dtype)
+        return pa.concat_arrays(pieces), problems
 
 
 def _wrong_type(name: str, value: Any, dtype: pa.DataType) -> RowError:
@@ -114,12 +110,12 @@ def _wrong_type(name: str, value: Any, dtype: pa.DataType) -> RowError:
     return RowError("WrongColumnType", f"column {name!r} {kind}; the row holds {shown(value)}")
 
 
-def _misfit(name: str, value: Any, dtype: pa.DataType) -> RowError | None:
+def _fits(value: Any, dtype: pa.DataType) -> bool:
     try:
         pa.array([value], type=dtype)
     except _CONVERSION_ERRORS:
-        return _wrong_type(name, value, dtype)
-    return None
+        return False
+    return True
 
 
 def num_fields(dtype: pa.DataType) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ManifestError, RowError, shown
+from pipeline.errors import ManifestError, RowError, is_unicode, shown
 from pipeline.rows import arrow_values, manifest_text
 from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
 from pipeline.rows.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB
@@ -54,7 +54,8 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     position = 0
     for index, file in enumerate(manifest.files):
         try:
-            for chunk_locations, values in _scan_file(index, file, manifest, types):
+            chunks = _scan_parquet(index, file) if file.is_parquet else _scan_text(index, manifest, types)
+            for chunk_locations, values in chunks:
                 chunk_ids, chunk_problems = _checked_ids(values)
                 problems.update({position + i: error for i, error in chunk_problems.items()})
                 if len(problems) > MAX_PROBLEMS:
@@ -77,10 +78,6 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
 Chunk = tuple[np.ndarray, Sequence[Any]]  # locations [n], id values [n] as the manifest holds them
 
 
-def _scan_file(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
-    return _scan_parquet(index, file) if file.is_parquet else _scan_text(index, file, manifest, types)
-
-
 def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
     with open_parquet(file.uri) as parquet:
         first = 1
@@ -91,22 +88,22 @@ def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
             for batch in batches:
                 begins = np.arange(begin, begin + len(batch))
                 values = arrow_values.values(batch.column(batch.schema.get_field_index("id")), "id")
-                yield (
-                    _locations(len(batch), index, group, begins, begins + 1, first + begins, row_bytes),
-                    values,
-                )
+                places = (begins, begins + 1, first + begins, row_bytes)
+                yield _locations(len(batch), index, group, *places), values
                 begin += len(batch)
             if begin != info.num_rows:
                 raise OSError(f"row group {group} has {begin:,} of {info.num_rows:,} rows; it is damaged")
             first += begin
 
 
-def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
+def _scan_text(index: int, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
+    file = manifest.files[index]
     with open_file(file.uri) as stream:
         seen: dict[str, None] = dict.fromkeys(file.columns or ())
         own = set(own_columns(manifest.payload))
-        first = 1
-        for chunk in _chunks(text_records(file, stream)):
+        any_row = False
+        for numbers, chunk in chunks(enumerate(text_records(file, stream), 1), CHUNK_ROWS, CHUNK_BYTES):
+            any_row = True
             if file.columns is None:
                 rows = [record.value for record in chunk if isinstance(record.value, dict)]
                 for row in rows:
@@ -120,28 +117,30 @@ def _scan_text(index: int, file: ManifestFile, manifest: Manifest, types: Column
                     types.observe(name, [row.get(name) for row in rows], file.uri)
             begins = np.array([record.begin for record in chunk])
             ends = np.array([record.end for record in chunk])
-            numbers = np.arange(first, first + len(chunk))
             values = [r.value if isinstance(r.value, RowError) else r.value.get("id") for r in chunk]
             yield _locations(len(chunk), index, -1, begins, ends, numbers, ends - begins), values
-            first += len(chunk)
         if seen:
             check_columns(file.uri, list(seen), manifest.payload)
-        elif first > 1:
+        elif any_row:
             raise ManifestError(f"manifest file {file.uri}: no line holds a JSON object; is it JSON Lines?")
 
 
-def _chunks(records: Iterable[manifest_text.Record]) -> Iterator[list[manifest_text.Record]]:
-    """Records in lists of bounded length and size."""
+def chunks(
+    records: Iterable[tuple[int, manifest_text.Record]], max_rows: int, max_bytes: int
+) -> Iterator[tuple[list[int], list[manifest_text.Record]]]:
+    """Numbers and records in lists of bounded length and size."""
+    numbers: list[int] = []
     chunk: list[manifest_text.Record] = []
     size = 0
-    for record in records:
+    for number, record in records:
+        numbers.append(number)
         chunk.append(record)
         size += record.end - record.begin
-        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
+        if len(chunk) >= max_rows or size >= max_bytes:
+            yield numbers, chunk
+            numbers, chunk, size = [], [], 0
     if chunk:
-        yield chunk
+        yield numbers, chunk
 
 
 def text_records(
@@ -185,8 +184,6 @@ def checked_id(value: Any) -> str:
     text = str(value)  # JSON and Parquet have no whole number of so many digits that this fails
     if len(text) > MAX_ID_CHARS:
         raise RowError("InvalidId", f"id has {len(text):,} characters; at most {MAX_ID_CHARS:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}") from None
+    if not is_unicode(text):
+        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}")
     return text

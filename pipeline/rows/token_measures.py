@@ -47,7 +47,6 @@ def count_characters(text: str) -> int:
 
 def longest_runs(flat: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """int64 [k]: length of the longest run of one token in each sequence flat[offsets[i]:offsets[i + 1]]."""
-    flat, offsets = _from_zero(flat, offsets)
     longest = np.zeros(len(offsets) - 1, np.int64)
     if len(flat):
         begins = np.ones(len(flat), bool)
@@ -65,7 +64,6 @@ def repeated_ngram_shares(flat: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     This is seq-rep-4 of Welleck et al., Neural Text Generation With Unlikelihood Training (2020): one minus
     the number of distinct 4-grams over the number of 4-grams.
     """
-    flat, offsets = _from_zero(flat, offsets)
     counts = np.maximum(np.diff(offsets) - NGRAM + 1, 0)
     repeats = np.zeros(len(counts), np.int64)
     bits = max(int(flat.max(initial=0)).bit_length(), 1)
@@ -84,8 +82,3 @@ def repeated_ngram_shares(flat: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         repeated = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(NGRAM * bits - 1) >> np.uint64(1)
         repeats[part] = np.bincount(repeated.astype(np.int64), minlength=len(counts[part]))
     return repeats / np.maximum(counts, 1)
-
-
-def _from_zero(flat: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same sequences without what lies before the first and behind the last."""
-    return flat[offsets[0] : offsets[-1]], offsets - offsets[0]

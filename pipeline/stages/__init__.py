@@ -19,7 +19,7 @@ from pipeline.errors import ERROR, ManifestError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.stored_candidates import StoredCandidates
 from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT, VOICE_KEY, extra_fields, require_columns
-from pipeline.rows.manifest import Manifest
+from pipeline.rows.manifest import NOTHING, Manifest
 from pipeline.rows.memory import reading_memory
 from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
 from pipeline.rows.plan import SLICES, as_slices
@@ -33,7 +33,6 @@ from pipeline.stages.voices import AudioToMels
 from pipeline.stages.write import BlockWriter
 
 CLIPS_PER_ROW = 4  # different ones, for which memory is reserved
-NOTHING = pa.schema([])
 
 OnBlock = Callable[[pa.Table], pa.Table]
 

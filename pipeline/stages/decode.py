@@ -41,7 +41,7 @@ def decode_clip(
     Raises RowError for anything that is no readable, finite, non-empty audio.
     """
     stream = _open_clip(data, path, root)
-    with stream:
+    with stream.reader:
         try:
             samples, rate = _read_mono(stream, seconds)
         except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
@@ -150,21 +150,10 @@ def contained(path: str, root: str) -> str:
 
 def _open_local(path: str) -> BinaryIO:
     name = storage.absolute(path)
-    _check_is_file(os.stat(name).st_mode)  # before it is opened: opening a device may do something
-    # O_NONBLOCK: opening a FIFO, should there be one by now, must not wait for a writer.
-    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _check_is_file(os.fstat(descriptor).st_mode)
-        return os.fdopen(descriptor, "rb", buffering=1 << 18)
-    except OSError:
-        os.close(descriptor)
-        raise
-
-
-def _check_is_file(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
-        raise OSError(f"it is {kind}, not a file")
+    # Before it is opened: opening a device may do something, and a FIFO waits for a writer.
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise OSError("it is a folder, FIFO, socket or device, not a file")
+    return open(name, "rb", buffering=1 << 18)
 
 
 def _open_remote(path: str) -> BinaryIO:
@@ -178,12 +167,6 @@ class _ClipStream:
     def __init__(self, reader: BinaryIO) -> None:
         self.reader: Any = reader
         self.failure: Exception | None = None
-
-    def __enter__(self) -> "_ClipStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.reader.close()
 
     def readinto(self, buffer: Any) -> int:
         try:

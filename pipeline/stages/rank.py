@@ -22,8 +22,8 @@ from pipeline.rows.columns import (
     TEXT,
     TOKENS_PER_SECOND,
     map_rows,
-    offsets_of,
     set_columns,
+    struct_lists,
     token_lists,
 )
 from pipeline.rows.payloads import SPEECH_IDS
@@ -60,13 +60,11 @@ class Ranker:
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
-        ranked, table = map_rows(table, "rank", lambda i: self._ranked(table, i))
-        return set_columns(table, {CANDIDATES: _candidate_column(ranked, table["text"].to_pylist())})
-
-    def _ranked(self, table: pa.Table, i: int) -> list[Scored]:
-        return order_candidates(
-            self._score(table["input_ids"][i].as_py(), table["speech_ids"][i]), self.settings
+        ids, sampled = table["input_ids"], table["speech_ids"]
+        ranked, table = map_rows(
+            table, "rank", lambda i: order_candidates(self._score(ids[i].as_py(), sampled[i]), self.settings)
         )
+        return set_columns(table, {CANDIDATES: _candidate_column(ranked, table["text"].to_pylist())})
 
     def _score(self, input_ids: list[int], sampled: pa.ListScalar) -> list[Scored]:
         # In the order of their indices: the last bit of a score depends on the place in the batch.
@@ -104,7 +102,8 @@ def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[s
     items = [item for row in rows if row is not None for item in row]
     ranks = [rank for row in rows if row is not None for rank in range(1, len(row) + 1)]
     lengths = np.array([len(item.tokens) for item in items], np.int32)
-    values = pa.StructArray.from_arrays(
+    return struct_lists(
+        [None if row is None else len(row) for row in rows],
         [
             pa.array(ranks, pa.int16()),
             pa.array([item.candidate for item in items], pa.int16()),
@@ -115,7 +114,5 @@ def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[s
             pa.array((lengths / TOKENS_PER_SECOND).astype(np.float32)),
             *quality_columns(texts, [[item.tokens for item in row or ()] for row in rows]),
         ],
-        fields=list(CANDIDATE_TYPE),
+        CANDIDATE_TYPE,
     )
-    mask = pa.array([row is None for row in rows], pa.bool_())
-    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)

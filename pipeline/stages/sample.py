@@ -6,7 +6,6 @@ sampling engine together. A row that fails takes no other row with it.
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
+from pipeline.description import differing_fields
 from pipeline.errors import ERROR, RunError, is_fatal
 from pipeline.rows.columns import (
     ENGINE,
@@ -22,8 +22,8 @@ from pipeline.rows.columns import (
     INPUT_IDS,
     VOICE_KEY,
     map_rows,
-    offsets_of,
     set_columns,
+    struct_lists,
     token_lists,
 )
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
@@ -69,7 +69,8 @@ class Sampler:
         facts = self.sampler.facts()
         check_facts(expected_facts, facts)
         self.engine = json.dumps(facts, sort_keys=True)
-        self.latents = _LatestUsed(voices_cached)
+        self.latents: dict[str, torch.Tensor] = {}  # of the voices used last, the latest at the end
+        self.voices_cached = voices_cached
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -83,11 +84,13 @@ class Sampler:
 
     def _prompt(self, table: pa.Table, i: int) -> PromptRow:
         key = table["voice_key"][i].as_py()
-        latent_D = self.latents.get(key)
+        latent_D = self.latents.pop(key, None)
         if latent_D is None:
             mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
             latent_D = self.encoder.average_clips(mels)
-            self.latents.put(key, latent_D)
+        self.latents[key] = latent_D
+        if len(self.latents) > self.voices_cached:
+            del self.latents[next(iter(self.latents))]
         input_ids_N = torch.tensor(table["input_ids"][i].as_py())
         prefix_PD = self.encoder.build_prefix(latent_D, input_ids_N)
         first = self.sampled_before if _has_stored(table, i) else 0
@@ -118,14 +121,11 @@ class Sampler:
 
 def check_facts(expected: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
     """Raise RunError naming the facts that are not the expected ones."""
-    if expected is None or dict(expected) == dict(found):
-        return
-    names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-    differing = "; ".join(f"engine.{n}: {expected.get(n)!r} there, {found.get(n)!r} here" for n in names)
-    raise RunError(
-        f"this machine's sampler may draw other tokens than the output holds ({differing}): use the same "
-        "kind of device and the same versions, or another output"
-    )
+    if expected is not None and (differing := differing_fields(expected, found, "engine")):
+        raise RunError(
+            f"this machine's sampler may draw other tokens than the output holds ({'; '.join(differing)}): "
+            "use the same kind of device and the same versions, or another output"
+        )
 
 
 def _has_stored(table: pa.Table, i: int) -> bool:
@@ -143,34 +143,15 @@ def _stored_candidates(table: pa.Table, i: int) -> list[Candidate]:
     ]
 
 
-class _LatestUsed:
-    """Conditioning latents of the voices used last."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.items: OrderedDict[str, torch.Tensor] = OrderedDict()
-
-    def get(self, key: str) -> torch.Tensor | None:
-        if key in self.items:
-            self.items.move_to_end(key)
-        return self.items.get(key)
-
-    def put(self, key: str, latent_D: torch.Tensor) -> None:
-        self.items[key] = latent_D
-        if len(self.items) > self.size:
-            self.items.popitem(last=False)
-
-
 def _candidate_column(rows: Sequence[Sequence[Candidate] | None]) -> pa.ListArray:
     """The `speech_ids` column [n]; null where a row has none."""
     candidates = [candidate for row in rows if row is not None for candidate in row]
-    values = pa.StructArray.from_arrays(
+    return struct_lists(
+        [None if row is None else len(row) for row in rows],
         [
             pa.array([c.candidate for c in candidates], pa.int16()),
             pa.array([c.finished for c in candidates], pa.bool_()),
             token_lists(c.tokens.numpy() for c in candidates),
         ],
-        fields=list(SAMPLED_TYPE),
+        SAMPLED_TYPE,
     )
-    mask = pa.array([row is None for row in rows], pa.bool_())
-    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)

@@ -1,7 +1,7 @@
 """Stage 2, `validate`: text to text tokens; a text that the model cannot take is its row's error."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pyarrow as pa
 
@@ -46,8 +46,4 @@ class TextToTokens:
 def load_encoder(model: str, normalizer: Normalizer) -> Encode:
     """The tokenizer of a checkpoint as a function, loaded once per process."""
     tokenizer = ClvpTokenizer.from_pretrained(model, normalizer=normalizer)
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
-
-    return encode
+    return partial(tokenizer.encode, add_special_tokens=False)

@@ -75,7 +75,7 @@ def test_the_command(tmp_path: Path) -> None:
     options = [
         "--num-candidates",
         "2",
-        "--max-speech-tokens",
+        "--max-new-tokens",
         "12",
         "--sample-rows",
         "8",

@@ -20,7 +20,6 @@ def test_the_report_is_written_into_the_output(tmp_path: Path, capsys: pytest.Ca
     assert lines[:3] == ["rows 30", "failed rows 9 (23 %)", "candidates 120"]
     assert lines[-2:] == [f"report {tmp_path / 'report.html'}", f"figures {tmp_path / 'report.json'}"]
     assert json.loads((tmp_path / "report.json").read_text())["rows"]["done"] == 30
-    assert not (tmp_path / "flags").exists()
     # No temporary file is left behind.
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         "run.json",
@@ -32,18 +31,11 @@ def test_the_report_is_written_into_the_output(tmp_path: Path, capsys: pytest.Ca
 def test_the_files_can_go_elsewhere(tmp_path: Path) -> None:
     write_data(tmp_path / "out", make_rows(3, 2))
     html, figures = tmp_path / "a" / "x.html", tmp_path / "b" / "x.json"
-    assert (
-        report.main(
-            ["--output", str(tmp_path / "out"), "--html", str(html), "--json", str(figures), "--flags"]
-        )
-        == 0
-    )
+    options = ["--output", str(tmp_path / "out"), "--html", str(html), "--json", str(figures)]
+    assert report.main(options) == 0
     assert html.read_text().startswith("<!doctype html>")
     assert json.loads(figures.read_text())["report_version"] == 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != "_scratch") == [
-        "data",
-        "flags",
-    ]
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != "_scratch"] == ["data"]
 
 
 def test_an_output_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

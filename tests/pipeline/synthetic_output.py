@@ -76,15 +76,13 @@ def candidate(index: int, score: float, tokens: Any, finished: bool = True) -> d
     }
 
 
-def data_table(rows: list[dict[str, Any]], measures: bool = True) -> pa.Table:
-    """The rows with the schema of a run, with or without stored measures of quality."""
+def data_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """The rows with the schema of a run."""
     items = [item for row in rows for item in row["candidates"]]
-    fields = list(PLAIN_FIELDS)
-    arrays = [pa.array([item[field.name] for item in items], field.type) for field in fields]
-    if measures:
-        tokens = [[np.asarray(item["speech_ids"]) for item in row["candidates"]] for row in rows]
-        arrays += quality_columns([row["text"] for row in rows], tokens)
-        fields += QUALITY_FIELDS
+    fields = [*PLAIN_FIELDS, *QUALITY_FIELDS]
+    arrays = [pa.array([item[field.name] for item in items], field.type) for field in PLAIN_FIELDS]
+    tokens = [[np.asarray(item["speech_ids"]) for item in row["candidates"]] for row in rows]
+    arrays += quality_columns([row["text"] for row in rows], tokens)
     offsets = np.cumsum([0, *(len(row["candidates"]) for row in rows)])
     lists = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(arrays, fields=fields)
@@ -94,8 +92,8 @@ def data_table(rows: list[dict[str, Any]], measures: bool = True) -> pa.Table:
     return pa.table([*columns, lists], names=[*names, "candidates"])
 
 
-def write_data(output: Path, rows: list[dict[str, Any]], name: str = "a", measures: bool = True) -> None:
-    _write(data_table(rows, measures), output / "data" / f"{name}.parquet")
+def write_data(output: Path, rows: list[dict[str, Any]], name: str = "a") -> None:
+    _write(data_table(rows), output / "data" / f"{name}.parquet")
 
 
 def write_errors(output: Path, rows: list[dict[str, Any]], name: str = "a") -> None:

@@ -50,7 +50,7 @@ def check_rows(file: str, payload: Payload, encode: Encode) -> str:
     manifest, index = scan(open_manifest([file], payload))
     selection = select_rows(index, NO_IDS)
     rejected = list(rejected_rows(manifest, index, selection))
-    assert all(row.error.kind and str(row.error) for row in rejected)
+    assert all(row["type"] and row["message"] for row in rejected)
     plan = make_plan(index, selection.todo, 3)
     stage = TextToTokens(encode, 401)
     found: list[str] = []

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.errors import RowError
+from pipeline.errors import RowError, error_record
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import (
     Recovered,
@@ -25,7 +25,6 @@ from pipeline.output.publish import (
     recover,
 )
 from pipeline.rows.columns import CANDIDATE_TYPE
-from pipeline.rows.plan import Rejected
 from pipeline.stages.write import INPUT, REPORT, SAMPLED, BlockWriter
 from tests.s3_server import S3Server
 
@@ -236,16 +235,15 @@ def test_half_written_files_are_no_parts(local: OutputFolder) -> None:
 
 
 def test_rejected_rows_are_written_anew_by_every_run(output: OutputFolder) -> None:
-    error = RowError("DuplicateId", "twice")
-    assert (
-        publish_rejected(
-            output, iter([Rejected("a", "m.csv, row 2", error), Rejected(None, "m.csv, row 3", error)])
-        )
-        == 2
+    error = error_record("manifest", RowError("DuplicateId", "twice"))
+    first, second, third = (
+        {"id": row_id, "source": f"m.csv, row {row}", **error}
+        for row_id, row in (("a", 2), (None, 3), ("b", 9))
     )
+    assert publish_rejected(output, iter([first, second])) == 2
     assert stored(output, "errors") == ["a", None]
     assert recover(output).ids.to_pylist() == [], "they hide no row"
-    assert publish_rejected(output, iter([Rejected("b", "m.csv, row 9", error)])) == 1
+    assert publish_rejected(output, iter([third])) == 1
     assert stored(output, "errors") == ["b"]
     assert publish_rejected(output, iter([])) == 0
     assert output.parquet_files("errors") == []

@@ -109,7 +109,8 @@ def test_rejected_rows_say_where_they_stand(tmp_path: Path) -> None:
     selection = select_rows(index, NO_IDS)
     assert isinstance(manifest, Manifest)
     rejected = [
-        (r.id, r.source.rpartition(", ")[2], r.error.kind) for r in rejected_rows(manifest, index, selection)
+        (row["id"], str(row["source"]).rpartition(", ")[2], row["type"])
+        for row in rejected_rows(manifest, index, selection)
     ]
     assert rejected == [
         ("a", "row 3", "DuplicateId"),

@@ -53,12 +53,6 @@ def test_repeated_ngrams_of_more_sequences_than_fit_one_sort() -> None:
     assert token_measures.repeated_ngram_shares(*flattened(sequences)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_measures_of_a_part_of_a_longer_array() -> None:
-    flat, offsets = flattened([[7] * 9, [1, 2, 3, 4] * 3, [5], [6] * 8])
-    assert token_measures.longest_runs(flat, offsets[1:4]).tolist() == [1, 1]
-    assert token_measures.repeated_ngram_shares(flat, offsets[1:4]) == pytest.approx([1 - 4 / 9, 0])
-
-
 def test_columns_of_a_block_with_a_row_that_failed() -> None:
     tokens: list[list[np.ndarray]] = [[np.array([1, 1, 1, 2]), np.array([])], [], [np.arange(215)]]
     columns = token_measures.quality_columns(["ab\u00a0 c\nd", None, ""], tokens)

@@ -42,17 +42,22 @@ def strict_json(path: Path) -> Any:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def report(output: Path, **options: Any) -> Any:
-    write_report(str(output), **options)
+def report(output: Path) -> Any:
+    write_report(str(output))
     assert (output / "report.html").read_text().endswith("</html>\n")
     return strict_json(output / "report.json")
+
+
+def judged(output: Path) -> list[dict[str, Any]]:
+    with duckdb.connect() as own:
+        return Stored(str(output), own).query("select duration_z, flagged from judged")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
     write_run(output, count=320)
-    report(output, flags=True)
+    report(output)
     return output
 
 
@@ -63,9 +68,13 @@ def figures(run: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def database(run: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """Tables `data`, `errors`, and `candidates` with one line per candidate."""
-    with duckdb.connect() as connection:
-        for name in ("data", "errors", "flags"):
+    """Tables `data`, `errors`, `candidates` with one line per candidate, and the report's own `flags`."""
+    with duckdb.connect() as connection, duckdb.connect() as own:
+        Stored(str(run), own)
+        flags = own.sql('select id, measured.* from judged measured join rows using ("row")').to_arrow_table()
+        connection.register("judged", flags)
+        connection.execute("create table flags as from judged")
+        for name in ("data", "errors"):
             connection.execute(f"create table {name} as from read_parquet('{run}/{name}/*.parquet')")
         connection.execute(
             "create table candidates as "
@@ -195,9 +204,8 @@ def test_duration_z_of_every_candidate(figures: Any, database: "duckdb.DuckDBPyC
 def test_flags_repeat_what_the_candidates_say(database: "duckdb.DuckDBPyConnection") -> None:
     assert one(database, "select count(*) from flags") == one(database, "select count(*) from candidates")
     wrong = """select count(*) from flags f join candidates c on f.id = c.id and f.candidate = c.candidate
-        where f.rank <> c.rank or f.unfinished = c.finished or f.empty <> (c.num_tokens = 0)
-        or f.long_run <> (c.longest_run >= 9) or f.repeated <> (c.repeated_ngrams >= 0.2)
-        or f."any" <> (f.unfinished or f.empty or f.long_run or f.repeated or f.unusual_duration)"""
+        where f.rank <> c.rank or f.flagged <>
+        (not c.finished or c.num_tokens = 0 or c.longest_run >= 9 or c.repeated_ngrams >= 0.2)"""
     assert one(database, wrong) == 0
 
 
@@ -263,17 +271,6 @@ def test_speed_sums_sessions(figures: Any) -> None:
     assert speed["series"][1][0]["from_s"] == 900
 
 
-def test_measures_that_were_not_stored_are_computed_from_the_tokens(tmp_path: Path) -> None:
-    rows = make_rows(60, 5, seed=3)
-    assert max(len(item["speech_ids"]) for row in rows for item in row["candidates"]) > 100
-    for name, measures in (("with", True), ("without", False)):
-        write_data(tmp_path / name, rows, measures=measures)
-    got = [report(tmp_path / name) for name in ("with", "without")]
-    for item in got:
-        del item["output"], item["created"]
-    assert got[0] == got[1]
-
-
 def test_an_output_without_any_row(tmp_path: Path) -> None:
     write_description(tmp_path)
     figures = report(tmp_path)
@@ -291,7 +288,7 @@ def test_an_output_without_any_row(tmp_path: Path) -> None:
 
 def test_an_output_of_errors_alone(tmp_path: Path) -> None:
     write_errors(tmp_path, [error(1), error(2, "text", "EmptyText"), {**error(3), "id": None}])
-    figures = report(tmp_path, flags=True)
+    figures = report(tmp_path)
     assert (figures["rows"]["failed"], figures["rows"]["failed_share"]) == (3, 1)
     assert [group["rows"] for group in figures["failures"]] == [2, 1]
     assert figures["run"] is None
@@ -303,7 +300,7 @@ def test_one_row_with_one_candidate(tmp_path: Path) -> None:
         tmp_path,
         [{"id": "a", "text": "Hi.", "seed": 0, "candidates": [{**candidate(0, 3.5, [7] * 20), "rank": 1}]}],
     )
-    figures = report(tmp_path, flags=True)
+    figures = report(tmp_path)
     (point,) = figures["best_of_n"]["points"]
     assert (point["n"], point["expected_best_score"], point["expected_chosen_score"]) == (1, 3.5, 3.5)
     assert figures["candidates"]["best"]["score"]["p50"] == 3.5
@@ -311,8 +308,8 @@ def test_one_row_with_one_candidate(tmp_path: Path) -> None:
         "long": {"count": 0, "share": 0.0},
         "short": {"count": 0, "share": 0.0},
     }
-    (flags,) = pq.read_table(tmp_path / "flags").to_pylist()
-    assert (flags["duration_z"], flags["long_run"], flags["any"]) == (0, True, True)
+    assert judged(tmp_path) == [{"duration_z": 0, "flagged": True}]
+    assert figures["candidates"]["all"]["flags"]["long_run"]["count"] == 1
 
 
 def test_a_candidate_without_tokens_and_a_row_without_candidates(tmp_path: Path) -> None:
@@ -321,10 +318,10 @@ def test_a_candidate_without_tokens_and_a_row_without_candidates(tmp_path: Path)
         {"id": "b", "text": "", "seed": 0, "candidates": []},
     ]
     write_data(tmp_path, rows)
-    figures = report(tmp_path, flags=True)
+    figures = report(tmp_path)
     assert figures["rows"]["done"] == 2
     assert figures["candidates"]["all"]["flags"]["empty"] == {"count": 1, "share": 1.0}
-    assert pq.read_table(tmp_path / "flags")["duration_z"].to_pylist() == [None]
+    assert judged(tmp_path) == [{"duration_z": None, "flagged": True}]
 
 
 def test_rows_that_keep_only_their_best(tmp_path: Path) -> None:
@@ -381,19 +378,19 @@ def test_a_block_that_is_published_while_the_report_is_made(
 def test_an_object_store(tmp_path: Path, s3: S3Server) -> None:
     """The figures of an output on a real S3 server are those of the same files on a disk."""
     write_run(tmp_path, count=30, candidates=3)
-    local = report(tmp_path, flags=True)
+    local = report(tmp_path)
     client = s3.client()
     for path in tmp_path.rglob("*.[pj]*"):
         if path.parent.name in ("data", "errors", "metrics") or path.name == "run.json":
             client.upload_file(str(path), BUCKET, f"report/{path.relative_to(tmp_path)}")
-    written = write_report(s3.uri("report"), json_file=str(tmp_path / "from-s3.json"), flags=True)
+    written = write_report(s3.uri("report"), json_file=str(tmp_path / "from-s3.json"))
     listed = client.list_objects_v2(Bucket=BUCKET, Prefix="report/")["Contents"]
     names = {item["Key"] for item in listed}
     remote = strict_json(tmp_path / "from-s3.json")
     assert (local.pop("output"), remote.pop("output")) == (str(tmp_path), f"s3://{BUCKET}/report")
     del local["created"], remote["created"]
     assert remote == local
-    assert {"report/report.html", "report/flags/000000.parquet"} <= names
+    assert "report/report.html" in names
     assert written.html.startswith(f"s3://{BUCKET}/report/report.html")
 
 
@@ -470,14 +467,6 @@ def test_descriptions_that_are_no_json_or_hold_nan(tmp_path: Path) -> None:
     assert report(tmp_path)["run"] is None
     (tmp_path / "run.json").write_text('{"a": NaN, "keep": "x", "num_candidates": [1]}')
     assert report(tmp_path)["run"] == {"a": None, "keep": "x", "num_candidates": [1]}
-
-
-def test_flags_of_data_files_that_are_gone_are_deleted(tmp_path: Path) -> None:
-    write_data(tmp_path, make_rows(3, 2), "old")
-    report(tmp_path, flags=True)
-    (tmp_path / "data" / "old.parquet").rename(tmp_path / "data" / "new.parquet")
-    report(tmp_path, flags=True)
-    assert [path.name for path in (tmp_path / "flags").iterdir()] == ["new.parquet"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all", None])

@@ -8,7 +8,7 @@ import torch
 from clvp.audio.mel import log_mel
 from clvp.sampling import EngineConfig, SamplingParams
 from pipeline.settings import ResultSettings
-from pipeline.stages.sample import OUTPUT, Sampler, _LatestUsed
+from pipeline.stages.sample import OUTPUT, Sampler
 from pipeline.stages.tokens import TextToTokens, load_encoder
 from pipeline.stages.voices import AudioToMels
 from tests.pipeline.clips import read_rows, write_clip, write_jsonl
@@ -130,10 +130,15 @@ def test_a_block_without_good_rows(sampler: Sampler, block: pa.Table) -> None:
     assert len(sampler(block.slice(0, 0))) == 0
 
 
-def test_latest_used_voices_stay() -> None:
-    latents = _LatestUsed(2)
-    for key in "ab":
-        latents.put(key, torch.zeros(1))
-    latents.get("a")
-    latents.put("c", torch.zeros(1))
-    assert [latents.get(key) is not None for key in "abc"] == [True, False, True]
+def test_latest_used_voices_stay(sampler: Sampler, block: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "latents", {})
+    monkeypatch.setattr(sampler, "voices_cached", 2)
+    keys = block["voice_key"].to_pylist()
+    first, second = 0, next(i for i, key in enumerate(keys) if key not in (None, keys[0]))
+    sampler._prompt(block, first)
+    sampler._prompt(block, second)
+    sampler._prompt(block, first)
+    assert list(sampler.latents) == [keys[second], keys[first]]
+    monkeypatch.setattr(sampler, "voices_cached", 1)
+    sampler._prompt(block, first)
+    assert list(sampler.latents) == [keys[first]]
