@@ -18,12 +18,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--autoregressive", required=True, metavar="FILE", help="autoregressive.pth")
     parser.add_argument("--clvp", required=True, metavar="FILE", help="clvp2.pth")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the checkpoint is written")
-    parser.add_argument(
-        "--decoder-heads", type=int, metavar="N", help="attention heads (default: width / 64)"
-    )
-    parser.add_argument(
-        "--encoder-heads", type=int, metavar="N", help="attention heads (default: width / 64)"
-    )
+    for name in ("--decoder-heads", "--encoder-heads"):
+        parser.add_argument(name, type=int, metavar="N", help="attention heads (default: width / 64)")
     return parser
 
 
@@ -33,14 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def convert() -> str:
-        folder = convert_tortoise(
-            options.autoregressive,
-            options.clvp,
-            options.output,
-            decoder_heads=options.decoder_heads,
-            encoder_heads=options.encoder_heads,
-        )
-        return f"wrote {folder}"
+        heads = {"decoder_heads": options.decoder_heads, "encoder_heads": options.encoder_heads}
+        return f"wrote {convert_tortoise(options.autoregressive, options.clvp, options.output, **heads)}"
 
     return print_result(parser, convert)
 

@@ -20,18 +20,11 @@ from pipeline.trial import Forecast, run_trial
 def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("plan", __doc__)
     group = parser.add_argument_group("the trial")
-    group.add_argument(
-        "--price-per-gpu-hour", type=float, metavar="P", help="in any currency; of a machine with one GPU"
-    )
-    group.add_argument(
-        "--sample-rows", type=int, metavar="R", help="rows to run (default: eight blocks for every GPU)"
-    )
-    group.add_argument(
-        "--scratch",
-        metavar="FOLDER",
-        help="where the trial writes, below a name of its own; on a cluster a place that all nodes reach "
-        "(default: this machine's folder for temporary files)",
-    )
+    group.add_argument("--price-per-gpu-hour", type=float, metavar="P", help="of a machine with one GPU")
+    rows = "rows to run (default: eight blocks for every GPU)"
+    group.add_argument("--sample-rows", type=int, metavar="R", help=rows)
+    place = "where the trial writes; on a cluster a place that all nodes reach (default: for temporary files)"
+    group.add_argument("--scratch", metavar="FOLDER", help=place)
     add_options(parser, TEMPLATE, without=("output", "retry_failed", "extend"))
     return parser
 

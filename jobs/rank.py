@@ -19,11 +19,7 @@ TEMPLATE = Run((), "", "", RankingSettings())
 
 def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("rank", __doc__)
-    parser.add_argument(
-        "--run",
-        metavar="OUTPUT",
-        help="rank the candidates of this finished run again, instead of a manifest",
-    )
+    parser.add_argument("--run", metavar="OUTPUT", help="a finished run to rank again, instead of a manifest")
     add_options(parser, TEMPLATE, without=("extend",))
     return parser
 

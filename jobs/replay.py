@@ -17,19 +17,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("replay", __doc__)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="a run's output, a path or URI")
     parser.add_argument("--id", required=True, nargs="+", metavar="ID", help="of the rows")
+    parser.add_argument("--candidate", type=int, nargs="+", default=[], metavar="K", help="(default: all)")
+    now = "where it lies now (default: as in run.json)"
+    parser.add_argument("--manifest", nargs="+", default=[], metavar="FILE", help=now)
+    parser.add_argument("--model", metavar="CHECKPOINT", help=now)
     parser.add_argument(
-        "--candidate", type=int, nargs="+", default=[], metavar="K", help="indices (default: all stored)"
-    )
-    parser.add_argument(
-        "--manifest",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="where it lies now (default: as in run.json)",
-    )
-    parser.add_argument("--model", metavar="CHECKPOINT", help="where it lies now (default: as in run.json)")
-    parser.add_argument(
-        "--torch-threads", type=int, metavar="N", help="without a GPU (default: half of the cores)"
+        "--torch-threads", type=int, metavar="N", help="without a GPU (default: half the cores)"
     )
     return parser
 

@@ -16,12 +16,7 @@ from pipeline.report import write_report
 
 def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("report", __doc__)
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="FOLDER",
-        help="a run's output, a path or URI such as s3://bucket/folder",
-    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="a run's output, a path or URI")
     parser.add_argument("--html", metavar="FILE", help="the page (default: report.html in the output)")
     parser.add_argument("--json", metavar="FILE", help="the figures (default: report.json in the output)")
     return parser

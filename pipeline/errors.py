@@ -6,7 +6,6 @@ column, no space left, a broken checkpoint) is raised and ends it with one clear
 """
 
 import reprlib
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -85,10 +84,6 @@ def is_unicode(text: str) -> bool:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-
-
-def error_array(records: Sequence[ErrorRecord | None]) -> pa.Array:
-    return pa.array(records, type=ERROR_TYPE)
 
 
 def is_fatal(error: BaseException) -> bool:

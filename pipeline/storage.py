@@ -90,9 +90,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, posixpath.join(base.strip("/") or "/", key.rstrip("/"))
 
 
-@lru_cache(maxsize=32)
-def _arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    return pafs.FileSystem.from_uri(uri)
+_arrow_filesystem = lru_cache(maxsize=32)(pafs.FileSystem.from_uri)
 
 
 def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ERROR, error_array, error_record, is_fatal
+from pipeline.errors import ERROR, error_record, is_fatal
 
 Value = TypeVar("Value")
 
@@ -95,7 +95,7 @@ def map_rows(
             if is_fatal(error):
                 raise
             errors[i] = error_record(stage, error)
-    return values, set_columns(table, {ERROR: error_array(errors)})
+    return values, set_columns(table, {ERROR: pa.array(errors, ERROR.type)})
 
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:

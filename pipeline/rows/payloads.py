@@ -86,10 +86,8 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
 
 
 def _accepts_audio(dtype: pa.DataType) -> bool:
-    return _accepts_clip(dtype.value_type) if is_list_type(dtype) else _accepts_clip(dtype)
-
-
-def _accepts_clip(dtype: pa.DataType) -> bool:
+    if is_list_type(dtype):
+        dtype = dtype.value_type
     if not pat.is_struct(dtype):
         return is_text_type(dtype) or pat.is_null(dtype)
     fields = {dtype.field(i).name: dtype.field(i).type for i in range(dtype.num_fields)}

@@ -114,7 +114,9 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     keys = np.stack([blocks, chosen["file"], chosen["group"]])
     starts = np.flatnonzero(np.any(np.diff(keys, axis=1, prepend=-2) != 0, axis=0))
     ends = np.append(starts[1:], len(chosen))[: len(starts)]
-    rows = [_wanted_rows(chosen["row"][a:b]) for a, b in zip(starts, ends, strict=True)]
+    numbers = [chosen["row"][a:b] for a, b in zip(starts, ends, strict=True)]
+    # None where the rows are consecutive, which is the rule.
+    rows = [None if run[-1] - run[0] + 1 == len(run) else run.tolist() for run in numbers]
     slices = pa.table(
         {
             "file": chosen["file"][starts],
@@ -128,8 +130,3 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     )
     begins = np.flatnonzero(np.diff(blocks, prepend=-1))
     return Plan(slices, blocks[starts], begins, len(begins), len(chosen), rows_per_block)
-
-
-def _wanted_rows(rows: np.ndarray) -> list[int] | None:
-    """None where the rows are consecutive, which is the rule."""
-    return None if rows[-1] - rows[0] + 1 == len(rows) else rows.tolist()

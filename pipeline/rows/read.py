@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ERROR, ManifestError, RowError, error_array, error_record, is_unicode, shown
+from pipeline.errors import ERROR, ManifestError, RowError, error_record, is_unicode, shown
 from pipeline.rows import arrow_values
 from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
 from pipeline.rows.manifest import UNREADABLE, Manifest, Slice, open_file
@@ -35,14 +35,8 @@ class RawRows:
     problems: dict[int, RowError]
 
 
-def output_schema(manifest: Manifest) -> pa.Schema:
-    """Columns of a block that has been read."""
-    extra = [field.with_name(EXTRA_PREFIX + field.name) for field in manifest.extra]
-    return pa.schema([ID, TEXT, manifest.payload.field, SOURCE, ERROR, *extra])
-
-
 def read_block(manifest: Manifest, slices: Sequence[Slice]) -> pa.Table:
-    """The rows of a block, in manifest order, as `output_schema` says.
+    """The rows of a block, in manifest order: ID, TEXT, the payload, SOURCE, ERROR and pass-through columns.
 
     Raises ManifestError when a file has changed or cannot be read any more.
     """
@@ -183,10 +177,13 @@ def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
         pa.array(texts, TEXT.type),
         pa.array(payloads, manifest.payload.field.type),
         pa.array(sources, SOURCE.type),
-        error_array([error_record("read", errors[i]) if i in errors else None for i in range(len(ids))]),
+        pa.array(
+            [error_record("read", errors[i]) if i in errors else None for i in range(len(ids))], ERROR.type
+        ),
         *raw.extra,
     ]
-    return pa.table(columns, schema=output_schema(manifest))
+    extra = [field.with_name(EXTRA_PREFIX + field.name) for field in manifest.extra]
+    return pa.table(columns, schema=pa.schema([ID, TEXT, manifest.payload.field, SOURCE, ERROR, *extra]))
 
 
 def _changed(manifest: Manifest, part: Slice, row: int) -> ManifestError:

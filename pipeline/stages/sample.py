@@ -67,7 +67,12 @@ class Sampler:
         decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         self.sampler = CandidateSampler(decoder, engine)  # has its own copy of the weights
         facts = self.sampler.facts()
-        check_facts(expected_facts, facts)
+        if expected_facts is not None and (differing := differing_fields(expected_facts, facts, "engine")):
+            raise RunError(
+                "this machine's sampler may draw other tokens than the output holds "
+                f"({'; '.join(differing)}): use the same kind of device and the "
+                "same versions, or another output"
+            )
         self.engine = json.dumps(facts, sort_keys=True)
         self.latents: dict[str, torch.Tensor] = {}  # of the voices used last, the latest at the end
         self.voices_cached = voices_cached
@@ -117,15 +122,6 @@ class Sampler:
             return self.sampler.sample([prompt], params)[0]
 
         return map_rows(table, "sample", alone)
-
-
-def check_facts(expected: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
-    """Raise RunError naming the facts that are not the expected ones."""
-    if expected is not None and (differing := differing_fields(expected, found, "engine")):
-        raise RunError(
-            f"this machine's sampler may draw other tokens than the output holds ({'; '.join(differing)}): "
-            "use the same kind of device and the same versions, or another output"
-        )
 
 
 def _has_stored(table: pa.Table, i: int) -> bool:

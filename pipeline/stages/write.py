@@ -65,15 +65,9 @@ class BlockWriter:
         absent = [field for field in SAMPLED if field.name not in table.column_names]
         table = set_columns(table, {field: pa.nulls(len(table), field.type) for field in absent})
         name = part_name(table["id"].to_pylist())
-        num_bytes = self.output.write_table("_parts", name, as_part(table, self.seed))
-        return report_of(table, name, num_bytes)
-
-
-def as_part(table: pa.Table, seed: int | None) -> pa.Table:
-    """The rows and errors of a finished block with the columns PART and the pass-through ones."""
-    fields = [*PART, *extra_fields(table.schema)]
-    seeds = pa.array([seed] * len(table), SEED.type)
-    return pa.table([seeds if f.name == "seed" else table[f.name] for f in fields], schema=pa.schema(fields))
+        table = set_columns(table, {SEED: pa.array([self.seed] * len(table), SEED.type)})
+        part = table.select([*PART.names, *(field.name for field in extra_fields(table.schema))])
+        return report_of(table, name, self.output.write_table("_parts", name, part))
 
 
 def part_name(ids: list[str]) -> str:

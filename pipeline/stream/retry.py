@@ -48,10 +48,11 @@ def reports(
     while len(todo):
         plan = make_plan(index, todo, rows_per_block)
         size = min(rows_per_block, plan.rows_per_block)
+        most_lost = max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
         written: set[str] = set()
         failure = None
         try:
-            for envelope, report in block_reports(Stream(work, cluster, plan).whole(), _most_lost(plan)):
+            for envelope, report in block_reports(Stream(work, cluster, plan).whole(), most_lost):
                 written.add(report["part"])
                 finished_any = True
                 yield envelope.timings, report
@@ -73,10 +74,6 @@ def reports(
             f"{len(todo):,} rows were lost with their processes or nodes: they are tried again, "
             f"in blocks of {rows_per_block}"
         )
-
-
-def _most_lost(plan: Plan) -> int:
-    return max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
 
 
 def _left(index: RowIndex, todo: np.ndarray, plan: Plan, written: set[str]) -> np.ndarray:

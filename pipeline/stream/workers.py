@@ -46,11 +46,11 @@ def guarded(name: str, stage: OnBlock, plan: Any = None) -> Callable[[pa.Table],
         envelope = Envelope.open(row)
         if envelope.stopped is not None:
             return row
-        started = time.perf_counter()
+        started, worker = time.perf_counter(), f"{socket.gethostname()}:{os.getpid()}"
         try:
             table = envelope.table if envelope.table is not None else shared(plan).slices_of(envelope.block)
             result = stage(table)
-            timing = Timing(name, time.perf_counter() - started, worker_name())
+            timing = Timing(name, time.perf_counter() - started, worker)
             return envelope.with_result(result, timing).seal()
         except Exception as error:
             leave_if_fatal(name, error)
@@ -145,10 +145,6 @@ def stop_reason(stage: str, error: Exception) -> ErrorRecord:
 def raise_stopped(reason: ErrorRecord) -> None:
     """Raise in the driver what `stop_reason` recorded in a worker."""
     raise (ManifestError if reason["type"] == ManifestError.__name__ else RunError)(reason["message"])
-
-
-def worker_name() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def leave_if_fatal(name: str, error: Exception) -> None:
