@@ -69,24 +69,33 @@ def interrupt(workload: Workload, output: Path, number: signal.Signals, code: in
     check_stored(read_stored(OutputFolder(str(output))), workload)
 
 
-def test_ctrl_c_and_a_dead_sampler_change_no_token(
+def test_signals_a_lost_folder_and_a_dead_sampler_change_no_token(
     workload: Workload, undisturbed: Stored, tmp_path: Path
 ) -> None:
-    """One run is interrupted; in the next one the sampler's process is killed, and replaced."""
-    interrupt(workload, tmp_path, signal.SIGINT, 130)
-    with Run(workload, str(tmp_path)) as run:
-        wait_for_rows(run, tmp_path)
+    """One output, begun by four runs: two are told to end, the third finds a file in a folder's place
+    (permissions do not stop root), and in the last one the sampler's process is killed, and replaced.
+    """
+    (tmp_path / "file").write_text("")
+    with Run(workload, str(tmp_path / "file" / "out")) as run:
+        assert str(tmp_path / "file") in failed(run)
+    output = tmp_path / "out"
+    interrupt(workload, output, signal.SIGINT, 130)
+    interrupt(workload, output, signal.SIGTERM, 143)
+    with Run(workload, str(output)) as run:
+        wait_for_rows(run, output)
+        wait_until(lambda: _replaced_by_file(output / "_scratch"), 60, "the folder to be replaced", pause=0)
+        assert "_scratch" in failed(run)
+    check_stored(read_stored(OutputFolder(str(output))), workload)
+    (output / "_scratch").unlink()
+    with Run(workload, str(output)) as run:
+        wait_for_rows(run, output)
         samplers = [p for p in processes_of(run.pid) if p.is_stage_actor and "sample" in p.title]
         assert len(samplers) == 1
         kill(samplers)
         ended(run, 0)
-    stored = read_stored(OutputFolder(str(tmp_path)))
+    stored = read_stored(OutputFolder(str(output)))
     check_finished(stored, workload)
     assert differences(stored, undisturbed) == []
-
-
-def test_sigterm_ends_a_run_as_ctrl_c_does(workload: Workload, tmp_path: Path) -> None:
-    interrupt(workload, tmp_path, signal.SIGTERM, 143)
 
 
 def test_a_row_that_ends_its_process_every_time_takes_no_other_with_it(
@@ -168,23 +177,6 @@ def test_a_full_disk_ends_the_run_and_more_space_continues_it(
         assert "No space left on device" in failed(run)
     check_stored(read_stored(OutputFolder(str(output))), workload)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    finish(workload, output, undisturbed)
-
-
-def test_a_folder_that_cannot_be_written_ends_the_run(
-    workload: Workload, undisturbed: Stored, tmp_path: Path
-) -> None:
-    """Permissions do not stop root: a file stands where a folder must be."""
-    (tmp_path / "file").write_text("")
-    with Run(workload, str(tmp_path / "file" / "out")) as run:
-        assert str(tmp_path / "file") in failed(run)
-    output = tmp_path / "out"
-    with Run(workload, str(output)) as run:
-        wait_for_rows(run, output)
-        wait_until(lambda: _replaced_by_file(output / "_scratch"), 60, "the folder to be replaced", pause=0)
-        assert "_scratch" in failed(run)
-    check_stored(read_stored(OutputFolder(str(output))), workload)
-    (output / "_scratch").unlink()
     finish(workload, output, undisturbed)
 
 
