@@ -150,10 +150,20 @@ def contained(path: str, root: str) -> str:
 
 def _open_local(path: str) -> BinaryIO:
     name = storage.absolute(path)
-    # Before it is opened: opening a device may do something, and a FIFO waits for a writer.
-    if not stat.S_ISREG(os.stat(name).st_mode):
+    _check_is_file(os.stat(name).st_mode)  # before it is opened: opening a device may do something
+    # O_NONBLOCK: opening a FIFO, should there be one by now, must not wait for a writer.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_is_file(os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb", buffering=1 << 18)
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _check_is_file(mode: int) -> None:
+    if not stat.S_ISREG(mode):
         raise OSError("it is a folder, FIFO, socket or device, not a file")
-    return open(name, "rb", buffering=1 << 18)
 
 
 def _open_remote(path: str) -> BinaryIO:
