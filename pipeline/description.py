@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
     from pipeline.settings import RankingSettings, ResultSettings, Run
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 NAME = "run.json"
 PACKAGE = "clvp"
 
@@ -120,6 +120,11 @@ def settle(output: OutputFolder, now: Description) -> Description:
     """
     before = load(output)
     differing = differences(before, now) if before is not None else []
+    if before is None and _holds_rows(output):
+        raise RunError(
+            f"{output.uri} holds Parquet files but no {NAME}, which says what made them: restore it, or use "
+            "another output"
+        )
     if before is None or (differing and not _holds_rows(output)):
         return save(output, now)
     if differing:

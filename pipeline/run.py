@@ -4,26 +4,28 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 """
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from clvp import ClvpConfig
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
 from pipeline.description import Description, describe, load, settle, settle_engine
-from pipeline.errors import RunError
+from pipeline.errors import RunError, shown
 from pipeline.extend import check_extendable
 from pipeline.metrics import MetricsLog
 from pipeline.output.folder import OutputFolder
-from pipeline.output.lock import exclusive
+from pipeline.output.lock import Held, exclusive
 from pipeline.output.publish import (
+    Files,
     Recovered,
-    drop_parts,
     forget_failures,
+    forget_rows,
     past_attempts,
+    publish,
     publish_rejected,
     recover,
 )
@@ -32,7 +34,7 @@ from pipeline.output.stored_candidates import open_stored
 from pipeline.progress import Progress, Totals
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
-from pipeline.rows.plan import rejected_rows, select_rows
+from pipeline.rows.plan import Selection, rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ResultSettings, Run
 from pipeline.stages import Work, output_columns
@@ -88,36 +90,43 @@ def rank_again(run: Run, source: str) -> Summary:
 
 def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
     output = OutputFolder(storage.absolute(run.output))
-    opened = open_manifest(run.manifest, payload)
+    opened = open_manifest(run.manifest, payload, output.uri)
     checkpoint = describe_checkpoint(run.model)
     check_model(checkpoint, run)
     manifest, index = scan(opened)
     now = describe(run, checkpoint, output_columns(run, manifest))
     earlier = OutputFolder(storage.absolute(run.extend)) if run.extend is not None else None
     extended = None if earlier is None else check_extendable(earlier, output, now)
-    with exclusive(output, lambda message: print(message, flush=True)) as check:
+    with exclusive(output, lambda message: print(message, flush=True)) as held:
         description = settle(output, now)
         work = Work(run, manifest, checkpoint, output, seed)
         if earlier is not None and extended is not None:
             work = replace(work, stored=open_stored(earlier, extended.settings["num_candidates"]))
             if description.engine is None and extended.engine is not None:
                 description = settle_engine(output, description, extended.engine)
-        return _finish(work, index, description, check)
+        return _finish(work, index, description, held)
 
 
-def _finish(work: Work, index: RowIndex, description: Description, check: Callable[[], None]) -> Summary:
-    """Do what is left to do in an output that is held; `check` raises when it is not any more."""
+def _finish(work: Work, index: RowIndex, description: Description, held: Held) -> Summary:
+    """Do what is left to do in an output that is held."""
     output, execution = work.output, work.run.execution
-    recovered = _recovered(work, description)
-    selection = select_rows(index, recovered.ids)
+    files = Files(output)
+    recovered, selection = _recovered(work, index, files, description)
     rejected = publish_rejected(output, rejected_rows(work.manifest, index, selection))
     todo = len(selection.todo)
     progress = Progress(todo, execution.report_seconds)
-    publisher = Publisher(output, execution.publish_bytes, recovered.parts, past_attempts(output), check)
+    publisher = Publisher(files, execution.publish_bytes, recovered.parts, past_attempts(output), held)
     progress.note(
         f"{len(index.ids):,} rows in the manifest: {len(selection.done):,} done before, "
         f"{rejected:,} rejected, {todo:,} to do"
     )
+    if len(selection.changed):
+        progress.note(
+            f"{len(selection.changed):,} of the rows done before have another text or audio now (the first: "
+            f"{shown(index.ids[int(selection.changed[0])].as_py())}): --redo-changed makes them anew"
+        )
+    if gone := recovered.done + recovered.failed - len(selection.done):
+        progress.note(f"{gone:,} rows of the output are not in the manifest any more; they stay")
     with publisher:
         if todo:
             with connected(execution.worker_logs):
@@ -127,18 +136,39 @@ def _finish(work: Work, index: RowIndex, description: Description, check: Callab
         raise RunError(
             f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
         )
-    drop_parts(output)
+    _check_stored(files, index)
     return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)
 
 
-def _recovered(work: Work, description: Description) -> Recovered:
-    """What the output holds already, without the failures that are to be tried again."""
+def _recovered(
+    work: Work, index: RowIndex, files: Files, description: Description
+) -> tuple[Recovered, Selection]:
+    """What the output holds already, without what is to be made again."""
     engine = description.engine
-    recovered = recover(work.output, None if engine is None else json.dumps(engine, sort_keys=True))
+    recovered = recover(files, None if engine is None else json.dumps(engine, sort_keys=True))
     if work.run.retry_failed and recovered.failed:
-        forget_failures(work.output, recovered.parts)
-        recovered = recover(work.output)
-    return recovered
+        forget_failures(files, recovered.parts)
+        recovered = recover(files)
+    selection = select_rows(index, recovered.ids, recovered.digests)
+    if work.run.redo_changed and len(selection.changed):
+        forget_rows(files, recovered.parts, index.ids.take(pa.array(selection.changed)).combine_chunks())
+        recovered = recover(files)
+        selection = select_rows(index, recovered.ids, recovered.digests)
+    return recovered, selection
+
+
+def _check_stored(files: Files, index: RowIndex) -> None:
+    """Count what the output holds in the end, rather than what was written to it.
+
+    Parts that are left were written by processes that died before they could tell.
+    """
+    stored = recover(files)
+    publish(files, stored.parts)
+    if missing := len(select_rows(index, stored.ids, stored.digests).todo):
+        raise RunError(
+            f"{missing:,} rows that were done are not in {files.output.uri} any more: were files deleted "
+            "there? The same command makes them again"
+        )
 
 
 def _stream(
@@ -159,7 +189,7 @@ def _stream(
     with progress:
         try:
             for timings, report in reports(work, cluster, index, todo, size, progress.note):
-                publisher.check()
+                publisher.held.check()
                 if report["engine"] is not None:
                     description = settle_engine(work.output, description, json.loads(report["engine"]))
                 publisher.add(report["part"], report["num_bytes"])

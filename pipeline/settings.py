@@ -138,6 +138,7 @@ class Run:
     results: ResultSettings | RankingSettings
     execution: ExecutionSettings = ExecutionSettings()
     retry_failed: bool = False  # also try the rows again that are in the error table
+    redo_changed: bool = False  # also make the rows again whose text or audio has changed since
     # output of a finished run with fewer candidates, same manifest and settings: they are taken over
     extend: str | None = None
 

@@ -151,7 +151,8 @@ def _write_sample(uri: str, manifest: Manifest, index: RowIndex, positions: np.n
     writer: pq.ParquetWriter | None = None
     with filesystem.open_output_stream(path) as stream:
         for number in range(plan.num_blocks):
-            table = read_block(manifest, plan.block(number)).drop_columns(["source", "error"])
+            table = read_block(manifest, plan.slices_of(number))
+            table = table.drop_columns(["source", "row_digest", "error"])
             table = table.rename_columns([name.removeprefix(EXTRA_PREFIX) for name in table.schema.names])
             writer = writer or pq.ParquetWriter(stream, table.schema)
             writer.write_table(table)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import conditional, storage
 
 ROW_GROUP_BYTES = 32 << 20  # of Arrow data
 
@@ -33,6 +33,13 @@ class OutputFolder:
     def write(self, folder: str, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file whole or not at all; it replaces one of the same name."""
         storage.write_atomically(self.file(folder, name), data, self.folder("_scratch"))
+
+    def create(self, folder: str, name: str, data: bytes | pa.Buffer, version: str | None = None) -> str:
+        """Write a file that is not there, or replace this version of it; returns its new version.
+
+        Raises ConflictError, with nothing written, where another run was faster.
+        """
+        return conditional.write(self.file(folder, name), data, self.folder("_scratch"), version)
 
     def write_table(self, folder: str, name: str, table: pa.Table) -> int:
         """Write a Parquet file as `write` does; returns its size in bytes."""

@@ -1,28 +1,36 @@
 """From many small parts to few large files in `data` and `errors`, and what an earlier run has left.
 
-Publishing reads finished parts, writes their rows to one file in `data` and their errors to one in `errors`
-under names that follow from the parts, and deletes the parts. It may be killed anywhere: whatever is already
-in `data` or `errors` counts, and `recover` drops it from the parts that are still there.
+Publishing reads finished parts, writes their errors to one file in `errors` and their rows to one in `data`,
+and deletes the parts. It may be killed anywhere: whatever is already in `data` or `errors` counts, and
+`recover` drops it from the parts that are still there.
+
+Nor can a driver that was thought dead add anything, however late: files are numbered, and a number is taken
+once. The next driver publishes the same parts, so it needs the number that the late one is about to take, and
+whoever comes second is refused by the store (`pipeline.conditional`). Numbers are never free again.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import ERROR_TYPE
+from pipeline.conditional import ConflictError
+from pipeline.errors import ERROR_TYPE, RunError
 from pipeline.output.folder import ROW_GROUP_BYTES, OutputFolder, rows_per_group
 from pipeline.rows.columns import (
     CANDIDATES,
     EXTRA_PREFIX,
     ID,
+    ROW_DIGEST,
     SEED,
     SOURCE,
     TEXT,
@@ -32,9 +40,9 @@ from pipeline.rows.columns import (
 )
 
 # `data`: these with the pass-through columns, under their own names, after `text`.
-DATA = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES])
+DATA = pa.schema([ID, TEXT, SEED, VOICE_KEY, ROW_DIGEST, CANDIDATES])
 ATTEMPT = pa.field("attempt", pa.int32())  # from 1; a row that is tried again and fails has a higher one
-ERRORS = pa.schema([ID, SOURCE, ATTEMPT, *ERROR_TYPE])
+ERRORS = pa.schema([ID, SOURCE, ROW_DIGEST, ATTEMPT, *ERROR_TYPE])
 
 REJECTED_FILE = "manifest.parquet"  # in `errors`: rows without an id of their own, written anew by every run
 RETRIED = "_retried"  # what `errors` held of rows that are tried again
@@ -46,13 +54,36 @@ class Recovered:
     """What the output holds already."""
 
     ids: pa.ChunkedArray  # of all rows that are done or failed, large_string
+    digests: pa.ChunkedArray  # ROW_DIGEST of each
     parts: list[str]  # not published yet
     done: int
     failed: int
 
 
+class Files:
+    """Takes the next numbers of an output's files in `data` and `errors`, from those that it finds there."""
+
+    def __init__(self, output: OutputFolder) -> None:
+        self.output = output
+        self.last: dict[str, int] = {}
+        for folder in ("data", "errors"):
+            numbers = [re.fullmatch(r"(\d+)\.parquet", name) for name in output.parquet_files(folder)]
+            self.last[folder] = max((int(number[1]) for number in numbers if number), default=0)
+
+    def add(self, folder: str, content: pa.Buffer) -> None:
+        """Write the next file. Raises RunError where another run has."""
+        number = self.last[folder] + 1
+        try:
+            self.output.create(folder, f"{number:06}.parquet", content)
+        except ConflictError:
+            raise RunError(
+                f"another run has written to {self.output.uri} meanwhile; the same command continues there"
+            ) from None
+        self.last[folder] = number
+
+
 def publish(
-    output: OutputFolder,
+    files: Files,
     parts: Sequence[str],
     skip_ids: Sequence[str] = (),
     attempts: Mapping[str, int] | None = None,
@@ -62,8 +93,7 @@ def publish(
     `attempts` are the failed ones before this, by id. Errors go first: until the rows follow they are still
     in their parts, where the next run finds them.
     """
-    skipped = pa.array(skip_ids, ID.type)
-    name = hashlib.blake2b("\0".join(sorted(parts)).encode(), digest_size=16).hexdigest() + ".parquet"
+    output, skipped = files.output, pa.array(skip_ids, ID.type)
     data, errors = _ParquetFile(), _ParquetFile()
     for table in _read_ahead(output, parts):
         if len(skipped):
@@ -75,7 +105,7 @@ def publish(
     for folder, file in (("errors", errors), ("data", data)):
         encoded = file.finish()
         if encoded is not None:
-            output.write(folder, name, encoded)
+            files.add(folder, encoded)
     _delete(output, "_parts", parts)
 
 
@@ -135,8 +165,8 @@ def _delete(output: OutputFolder, folder: str, names: Sequence[str]) -> None:
 def _data_rows(table: pa.Table) -> pa.Table:
     extra = extra_fields(table.schema)
     plain = [field.with_name(field.name.removeprefix(EXTRA_PREFIX)) for field in extra]
-    fields = [ID, TEXT, *plain, SEED, VOICE_KEY, CANDIDATES]
-    names = ["id", "text", *(field.name for field in extra), "seed", "voice_key", "candidates"]
+    fields = [ID, TEXT, *plain, *list(DATA)[2:]]
+    names = [*DATA.names[:2], *(field.name for field in extra), *DATA.names[2:]]
     return pa.table([table[name] for name in names], schema=pa.schema(fields))
 
 
@@ -144,7 +174,7 @@ def _error_rows(table: pa.Table, attempts: Mapping[str, int]) -> pa.Table:
     error = table["error"].combine_chunks()
     parts = [pc.struct_field(error, name) for name in ERROR_TYPE.names]
     numbers = pa.array([attempts.get(row_id, 0) + 1 for row_id in table["id"].to_pylist()], ATTEMPT.type)
-    return pa.table([table["id"], table["source"], numbers, *parts], schema=ERRORS)
+    return pa.table([*(table[name] for name in ERRORS.names[:3]), numbers, *parts], schema=ERRORS)
 
 
 def publish_rejected(output: OutputFolder, rejected: Iterator[Mapping[str, Any]]) -> int:
@@ -165,25 +195,24 @@ def publish_rejected(output: OutputFolder, rejected: Iterator[Mapping[str, Any]]
     return count
 
 
-def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
+def recover(files: Files, engine: str | None = None) -> Recovered:
     """Read what an earlier run has left, and finish what it was about to publish when it ended.
 
-    Parts whose candidates were sampled by another engine than `engine` (JSON of its facts) are dropped: their
-    run was about to end for that reason, and their rows are sampled again.
+    A row that is stored twice loses its second place, wherever it came from. Parts whose candidates were
+    sampled by another engine than `engine` (JSON of its facts) are dropped: their run was about to end for
+    that reason, and their rows are sampled again.
     """
+    output = files.output
     _delete(output, "_scratch", storage.list_names(output.folder("_scratch"), ""))
-    data = _read_columns(output, "data", output.parquet_files("data"), ["id"])
-    failed = _read_columns(output, "errors", _error_files(output), ["id"])
+    data, failed = _stored(output)
     names = output.parquet_files("_parts")
-    parts = _read_columns(output, "_parts", names, ["id", "error", "engine"])
+    parts = _read_columns(output, "_parts", names, ["id", "row_digest", "error", "engine"])
     foreign = [engine is not None and pc.any(pc.not_equal(t["engine"], engine)).as_py() for t in parts]
     _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
     names = [name for name, other in zip(names, foreign, strict=True) if not other]
     parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
     tables = (*data, *failed, *parts)
-    ids = pa.chunked_array(
-        [c for t in tables for c in t["id"].cast(pa.large_string()).chunks], "large_string"
-    )
+    ids, digests = _joined(tables, "id", pa.large_string()), _joined(tables, "row_digest", ROW_DIGEST.type)
     first = first_occurrences(ids)
     begin = sum(map(len, (*data, *failed)))
     num_failed = sum(map(len, failed))
@@ -195,32 +224,63 @@ def recover(output: OutputFolder, engine: str | None = None) -> Recovered:
         if new.all():
             kept.append(name)
         elif new.any():
-            publish(output, [name], table["id"].filter(pa.array(~new)).to_pylist(), past_attempts(output))
+            publish(files, [name], table["id"].filter(pa.array(~new)).to_pylist(), past_attempts(output))
         else:
             _delete(output, "_parts", [name])
-    return Recovered(ids, kept, int(first.sum()) - num_failed, num_failed)
+    return Recovered(ids, digests, kept, int(first.sum()) - num_failed, num_failed)
 
 
-def forget_failures(output: OutputFolder, parts: Sequence[str]) -> None:
+def _joined(tables: Sequence[pa.Table], name: str, dtype: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for table in tables for chunk in table[name].cast(dtype).chunks], dtype)
+
+
+def _stored(output: OutputFolder) -> tuple[list[pa.Table], list[pa.Table]]:
+    """Ids and digests in `data` and in `errors`, each id once."""
+    columns = ["id", "row_digest"]
+    places = [("data", name) for name in output.parquet_files("data")]
+    tables = _read_columns(output, "data", [name for _, name in places], columns)
+    num_data = len(tables)
+    places += [("errors", name) for name in _error_files(output)]
+    tables += _read_columns(output, "errors", [name for _, name in places[num_data:]], columns)
+    first = first_occurrences(_joined(tables, "id", pa.large_string()))
+    ends = np.cumsum([len(table) for table in tables])
+    for i, kept in enumerate(np.split(first, ends[:-1])):
+        if not kept.all():
+            _keep(output, *places[i], pa.array(kept))
+            tables[i] = tables[i].filter(pa.array(kept))
+    return tables[:num_data], tables[num_data:]
+
+
+def _keep(output: OutputFolder, folder: str, name: str, kept: pa.Array) -> None:
+    """Leave only the rows [n] `kept` of a file. One that is empty then stays: its number is taken."""
+    output.write_table(folder, name, output.read_table(folder, name).filter(kept))
+
+
+def forget_rows(files: Files, parts: Sequence[str], ids: pa.Array) -> None:
+    """Take these rows out of `data` and `errors`, so that they are rows to do; `parts` come first."""
+    output = files.output
+    publish(files, parts, (), past_attempts(output))
+    for folder, names in (("data", output.parquet_files("data")), ("errors", _error_files(output))):
+        for name, table in zip(names, _read_columns(output, folder, names, ["id"]), strict=True):
+            kept = pc.invert(pc.is_in(table["id"].cast(ids.type), value_set=ids)).combine_chunks()
+            if not pc.all(kept).as_py():
+                _keep(output, folder, name, kept)
+
+
+def forget_failures(files: Files, parts: Sequence[str]) -> None:
     """Take all rows that failed out of `errors`, so that they are rows to do; `parts` are published first.
 
     Ended anywhere, some rows are out and some are not, and what is out is in the history, which only ever
     says how often a row was tried.
     """
-    if parts:
-        publish(output, parts, (), past_attempts(output))
+    output = files.output
+    publish(files, parts, (), past_attempts(output))
     for name in _error_files(output):
         content = storage.read_bytes(output.file("errors", name))
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        output.write(RETRIED, f"{digest}.parquet", content)
-        storage.delete_files([output.file("errors", name)])
-
-
-def drop_parts(output: OutputFolder) -> None:
-    """Delete what is left in `_parts` when every row is published: blocks written by processes that died
-    before they could tell.
-    """
-    _delete(output, "_parts", output.parquet_files("_parts"))
+        if pq.read_metadata(pa.BufferReader(content)).num_rows:
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            output.write(RETRIED, f"{digest}.parquet", content)
+            output.write_table("errors", name, ERRORS.empty_table())
 
 
 def past_attempts(output: OutputFolder) -> dict[str, int]:
@@ -239,5 +299,14 @@ def _error_files(output: OutputFolder) -> list[str]:
 def _read_columns(
     output: OutputFolder, folder: str, names: Sequence[str], columns: list[str]
 ) -> list[pa.Table]:
+    """Raises RunError naming a file that is none of ours."""
     with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(lambda name: output.read_table(folder, name, columns), names))
+        tables = list(readers.map(lambda name: output.read_table(folder, name, columns), names))
+    for name, table in zip(names, tables, strict=True):
+        if missing := set(columns) - set(table.column_names):
+            absent = ", ".join(sorted(missing))
+            raise RunError(
+                f"{output.file(folder, name)} was not written by a run (it has no {absent}): move it away, "
+                "or use another output"
+            )
+    return tables

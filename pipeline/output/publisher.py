@@ -5,11 +5,11 @@ publish the same parts beside a worker that has outlived its run.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 
-from pipeline.output.folder import OutputFolder
-from pipeline.output.publish import publish
+from pipeline.output.lock import Held
+from pipeline.output.publish import Files, publish
 
 
 class Publisher:
@@ -19,16 +19,16 @@ class Publisher:
 
     def __init__(
         self,
-        output: OutputFolder,
+        files: Files,
         enough_bytes: int,
         parts: Sequence[str] = (),
         attempts: Mapping[str, int] | None = None,
-        check: Callable[[], None] = lambda: None,
+        held: Held | None = None,
     ) -> None:
-        self.output = output
+        self.files = files
         self.enough_bytes = enough_bytes
         self.attempts = attempts
-        self.check = check  # raises when this run may no longer write
+        self.held = held or Held()
         self._parts = list(parts)
         self._num_bytes = 0
         self._queue: SimpleQueue[list[str] | None] = SimpleQueue()
@@ -61,8 +61,8 @@ class Publisher:
         while (parts := self._queue.get()) is not None:
             if self._failure is None:  # else the parts wait for the next run
                 try:
-                    self.check()
-                    publish(self.output, parts, (), self.attempts)
+                    self.held.confirm()
+                    publish(self.files, parts, (), self.attempts)
                 except BaseException as error:
                     self._failure = error
 

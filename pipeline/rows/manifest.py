@@ -23,7 +23,12 @@ PARQUET = (".parquet", ".pq")
 JSONL = (".jsonl", ".ndjson", ".json")
 CSV = (".csv", ".tsv")
 SUFFIXES = (*PARQUET, *JSONL, *CSV)
-RESERVED = ("seed", "voice_key", "candidates")  # columns of the output that a manifest must not bring along
+RESERVED = (
+    "seed",
+    "voice_key",
+    "row_digest",
+    "candidates",
+)  # columns of the output that a manifest must not bring along
 
 NOTHING = pa.schema([])
 
@@ -68,8 +73,10 @@ class Slice:
     rows: tuple[int, ...] | None = None  # record numbers wanted; None: every one in the range
 
 
-def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
+def open_manifest(patterns: Sequence[str], payload: Payload, output: str | None = None) -> Manifest:
     """Find the manifest's files and check the columns of those that state them (Parquet, CSV).
+
+    A folder may hold the output of the run: what lies in it is no manifest.
 
     Raises ManifestError naming the file and column at fault.
     """
@@ -78,11 +85,12 @@ def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
         if not pattern:
             raise ManifestError("a manifest's name is empty")
         try:
-            uris += [uri for uri in storage.expand(pattern, SUFFIXES) if uri not in uris]
+            found = storage.expand(pattern, SUFFIXES)
+            uris += [uri for uri in found if uri not in uris and not _lies_in(uri, output)]
         except (OSError, ValueError) as error:
             raise ManifestError(f"manifest {pattern}: {error}") from error
     if not uris:
-        raise ManifestError("no manifest was given")
+        raise ManifestError(f"no manifest was given, or all of it lies in the output folder {output}")
     types = ColumnTypes()
     files = []
     for uri in uris:
@@ -91,6 +99,12 @@ def open_manifest(patterns: Sequence[str], payload: Payload) -> Manifest:
         except UNREADABLE as error:
             raise ManifestError(f"manifest file {uri} cannot be read: {error}") from error
     return Manifest(tuple(files), payload, types.schema())
+
+
+def _lies_in(uri: str, folder: str | None) -> bool:
+    if folder is None:
+        return False
+    return storage.split_query(uri)[0].startswith(storage.split_query(folder)[0].rstrip("/") + "/")
 
 
 def _open_file(uri: str, payload: Payload, types: ColumnTypes) -> ManifestFile:

@@ -3,6 +3,7 @@
 A payload turns one manifest value (as Python sees it, whatever the manifest's format) into one Arrow type.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,11 +35,27 @@ class Payload:
     convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
     expected: str  # for messages
     replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
+    named: bool = False  # whether a value names what it stands for, so that another name is another value
 
     @property
     def required(self) -> tuple[str, str, str]:
         """The columns that every file of a manifest must have."""
         return ("id", "text", self.column)
+
+    def digest(self, text: Any, value: Any) -> int:
+        """ROW_DIGEST of a row from its text and this column as the manifest holds them.
+
+        Of audio it sees the names: the bytes of all clips would have to be read to find out what is to do.
+        """
+        seen = json.dumps([text, names_in(value) if self.named else []], default=lambda _: None)
+        return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "little")
+
+
+def names_in(value: Any) -> list[Any]:
+    """Paths of clips as the manifest gives them, in whatever form it gives them."""
+    items = value if isinstance(value, list) else [value]
+    paths = [item.get("path") if isinstance(item, dict) else item for item in items]
+    return [path for path in paths if path is not None]
 
 
 def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
@@ -157,6 +174,7 @@ AUDIO_PAYLOAD = Payload(
     _accepts_audio,
     audio_clips,
     "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
+    named=True,
 )
 SPEECH_PAYLOAD = Payload(
     "speech_ids",
@@ -173,5 +191,5 @@ STORED_PAYLOAD = Payload(
     _accepts_speech_ids,
     speech_candidates,
     "the candidates of a finished run (structs with speech_ids, candidate and finished)",
-    replaced=("seed", "voice_key"),
+    replaced=("seed", "voice_key", "row_digest"),
 )

@@ -5,7 +5,9 @@ already has are left out, and the rest is cut into blocks in manifest order. A b
 through the stages, is written as one file and is lost or kept as a whole.
 """
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,7 @@ SLICES = pa.schema(
         ("end", pa.int64()),
         ("first_row", pa.int64()),
         ("rows", pa.list_(pa.int64())),
+        ("name", pa.string()),  # of the block
     ]
 )
 
@@ -37,6 +40,7 @@ class Plan:
 
     slices: pa.Table  # SLICES of all blocks
     blocks: np.ndarray  # [slices], the number of the block of each, ascending
+    names: list[str]  # [num_blocks], `block_name` of the ids that the driver saw there
     starts: np.ndarray  # [num_blocks], which of the planned rows is the first of each block
     num_blocks: int
     num_rows: int
@@ -47,13 +51,16 @@ class Plan:
         first, last = np.searchsorted(self.blocks, [number, number + 1])
         return self.slices.slice(first, last - first)
 
-    def block(self, number: int) -> list[Slice]:
-        return as_slices(self.slices_of(number))
-
 
 def as_slices(table: pa.Table) -> list[Slice]:
     """The rows of SLICES."""
-    return [Slice(**{**row, "rows": row["rows"] and tuple(row["rows"])}) for row in table.to_pylist()]
+    rows = table.drop_columns("name").to_pylist()
+    return [Slice(**{**row, "rows": row["rows"] and tuple(row["rows"])}) for row in rows]
+
+
+def block_name(ids: Sequence[str]) -> str:
+    """What a block is known by: the same ids in the same order, whatever characters they hold."""
+    return hashlib.blake2b(json.dumps(ids).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,19 +71,33 @@ class Selection:
     done: np.ndarray
     repeated: np.ndarray  # the id occurred further up
     unusable: np.ndarray  # no id
+    changed: np.ndarray  # those of `done` that were made from something else
 
 
-def select_rows(index: RowIndex, done_ids: pa.ChunkedArray) -> Selection:
-    """Sort all rows into to do, done and rejected. The first occurrence of an id counts."""
+def select_rows(
+    index: RowIndex, done_ids: pa.ChunkedArray, digests: pa.ChunkedArray | None = None
+) -> Selection:
+    """Sort all rows into to do, done and rejected. The first occurrence of an id counts.
+
+    `done_ids` and `digests` (ROW_DIGEST) are of the rows that the output holds; without digests no row counts
+    as changed.
+    """
     ids = index.ids
     usable = ids.is_valid().to_numpy()
     first = first_occurrences(ids)
-    done = pc.is_in(ids, value_set=done_ids.cast(ids.type)).to_numpy() & usable
+    places = pc.index_in(ids, value_set=done_ids.cast(ids.type))
+    done = places.is_valid().to_numpy() & usable
+    same = np.ones(int(done.sum()), bool)
+    if digests is not None:
+        made_from = digests.take(places.filter(pa.array(done)))
+        now = index.locations["digest"][done]
+        same = pc.equal(made_from, pa.array(now)).fill_null(True).to_numpy() | (now == 0)
     return Selection(
         todo=np.flatnonzero(first & ~done),
         done=np.flatnonzero(first & done),
         repeated=np.flatnonzero(usable & ~first),
         unusable=np.flatnonzero(~usable),
+        changed=np.setdiff1d(np.flatnonzero(done)[~same], np.flatnonzero(~first)),
     )
 
 
@@ -117,6 +138,10 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     numbers = [chosen["row"][a:b] for a, b in zip(starts, ends, strict=True)]
     # None where the rows are consecutive, which is the rule.
     rows = [None if run[-1] - run[0] + 1 == len(run) else run.tolist() for run in numbers]
+    begins = np.flatnonzero(np.diff(blocks, prepend=-1))
+    chosen_ids = index.ids.take(pa.array(todo)).combine_chunks()
+    bounds = zip(begins, np.append(begins[1:], len(chosen)), strict=False)
+    names = [block_name(chosen_ids[a:b].to_pylist()) for a, b in bounds]
     slices = pa.table(
         {
             "file": chosen["file"][starts],
@@ -125,8 +150,8 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
             "end": chosen["end"][ends - 1],
             "first_row": chosen["row"][starts],
             "rows": pa.array(rows, type=pa.list_(pa.int64())),
+            "name": pa.array(names, pa.string()).take(pa.array(blocks[starts])),
         },
         schema=SLICES,
     )
-    begins = np.flatnonzero(np.diff(blocks, prepend=-1))
-    return Plan(slices, blocks[starts], begins, len(begins), len(chosen), rows_per_block)
+    return Plan(slices, blocks[starts], names, begins, len(begins), len(chosen), rows_per_block)

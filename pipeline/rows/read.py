@@ -5,7 +5,7 @@ large becomes the row's error. `audio` paths come out absolute or as URIs. Rows 
 bounded size, so that Python objects exist of one piece at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from pipeline.errors import ERROR, ManifestError, RowError, error_record, is_unicode, shown
 from pipeline.rows import arrow_values
-from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT
+from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT
 from pipeline.rows.manifest import UNREADABLE, Manifest, Slice, open_file
 from pipeline.rows.memory import MAX_EXTRA_BYTES, MAX_TEXT_CHARS, PIECE_BYTES, PIECE_ROWS
 from pipeline.rows.parquet_rows import row_batches
 from pipeline.rows.payloads import Payload
-from pipeline.rows.plan import source_of
+from pipeline.rows.plan import as_slices, block_name, source_of
 from pipeline.rows.row_types import convert, convert_array
 from pipeline.rows.scan import checked_id, chunks, text_records
 
@@ -35,20 +35,24 @@ class RawRows:
     problems: dict[int, RowError]
 
 
-def read_block(manifest: Manifest, slices: Sequence[Slice]) -> pa.Table:
-    """The rows of a block, in manifest order: ID, TEXT, the payload, SOURCE, ERROR and pass-through columns.
+def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
+    """The rows of a block from its SLICES, in manifest order: ID, TEXT, the payload, SOURCE, ROW_DIGEST,
+    ERROR and pass-through columns.
 
     Raises ManifestError when a file has changed or cannot be read any more.
     """
     tables = []
-    for part in slices:
+    for part in as_slices(slices):
         file = manifest.files[part.file]
         try:
             pieces = _parquet_pieces if file.is_parquet else _text_pieces
             tables += [_table(manifest, part, raw) for raw in pieces(manifest, part)]
         except UNREADABLE as error:
             raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
-    return pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables).combine_chunks()
+    if block_name(table["id"].to_pylist()) != slices["name"][0].as_py():
+        raise _changed(manifest, part, part.first_row)
+    return table
 
 
 def _parquet_pieces(manifest: Manifest, part: Slice) -> Iterator[RawRows]:
@@ -177,13 +181,16 @@ def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
         pa.array(texts, TEXT.type),
         pa.array(payloads, manifest.payload.field.type),
         pa.array(sources, SOURCE.type),
+        pa.array(map(manifest.payload.digest, raw.texts, raw.payloads), ROW_DIGEST.type),
         pa.array(
             [error_record("read", errors[i]) if i in errors else None for i in range(len(ids))], ERROR.type
         ),
         *raw.extra,
     ]
     extra = [field.with_name(EXTRA_PREFIX + field.name) for field in manifest.extra]
-    return pa.table(columns, schema=pa.schema([ID, TEXT, manifest.payload.field, SOURCE, ERROR, *extra]))
+    return pa.table(
+        columns, schema=pa.schema([ID, TEXT, manifest.payload.field, SOURCE, ROW_DIGEST, ERROR, *extra])
+    )
 
 
 def _changed(manifest: Manifest, part: Slice, row: int) -> ManifestError:

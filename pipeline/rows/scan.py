@@ -5,17 +5,21 @@ Texts and audio are never kept. The index costs about 45 bytes a row and the ids
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError, RowError, is_unicode, shown
 from pipeline.rows import arrow_values, manifest_text
 from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, check_columns, open_file, own_columns
 from pipeline.rows.memory import MAX_COLUMNS, MAX_ID_CHARS, MIB
 from pipeline.rows.parquet_rows import open_parquet
+from pipeline.rows.payloads import Payload
 from pipeline.rows.row_types import ColumnTypes
 
 CHUNK_ROWS, CHUNK_BYTES = 8192, 8 * MIB
@@ -29,6 +33,7 @@ LOCATION = np.dtype(
         ("end", np.int64),
         ("row", np.int64),  # record number in the file, from 1
         ("num_bytes", np.int64),  # of the row, exact for text, an average for Parquet
+        ("digest", np.uint64),  # ROW_DIGEST, 0 where it cannot be known
     ]
 )
 
@@ -54,7 +59,11 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     position = 0
     for index, file in enumerate(manifest.files):
         try:
-            chunks = _scan_parquet(index, file) if file.is_parquet else _scan_text(index, manifest, types)
+            chunks = (
+                _scan_parquet(index, file, manifest.payload)
+                if file.is_parquet
+                else _scan_text(index, manifest, types)
+            )
             for chunk_locations, values in chunks:
                 chunk_ids, chunk_problems = _checked_ids(values)
                 problems.update({position + i: error for i, error in chunk_problems.items()})
@@ -78,22 +87,43 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
 Chunk = tuple[np.ndarray, Sequence[Any]]  # locations [n], id values [n] as the manifest holds them
 
 
-def _scan_parquet(index: int, file: ManifestFile) -> Iterator[Chunk]:
+def _scan_parquet(index: int, file: ManifestFile, payload: Payload) -> Iterator[Chunk]:
     with open_parquet(file.uri) as parquet:
         first = 1
         for group in range(parquet.metadata.num_row_groups):
             info = parquet.metadata.row_group(group)
             row_bytes, begin = info.total_byte_size // max(info.num_rows, 1), 0
             batches = parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=["id"], use_threads=False)
+            digests = _digests(parquet, group, payload)
             for batch in batches:
                 begins = np.arange(begin, begin + len(batch))
-                values = arrow_values.values(batch.column(batch.schema.get_field_index("id")), "id")
-                places = (begins, begins + 1, first + begins, row_bytes)
-                yield _locations(len(batch), index, group, *places), values
+                places = (begins, begins + 1, first + begins, row_bytes, list(islice(digests, len(batch))))
+                yield _locations(len(batch), index, group, *places), _column(batch, "id")
                 begin += len(batch)
             if begin != info.num_rows:
                 raise OSError(f"row group {group} has {begin:,} of {info.num_rows:,} rows; it is damaged")
             first += begin
+
+
+def _digests(parquet: pq.ParquetFile, group: int, payload: Payload) -> Iterator[int]:
+    """ROW_DIGEST of each row of a row group, without a look at bytes of clips; 0 from a damaged page on."""
+    columns = ["text"]
+    if payload.named:
+        paths = (parquet.schema.column(i).path for i in range(len(parquet.schema)))
+        columns += [p for p in paths if p.split(".")[0] == payload.column and not p.endswith(".bytes")]
+    with suppress(*UNREADABLE):
+        for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            yield from map(payload.digest, _column(batch, "text"), _column(batch, payload.column))
+    yield from repeat(0)
+
+
+def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
+    place = batch.schema.get_field_index(name)
+    return [None] * len(batch) if place < 0 else arrow_values.values(batch.column(place), name)
+
+
+def _made_from(row: Any, payload: Payload) -> tuple[Any, Any]:
+    return (row.get("text"), row.get(payload.column)) if isinstance(row, dict) else (None, None)
 
 
 def _scan_text(index: int, manifest: Manifest, types: ColumnTypes) -> Iterator[Chunk]:
@@ -118,7 +148,8 @@ def _scan_text(index: int, manifest: Manifest, types: ColumnTypes) -> Iterator[C
             begins = np.array([record.begin for record in chunk])
             ends = np.array([record.end for record in chunk])
             values = [r.value if isinstance(r.value, RowError) else r.value.get("id") for r in chunk]
-            yield _locations(len(chunk), index, -1, begins, ends, numbers, ends - begins), values
+            digests = [manifest.payload.digest(*_made_from(r.value, manifest.payload)) for r in chunk]
+            yield _locations(len(chunk), index, -1, begins, ends, numbers, ends - begins, digests), values
         if seen:
             check_columns(file.uri, list(seen), manifest.payload)
         elif any_row:

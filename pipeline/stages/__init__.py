@@ -18,11 +18,20 @@ from pipeline.checkpoint import Checkpoint, fetch
 from pipeline.errors import ERROR, ManifestError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.stored_candidates import StoredCandidates
-from pipeline.rows.columns import EXTRA_PREFIX, ID, SOURCE, TEXT, VOICE_KEY, extra_fields, require_columns
+from pipeline.rows.columns import (
+    EXTRA_PREFIX,
+    ID,
+    ROW_DIGEST,
+    SOURCE,
+    TEXT,
+    VOICE_KEY,
+    extra_fields,
+    require_columns,
+)
 from pipeline.rows.manifest import NOTHING, Manifest
 from pipeline.rows.memory import reading_memory
 from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
-from pipeline.rows.plan import SLICES, as_slices
+from pipeline.rows.plan import SLICES
 from pipeline.rows.read import read_block
 from pipeline.settings import Pool, ResultSettings, Run
 from pipeline.stages import rank, sample, tokens, voices, write
@@ -93,9 +102,9 @@ def _reading(run: Run) -> Stage:
     payload = AUDIO if isinstance(run.results, ResultSettings) else SPEECH_IDS
     return Stage(
         "read",
-        lambda work: lambda slices: read_block(work.manifest, as_slices(slices)),
+        lambda work: lambda slices: read_block(work.manifest, slices),
         input=SLICES,
-        output=pa.schema([ID, TEXT, payload, SOURCE, ERROR]),
+        output=pa.schema([ID, TEXT, payload, SOURCE, ROW_DIGEST, ERROR]),
         group="prepare",
         memory=lambda work, rows: reading_memory(rows, None),
     )

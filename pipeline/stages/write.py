@@ -5,7 +5,6 @@ name follows from the ids in it: a block that is written twice replaces itself. 
 merges the files of many blocks into few in `data` and `errors`, which is all that readers look at.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from pipeline.rows.columns import (
     CANDIDATES,
     ENGINE,
     ID,
+    ROW_DIGEST,
     SEED,
     SOURCE,
     TEXT,
@@ -24,11 +24,12 @@ from pipeline.rows.columns import (
     extra_fields,
     set_columns,
 )
+from pipeline.rows.plan import block_name
 
-INPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ERROR])
+INPUT = pa.schema([ID, TEXT, CANDIDATES, SOURCE, ROW_DIGEST, ERROR])
 SAMPLED = pa.schema([VOICE_KEY, ENGINE])  # null where the candidates were not sampled by this run
 # And the pass-through columns, prefixed.
-PART = pa.schema([ID, TEXT, SEED, VOICE_KEY, CANDIDATES, ENGINE, SOURCE, ERROR])
+PART = pa.schema([ID, TEXT, SEED, VOICE_KEY, ROW_DIGEST, CANDIDATES, ENGINE, SOURCE, ERROR])
 
 # What the stage hands to the driver: one row per block.
 REPORT = pa.schema(
@@ -45,9 +46,11 @@ REPORT = pa.schema(
 )
 
 
-def lost_row(row_id: str, source: str, error: ErrorRecord, extra: Sequence[pa.Field]) -> pa.Table:
+def lost_row(
+    row_id: str, source: str, digest: int, error: ErrorRecord, extra: Sequence[pa.Field]
+) -> pa.Table:
     """A block [1] in the place of a row that no stage could bring to an end. `extra`: prefixed fields."""
-    known = {"id": row_id, "source": source, "error": error}
+    known = {"id": row_id, "source": source, "row_digest": digest, "error": error}
     fields = [*INPUT, *extra]
     return pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
 
@@ -71,7 +74,7 @@ class BlockWriter:
 
 
 def part_name(ids: list[str]) -> str:
-    return hashlib.blake2b("\0".join(ids).encode(), digest_size=16).hexdigest() + ".parquet"
+    return block_name(ids) + ".parquet"
 
 
 def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:

@@ -17,7 +17,7 @@ from pipeline.rows.columns import EXTRA_PREFIX
 from pipeline.rows.plan import Plan, make_plan, source_of
 from pipeline.rows.scan import RowIndex
 from pipeline.stages import Work
-from pipeline.stages.write import BlockWriter, lost_row, part_name
+from pipeline.stages.write import BlockWriter, lost_row
 from pipeline.stream.cluster import LOST, TASK_RETRIES, Cluster, block_reports, summary, surviving
 from pipeline.stream.envelope import Timing
 from pipeline.stream.stream import Stream, block_numbers
@@ -58,7 +58,7 @@ def reports(
                 yield envelope.timings, report
         except LOST as error:
             failure = error
-        todo = _left(index, todo, plan, written)
+        todo = _left(todo, plan, written)
         if not len(todo):
             return
         if failure is not None and not finished_any:
@@ -76,14 +76,13 @@ def reports(
         )
 
 
-def _left(index: RowIndex, todo: np.ndarray, plan: Plan, written: set[str]) -> np.ndarray:
+def _left(todo: np.ndarray, plan: Plan, written: set[str]) -> np.ndarray:
     """The positions of the rows whose block was not written."""
     if len(written) == plan.num_blocks:
         return todo[:0]
     left = []
-    for begin, end in zip(plan.starts, np.append(plan.starts[1:], len(todo)), strict=True):
-        rows = todo[begin:end]
-        if part_name(index.ids.take(rows).to_pylist()) not in written:
+    for name, rows in zip(plan.names, np.split(todo, plan.starts[1:]), strict=True):
+        if f"{name}.parquet" not in written:
             left.append(rows)
     return np.concatenate([todo[:0], *left])
 
@@ -128,6 +127,7 @@ def _failed_row(work: Work, index: RowIndex, position: int, stage: str) -> Repor
     row = lost_row(
         index.ids[position].as_py(),
         source_of(work.manifest, int(location["file"]), int(location["row"])),
+        int(location["digest"]),
         error_record(stage, problem),
         [field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra],
     )

@@ -54,4 +54,4 @@ def blocks_of(
 ) -> tuple[Manifest, list[pa.Table]]:
     manifest, index = scan(open_manifest([str(pattern) for pattern in patterns], payload))
     plan = make_plan(index, select_rows(index, NO_IDS).todo, rows_per_block)
-    return manifest, [read_block(manifest, plan.block(i)) for i in range(plan.num_blocks)]
+    return manifest, [read_block(manifest, plan.slices_of(i)) for i in range(plan.num_blocks)]

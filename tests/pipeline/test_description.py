@@ -138,7 +138,7 @@ def test_credentials_stay_out(output: OutputFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b'{"schema_version": 3}', b'{"schema_version": 3, "settings": []}']
+    "content", [b"", b"{", b"[1]", b'{"schema_version": 4}', b'{"schema_version": 4, "settings": []}']
 )
 def test_a_damaged_description_is_an_error(output: OutputFolder, content: bytes) -> None:
     output.write("", "run.json", content)
@@ -166,7 +166,7 @@ def test_fields_have_stable_names(output: OutputFolder) -> None:
     settle(output, told())
     stored = json.loads(Path(output.file("", "run.json")).read_text())
     assert list(stored) == [field.name for field in dataclasses.fields(Description)]
-    assert (stored["schema_version"], stored["job"]) == (3, "synthesize")
+    assert (stored["schema_version"], stored["job"]) == (4, "synthesize")
     assert list(stored["settings"]) == ["model", "num_candidates", "sampling", "scoring", "audio_seconds"]
     assert list(told(RankingSettings()).settings) == ["model", "scoring"]
 

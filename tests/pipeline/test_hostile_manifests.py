@@ -55,7 +55,7 @@ def check_rows(file: str, payload: Payload, encode: Encode) -> str:
     stage = TextToTokens(encode, 401)
     found: list[str] = []
     for number in range(plan.num_blocks):
-        table = stage(read_block(manifest, plan.block(number)))
+        table = stage(read_block(manifest, plan.slices_of(number)))
         table.validate(full=True)
         found += table["id"].to_pylist()
         for row in table.to_pylist():
@@ -270,7 +270,7 @@ def test_rows_behind_a_damaged_page_are_errors_and_those_before_are_not(
     for rows_per_block in (7, 64, 300):
         manifest, index = scan(open_manifest([str(file)], AUDIO_PAYLOAD))
         plan = make_plan(index, select_rows(index, NO_IDS).todo, rows_per_block)
-        blocks = [read_block(manifest, plan.block(i)) for i in range(plan.num_blocks)]
+        blocks = [read_block(manifest, plan.slices_of(i)) for i in range(plan.num_blocks)]
         table = pa.concat_tables(blocks)
         assert table["id"].to_pylist() == [row["id"] for row in rows]
         ends[rows_per_block] = [(error or {"type": "good"})["type"] for error in table["error"].to_pylist()]

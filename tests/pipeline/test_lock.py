@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import conditional, storage
+from pipeline.conditional import ConflictError
 from pipeline.errors import RunError
 from pipeline.output import lock
 from pipeline.output.folder import OutputFolder
@@ -49,15 +51,15 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with exclusive(output) as check:
-        check()
+    with exclusive(output) as held:
+        held.confirm()
     with exclusive(output):
         pass
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT_SECONDS", 0.2), ("LEASE_SECONDS", 3.0), ("SETTLE_SECONDS", 0.1)):
+    for name, seconds in (("BEAT_SECONDS", 0.2), ("LEASE_SECONDS", 3.0)):
         monkeypatch.setattr(lock, name, seconds)
 
 
@@ -70,30 +72,72 @@ def test_a_lease_keeps_others_out_and_is_given_back(quick: None, bucket: OutputF
     with exclusive(bucket), pytest.raises(RunError, match="another run is at work on"), exclusive(bucket):
         raise AssertionError("two runs at a time")
     notes: list[str] = []
-    with exclusive(bucket, notes.append) as check:
-        check()
+    with exclusive(bucket, notes.append) as held:
+        held.confirm()
     assert notes == [], "nothing to wait for"
 
 
 def test_an_abandoned_lease_is_taken_over(quick: None, bucket: OutputFolder) -> None:
     bucket.write("", NAME, json.dumps({"run": "killed", "beat": 7}).encode())
     notes: list[str] = []
-    with exclusive(bucket, notes.append) as check:
-        check()
+    with exclusive(bucket, notes.append) as held:
+        held.confirm()
     assert len(notes) == 1
     assert "waiting up to 3 s" in notes[0]
 
 
-def check_for_long(check: lock.Check) -> None:
+def check_for_long(held: lock.Held) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        check()
+        held.check()
         time.sleep(0.05)
 
 
 def test_a_run_that_has_lost_its_lease_stops_writing(quick: None, bucket: OutputFolder) -> None:
-    with exclusive(bucket) as check:
+    with exclusive(bucket) as held:
         bucket.write("", NAME, json.dumps({"run": "another"}).encode())
         with pytest.raises(RunError, match="has lost its lease"):
-            check_for_long(check)
-    assert bucket.parquet_files("data") == []
+            held.confirm()
+        with pytest.raises(RunError, match="has lost its lease"):
+            check_for_long(held)
+    assert json.loads(storage.read_bytes(bucket.file("", NAME))) == {"run": "another"}, "not given back"
+
+
+def test_a_lease_that_is_gone_is_lost(quick: None, bucket: OutputFolder) -> None:
+    """Another run may have taken it, finished and given it back while this one was asleep."""
+    with exclusive(bucket) as held:
+        storage.delete_files([bucket.file("", NAME)])
+        with pytest.raises(RunError, match="has lost its lease"):
+            held.confirm()
+    with exclusive(bucket) as held:
+        storage.delete_files([bucket.file("", NAME)])
+        with pytest.raises(RunError, match="has lost its lease"):
+            check_for_long(held)
+
+
+def test_a_beat_whose_answer_was_lost_is_no_conflict(quick: None, bucket: OutputFolder) -> None:
+    with exclusive(bucket) as held:
+        assert isinstance(held, lock._Lease)
+        bucket.write("", NAME, json.dumps({**held.own, "beat": 1_000}).encode())
+        time.sleep(1)
+        held.confirm()
+        held.check()
+
+
+def test_a_late_beat_cannot_take_the_lease_back(bucket: OutputFolder) -> None:
+    version = bucket.create("", NAME, b"mine")
+    bucket.create("", NAME, b"theirs", version)
+    with pytest.raises(ConflictError):
+        bucket.create("", NAME, b"mine, later", version)
+    assert storage.read_bytes(bucket.file("", NAME)) == b"theirs"
+
+
+def test_a_store_that_ignores_conditions_is_refused(
+    quick: None, bucket: OutputFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = conditional.obstore.put
+    monkeypatch.setattr(
+        conditional.obstore, "put", lambda store, key, data, mode, **more: put(store, key, data, **more)
+    )
+    with pytest.raises(RunError, match="ignores If-None-Match"), exclusive(bucket):
+        raise AssertionError("nothing keeps others out")

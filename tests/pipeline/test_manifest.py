@@ -341,7 +341,7 @@ def test_a_finished_output_is_a_manifest_of_its_candidates(tmp_path: Path, suffi
     else:
         write_jsonl(file, [row])
     table = read_rows(file, payload=STORED_PAYLOAD)
-    assert table.schema.names == ["id", "text", "speech_ids", "source", "error", "extra.n"]
+    assert table.schema.names == ["id", "text", "speech_ids", "source", "row_digest", "error", "extra.n"]
     assert table["speech_ids"].to_pylist() == [
         [
             {"candidate": 7, "finished": False, "speech_ids": [5, 6]},

@@ -12,19 +12,24 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.errors import RowError, error_record
+from pipeline.errors import RowError, RunError, error_record
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import (
+    Files,
     Recovered,
     forget_failures,
+    forget_rows,
     past_attempts,
     publish,
     publish_rejected,
     recover,
 )
 from pipeline.rows.columns import CANDIDATE_TYPE
+from pipeline.rows.plan import block_name
 from pipeline.stages.write import INPUT, REPORT, SAMPLED, BlockWriter
 from tests.s3_server import S3Server
 
@@ -55,6 +60,7 @@ def block(ids: Sequence[str], failed: Sequence[str] = (), extra: bool = True) ->
         "voice_key": [None if row_id in failed else "ab" for row_id in ids],
         "engine": [None if row_id in failed else ENGINE for row_id in ids],
         "source": [f"m.csv, row {i + 1}" for i in range(len(ids))],
+        "row_digest": [0] * len(ids),
         "error": [error if row_id in failed else None for row_id in ids],
     }
     schema = pa.schema([*INPUT, *SAMPLED])
@@ -105,11 +111,20 @@ def test_a_block_written_twice_replaces_itself(output: OutputFolder) -> None:
 
 def test_publish_and_read_back(output: OutputFolder) -> None:
     parts = [write(output, ["b", "a"], ["a"])["part"], write(output, ["c", "d"])["part"]]
-    publish(output, parts)
+    publish(Files(output), parts)
     assert output.parquet_files("_parts") == []
     (data,) = (output.read_table("data", name) for name in output.parquet_files("data"))
     (errors,) = (output.read_table("errors", name) for name in output.parquet_files("errors"))
-    assert data.schema.names == ["id", "text", "speaker", "n", "seed", "voice_key", "candidates"]
+    assert data.schema.names == [
+        "id",
+        "text",
+        "speaker",
+        "n",
+        "seed",
+        "voice_key",
+        "row_digest",
+        "candidates",
+    ]
     assert data.schema.field("candidates").type == pa.list_(CANDIDATE_TYPE)
     assert data.schema.field("n").type == pa.int16()
     row = data.to_pylist()[0]
@@ -122,6 +137,7 @@ def test_publish_and_read_back(output: OutputFolder) -> None:
         {
             "id": "a",
             "source": "m.csv, row 2",
+            "row_digest": 0,
             "attempt": 1,
             "stage": "audio",
             "type": "AudioNotFound",
@@ -131,8 +147,8 @@ def test_publish_and_read_back(output: OutputFolder) -> None:
 
 
 def test_common_readers(local: OutputFolder) -> None:
-    publish(local, [write(local, ["a", "b"])["part"]])
-    publish(local, [write(local, ["c"])["part"]])
+    publish(Files(local), [write(local, ["a", "b"])["part"]])
+    publish(Files(local), [write(local, ["c"])["part"]])
     pattern = f"{local.uri}/data/*.parquet"
     rows = duckdb.sql(
         f"select id, c.rank, len(c.speech_ids) from (select id, unnest(candidates) c from '{pattern}')"
@@ -147,27 +163,27 @@ def test_common_readers(local: OutputFolder) -> None:
 
 
 def test_nothing_to_publish_in_a_folder_makes_no_file(output: OutputFolder) -> None:
-    publish(output, [write(output, ["a", "b"])["part"]])
+    publish(Files(output), [write(output, ["a", "b"])["part"]])
     assert output.parquet_files("errors") == []
-    publish(output, [write(output, ["c"], ["c"])["part"]])
+    publish(Files(output), [write(output, ["c"], ["c"])["part"]])
     assert len(output.parquet_files("data")) == 1
 
 
 def test_recover_counts_what_is_there(output: OutputFolder) -> None:
-    assert recover(output).ids.to_pylist() == []
-    publish(output, [write(output, ["a", "b", "c"], ["b"])["part"]])
+    assert recover(Files(output)).ids.to_pylist() == []
+    publish(Files(output), [write(output, ["a", "b", "c"], ["b"])["part"]])
     part = write(output, ["d", "e"], ["e"])["part"]
-    found = recover(output)
+    found = recover(Files(output))
     assert sorted(found.ids.to_pylist()) == list("abcde")
     assert (found.parts, found.done, found.failed) == ([part], 3, 2)
 
 
 def test_parts_that_overlap_are_published_once(output: OutputFolder) -> None:
     """Two runs on one output at the same time write blocks that share rows."""
-    publish(output, [write(output, ["a", "b"], ["b"])["part"]])
+    publish(Files(output), [write(output, ["a", "b"], ["b"])["part"]])
     for ids in (["a", "b"], ["b", "c"], ["c", "d", "e"], ["e", "a"]):
         write(output, ids, failed=["e"])
-    found = recover(output)
+    found = recover(Files(output))
     finish(output, found)
     assert sorted(stored(output, "data")) == ["a", "c", "d"]
     assert sorted(stored(output, "errors")) == ["b", "e"]
@@ -177,7 +193,7 @@ def test_parts_that_overlap_are_published_once(output: OutputFolder) -> None:
 
 def finish(output: OutputFolder, found: Recovered) -> None:
     if found.parts:
-        publish(output, found.parts)
+        publish(Files(output), found.parts)
 
 
 class Killed(BaseException):
@@ -212,13 +228,13 @@ def test_killed_while_publishing(local: OutputFolder, moment: int, monkeypatch: 
         patch.setattr(storage, "delete_files", delete_one_by_one)
         killed = False
         try:
-            publish(local, parts)
+            publish(Files(local), parts)
         except Killed:
             killed = True
     assert killed == (moment <= 10), "the test must cover every change"
     now = stored(local, "data") + stored(local, "errors")
     assert len(now) == len(set(now)), "never twice, not even now"
-    found = recover(local)
+    found = recover(Files(local))
     assert sorted(found.ids.unique().to_pylist()) == list("abcdef")
     assert (found.done, found.failed) == (4, 2)
     finish(local, found)
@@ -230,7 +246,7 @@ def test_half_written_files_are_no_parts(local: OutputFolder) -> None:
     write(local, ["a"])
     os.makedirs(local.folder("_scratch"), exist_ok=True)
     Path(local.file("_scratch", "0123")).write_bytes(b"PAR1 half")
-    assert recover(local).ids.to_pylist() == ["a"]
+    assert recover(Files(local)).ids.to_pylist() == ["a"]
     assert os.listdir(local.folder("_scratch")) == []
 
 
@@ -242,7 +258,7 @@ def test_rejected_rows_are_written_anew_by_every_run(output: OutputFolder) -> No
     )
     assert publish_rejected(output, iter([first, second])) == 2
     assert stored(output, "errors") == ["a", None]
-    assert recover(output).ids.to_pylist() == [], "they hide no row"
+    assert recover(Files(output)).ids.to_pylist() == [], "they hide no row"
     assert publish_rejected(output, iter([third])) == 1
     assert stored(output, "errors") == ["b"]
     assert publish_rejected(output, iter([])) == 0
@@ -262,20 +278,21 @@ def test_files_have_row_groups_of_bounded_size(local: OutputFolder) -> None:
 
 def test_failed_rows_are_taken_out_to_be_tried_again(output: OutputFolder) -> None:
     """Their errors stay in the history, which numbers the attempts."""
-    publish(output, [write(output, ["a", "b", "c"], ["b", "c"])["part"]])
+    publish(Files(output), [write(output, ["a", "b", "c"], ["b", "c"])["part"]])
     waiting = write(output, ["d", "e"], ["e"])["part"]
-    forget_failures(output, [waiting])
-    found = recover(output)
+    forget_failures(Files(output), [waiting])
+    found = recover(Files(output))
     assert sorted(found.ids.to_pylist()) == ["a", "d"]
     assert (found.parts, found.done, found.failed) == ([], 2, 0)
     assert past_attempts(output) == {"b": 1, "c": 1, "e": 1}
-    publish(output, [write(output, ["b", "c"], ["c"])["part"]], attempts=past_attempts(output))
-    (name,) = output.parquet_files("errors")
-    (error,) = output.read_table("errors", name).to_pylist()
+    publish(Files(output), [write(output, ["b", "c"], ["c"])["part"]], attempts=past_attempts(output))
+    (error,) = (
+        row for n in output.parquet_files("errors") for row in output.read_table("errors", n).to_pylist()
+    )
     assert (error["id"], error["attempt"]) == ("c", 2)
-    forget_failures(output, [])
+    forget_failures(Files(output), [])
     assert past_attempts(output) == {"b": 1, "c": 2, "e": 1}
-    assert sorted(recover(output).ids.to_pylist()) == ["a", "b", "d"]
+    assert sorted(recover(Files(output)).ids.to_pylist()) == ["a", "b", "d"]
 
 
 def test_parts_of_another_engine_are_dropped(output: OutputFolder) -> None:
@@ -285,5 +302,79 @@ def test_parts_of_another_engine_are_dropped(output: OutputFolder) -> None:
     place = odd.column_names.index("engine")
     odd = odd.set_column(place, odd.schema.field(place), pa.array(['{"device": "other"}']))
     BlockWriter(output, 7)(odd)
-    assert sorted(recover(output, ENGINE).ids.to_pylist()) == ["a", "b"]
+    assert sorted(recover(Files(output), ENGINE).ids.to_pylist()) == ["a", "b"]
     assert sorted(output.parquet_files("_parts")) == sorted([ours, failed])
+
+
+def test_a_driver_that_wakes_up_late_adds_nothing(output: OutputFolder) -> None:
+    """It knows of parts that the next driver has published since, and is about to take a number."""
+    parts = [write(output, ["a", "b"], ["b"])["part"], write(output, ["c"])["part"]]
+    contents = {name: storage.read_bytes(output.file("_parts", name)) for name in parts}
+    late = Files(output)
+    finish(output, recover(Files(output)))
+    for name, content in contents.items():  # it has read them before
+        output.write("_parts", name, content)
+    with pytest.raises(RunError, match="another run has written"):
+        publish(late, parts[:1])
+    assert sorted(stored(output, "data")) == ["a", "c"]
+    assert stored(output, "errors") == ["b"]
+    finish(output, recover(Files(output)))
+    assert sorted(stored(output, "data")) == ["a", "c"]
+
+
+def test_a_late_file_stops_the_driver_that_comes_after(output: OutputFolder) -> None:
+    """Its upload arrives after the next driver has looked, and before that one publishes the same parts."""
+    parts = [write(output, ["a"])["part"], write(output, ["b"])["part"]]
+    late, files = Files(output), Files(output)
+    found = recover(files)
+    content = storage.read_bytes(output.file("_parts", parts[0]))
+    publish(late, parts[:1])
+    output.write("_parts", parts[0], content)
+    with pytest.raises(RunError, match="the same command continues"):
+        publish(files, found.parts)
+    finish(output, recover(Files(output)))
+    assert sorted(stored(output, "data")) == ["a", "b"]
+
+
+def test_numbers_of_errors_are_never_free_again(output: OutputFolder) -> None:
+    late = Files(output)
+    parts = [write(output, ["a"], ["a"])["part"]]
+    content = storage.read_bytes(output.file("_parts", parts[0]))
+    files = Files(output)
+    forget_failures(files, recover(files).parts)
+    output.write("_parts", parts[0], content)
+    with pytest.raises(RunError, match="another run has written"):
+        publish(late, parts)
+    assert stored(output, "errors") == []
+
+
+def test_rows_that_are_stored_twice_lose_their_second_place(output: OutputFolder) -> None:
+    publish(Files(output), [write(output, ["a", "b", "c"], ["c"])["part"]])
+    double = output.read_table("data", "000001.parquet")
+    output.write_table("data", "elsewhere.parquet", double)
+    publish(Files(output), [write(output, ["b", "c"])["part"]])
+    found = recover(Files(output))
+    assert sorted(found.ids.to_pylist()) == ["a", "b", "c"]
+    assert sorted(stored(output, "data") + stored(output, "errors")) == ["a", "b", "c"]
+    assert "c" in stored(output, "data"), "a row that is done is none that failed"
+
+
+@pytest.mark.parametrize("folder", ["data", "errors", "_parts"])
+def test_files_of_somebody_else_are_no_rows(output: OutputFolder, folder: str) -> None:
+    output.write_table(folder, "texts.parquet", pa.table({"id": ["a"], "text": ["t"], "audio": ["a.wav"]}))
+    with pytest.raises(RunError, match=rf"{folder}/texts.parquet.* was not written by a run"):
+        recover(Files(output))
+
+
+def test_changed_rows_are_taken_out_wherever_they_are(output: OutputFolder) -> None:
+    publish(Files(output), [write(output, ["a", "b", "c"], ["c"])["part"]])
+    waiting = write(output, ["d", "e"])["part"]
+    forget_rows(Files(output), [waiting], pa.array(["b", "c", "e"], pa.large_string()))
+    assert sorted(recover(Files(output)).ids.to_pylist()) == ["a", "d"]
+
+
+@given(
+    st.lists(st.lists(st.text('ab\0,"\\', min_size=1), min_size=1), min_size=2, max_size=2, unique_by=tuple)
+)
+def test_blocks_of_different_ids_have_different_names(blocks: list[list[str]]) -> None:
+    assert block_name(blocks[0]) != block_name(blocks[1])

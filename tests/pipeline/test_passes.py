@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from pipeline.errors import RunError
-from pipeline.rows.plan import Plan
+from pipeline.rows.plan import Plan, as_slices
 from pipeline.rows.scan import LOCATION, RowIndex
 from pipeline.stages.write import part_name
 from pipeline.stream import retry
@@ -57,7 +57,7 @@ class FakeRay:
         for number in range(plan.num_blocks):
             rows = [
                 row - 1
-                for part in plan.block(number)
+                for part in as_slices(plan.slices_of(number))
                 for row in part.rows or range(part.first_row, part.first_row + (part.end - part.begin) // 10)
             ]
             if self.deadly & set(rows):

@@ -12,7 +12,7 @@ from pipeline.errors import RowError
 from pipeline.rows import plan as planning
 from pipeline.rows.manifest import Manifest, open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
-from pipeline.rows.plan import make_plan, rejected_rows, select_rows
+from pipeline.rows.plan import as_slices, make_plan, rejected_rows, select_rows
 from pipeline.rows.read import read_block
 from pipeline.rows.scan import LOCATION, RowIndex, scan
 from tests.pipeline.clips import NO_IDS, write_jsonl
@@ -63,7 +63,7 @@ def test_blocks_hold_every_row_once_and_in_order(
         plan = make_plan(index, todo, rows_per_block)
     planned = []
     for number in range(plan.num_blocks):
-        slices = plan.block(number)
+        slices = as_slices(plan.slices_of(number))
         rows = [row for part in slices for row in part.rows or range(part.begin + 1, part.end + 1)]
         assert all(part.first_row == part.begin + 1 for part in slices)
         assert 1 <= len(rows) <= rows_per_block
@@ -77,7 +77,11 @@ def test_blocks_hold_every_row_once_and_in_order(
 
 def test_equal_rows_make_equal_blocks() -> None:
     plan = make_plan(index_of([str(i) for i in range(20)]), np.arange(20), 8)
-    assert [(part.begin, part.end) for i in range(3) for part in plan.block(i)] == [(0, 8), (8, 16), (16, 20)]
+    assert [(part.begin, part.end) for i in range(3) for part in as_slices(plan.slices_of(i))] == [
+        (0, 8),
+        (8, 16),
+        (16, 20),
+    ]
     assert plan.num_blocks == 3
 
 
@@ -95,7 +99,7 @@ def test_resumed_rows_are_read_from_between_the_done_ones(tmp_path: Path) -> Non
             todo = sorted(rng.sample(range(60), left))
             done = pa.chunked_array([[f"r{i}" for i in range(60) if i not in todo]], pa.large_string())
             plan = make_plan(index, select_rows(index, done).todo, 8)
-            blocks = [read_block(manifest, plan.block(i)) for i in range(plan.num_blocks)]
+            blocks = [read_block(manifest, plan.slices_of(i)) for i in range(plan.num_blocks)]
             table = pa.concat_tables(blocks)
             assert table["id"].to_pylist() == [f"r{i}" for i in todo]
             assert table["text"].to_pylist() == [f"text {i}\n" for i in todo]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.output.folder import OutputFolder
-from pipeline.output.publish import publish, recover
+from pipeline.output.publish import Files, publish, recover
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
@@ -61,7 +61,7 @@ def resume(output: OutputFolder, place: str, index: RowIndex, files: int, parts:
     for begin in range(published, len(ids), 256):
         writer(block.set_column(0, block.schema.field(0), pa.array(ids[begin : begin + 256], pa.string())))
     with Gauge(every=0.02) as gauge:
-        recovered = recover(output)
+        recovered = recover(Files(output))
     yield Step(f"recover, {place}", len(ids), files + parts, 0, *_taken(gauge))
     with Gauge(every=0.02) as gauge:
         left = select_rows(index, recovered.ids).todo
@@ -79,7 +79,7 @@ def publishing(output: OutputFolder, place: str, megabytes: int, rows_per_part: 
         names.append(report["part"])
         size += report["num_bytes"]
     with Gauge(every=0.05) as gauge:
-        publish(output, names)
+        publish(Files(output), names)
     rows = len(names) * rows_per_part
     return Step(f"publish {len(names)} parts, {place}", rows, 1, size / 1e6, *_taken(gauge))
 
