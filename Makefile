@@ -19,6 +19,9 @@ INSTALLED_TEST := $(VENV)/.installed-test
 # wait for each other in a loop.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE RAY_USAGE_STATS_ENABLED=0
 
+# One process for the tests that start Ray, another for all others (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --dist loadgroup --quiet
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-proofs check test-kernels bench format clean
 
@@ -46,7 +49,7 @@ demo: $(INSTALLED)  ## run the main job on the embedded clips and print the rank
 	@RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m jobs.demo $(if $(MODEL),--model $(MODEL))
 
 test: $(INSTALLED_TEST)  ## run the tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not proof" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not proof" $(PYTEST_ARGS)
 
 test-proofs: $(INSTALLED_TEST)  ## run what takes longer: clusters that grow, jobs that are submitted, runs that are killed
 	$(TEST_ENV) $(BIN)/python -m pytest -m proof $(PYTEST_ARGS)
@@ -58,7 +61,7 @@ check: $(INSTALLED_TEST)  ## the quick loop: style, types, imports, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not proof" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not proof" $(PYTEST_ARGS)
 
 test-kernels: $(INSTALLED_TEST)  ## run the tests that depend on arithmetic as other processors would
 	$(TEST_ENV) $(BIN)/python -m tests.kernels

@@ -6,6 +6,17 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Slow tests share a process, beside another for all others (`--dist loadgroup`)."""
+    if item.get_closest_marker("slow"):
+        item.add_marker(pytest.mark.xdist_group("slow"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a Ray instance run last, so that it stands beside no other."""
-    items.sort(key=lambda item: "ray_instance" in getattr(item, "fixturenames", ()))
+    """Slow tests begin first, and those that share a Ray instance last of them: it stands beside no other."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("slow") is None,
+            "ray_instance" in getattr(item, "fixturenames", ()),
+        )
+    )

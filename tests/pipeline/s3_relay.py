@@ -1,4 +1,4 @@
-"""Stands between a client and an S3 server: counts requests, and breaks answers on request."""
+"""Stands between a client and an S3 server: counts requests, breaks answers and holds uploads on request."""
 
 import http.client
 import threading
@@ -19,7 +19,18 @@ class Relay:
     gets: Counter[str] = field(default_factory=Counter)
     cut: str | None = None  # an object of this name ends half-way
     stalled: str | None = None  # an object of this name never comes
-    reached: threading.Event = field(default_factory=threading.Event)  # a stalled object was asked for
+    reached: threading.Event = field(default_factory=threading.Event)  # a stalled object or held upload came
+    held: str | None = None  # an upload to a name that holds this waits until `release`
+    skip: int = 0  # so many of them pass before
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def hold(self, held: str | None, skip: int) -> None:
+        """Hold back one upload to a name that holds `held`, after `skip` others."""
+        self.held, self.skip = held, skip
+
+    def release(self) -> None:
+        """Let it arrive."""
+        self.released.set()
 
     def uri(self, key: str) -> str:
         """The URI of a file or folder in the bucket, through the relay."""
@@ -44,6 +55,11 @@ def s3_relay(server: S3Server) -> Iterator[Relay]:
                     threading.Event().wait(120)
             backend = http.client.HTTPConnection("127.0.0.1", server.port)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.command in ("PUT", "POST") and relay.held and relay.held in self.path:
+                relay.skip -= 1
+                if relay.skip == -1:
+                    relay.reached.set()
+                    relay.released.wait(120)
             backend.request(self.command, self.path, body, dict(self.headers))
             response = backend.getresponse()
             content = response.read()

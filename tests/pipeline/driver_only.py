@@ -1,0 +1,89 @@
+"""Runs without Ray and models: the driver alone, whose lock, plan, reading, writing and publishing are real.
+
+Every row gets one candidate, made from its text. As a program: `python -m tests.pipeline.driver_only MANIFEST
+OUTPUT BEAT LEASE PAUSE`, with the seconds of a lease and those that a block takes.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+
+import pipeline.run
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import ManifestError, RunError
+from pipeline.output import lock
+from pipeline.rows.columns import CANDIDATES
+from pipeline.rows.plan import make_plan
+from pipeline.rows.read import read_block
+from pipeline.rows.scan import RowIndex
+from pipeline.run import Summary, synthesize
+from pipeline.settings import ExecutionSettings, ResultSettings, Run
+from pipeline.stages import Work
+from pipeline.stages.write import BlockWriter
+from pipeline.stream.cluster import Cluster
+
+
+def candidate_of(text: str | None) -> list[dict[str, Any]] | None:
+    """What stands for the best candidate of a text."""
+    if text is None:
+        return None
+    return [
+        {"rank": 1, "candidate": 0, "score": 1.0, "speech_ids": list(text.encode()), "num_tokens": len(text)}
+    ]
+
+
+def write_block(work: Work, table: pa.Table) -> dict[str, Any]:
+    """Write a block as it is read; returns its report."""
+    candidates = pa.array([candidate_of(text) for text in table["text"].to_pylist()], CANDIDATES.type)
+    table = table.drop_columns(work.manifest.payload.field.name).append_column(CANDIDATES, candidates)
+    return BlockWriter(work.output, work.seed)(table).to_pylist()[0]
+
+
+@contextmanager
+def driver_only(between: Callable[[int], None] = lambda number: None) -> Iterator[None]:
+    """Runs in this context have no cluster; `between` is called with a block's number before it is read."""
+
+    def reports(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any) -> Iterator[Any]:
+        plan = make_plan(index, todo, size)
+        for number in range(plan.num_blocks):
+            between(number)
+            yield (), write_block(work, read_block(work.manifest, plan.slices_of(number)))
+
+    with mock.patch.multiple(
+        pipeline.run,
+        reports=reports,
+        connected=lambda logs: nullcontext(),
+        check_model=lambda checkpoint, run: None,
+        describe_checkpoint=lambda location: Checkpoint(location, {"config.json": "aa"}),
+        Cluster=mock.Mock(current=lambda gpus: Cluster(2, 0)),
+    ):
+        yield
+
+
+def run(manifest: str, output: str, publish_bytes: int = 1, **more: Any) -> Summary:
+    """A run in blocks of two rows, every block published in a file of its own."""
+    execution = ExecutionSettings(rows_per_block=2, publish_bytes=publish_bytes, report_seconds=3600)
+    return synthesize(Run((manifest,), output, "model", ResultSettings(), execution, **more))
+
+
+def main() -> int:
+    manifest, output, beat, lease, pause = sys.argv[1:]
+    with (
+        mock.patch.multiple(lock, BEAT_SECONDS=float(beat), LEASE_SECONDS=float(lease)),
+        driver_only(lambda number: time.sleep(float(pause))),
+    ):
+        try:
+            run(manifest, output, publish_bytes=6000)
+        except (RunError, ManifestError, OSError) as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
