@@ -55,12 +55,15 @@ def s3_relay(server: S3Server) -> Iterator[Relay]:
                     threading.Event().wait(120)
             backend = http.client.HTTPConnection("127.0.0.1", server.port)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                body = b"".join(self.chunks())
             if self.command in ("PUT", "POST") and relay.held and relay.held in self.path:
                 relay.skip -= 1
                 if relay.skip == -1:
                     relay.reached.set()
                     relay.released.wait(120)
-            backend.request(self.command, self.path, body, dict(self.headers))
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
+            backend.request(self.command, self.path, body, headers)
             response = backend.getresponse()
             content = response.read()
             self.send_response(response.status)
@@ -73,6 +76,12 @@ def s3_relay(server: S3Server) -> Iterator[Relay]:
             self.wfile.write(content[: len(content) // 2] if cut else content)
             self.close_connection = True
             backend.close()
+
+        def chunks(self) -> Iterator[bytes]:
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 

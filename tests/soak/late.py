@@ -24,21 +24,25 @@ BEAT, LEASE, PAUSE = 0.3, 2.0, 0.08  # seconds; PAUSE: of each block
 UPLOADS = ("_parts/", "data/", "errors/", "_lock", "run.json")  # that are held back in turn
 
 
-def late_drivers(server: S3Server, folder: Path, rounds: int, seed: int, say: Callable[[str], None]) -> Counter[str]:
+def late_drivers(
+    server: S3Server, folder: Path, rounds: int, seed: int, say: Callable[[str], None]
+) -> Counter[str]:
     """Play it `rounds` times, every other time inside an upload; raises AssertionError for a row doubled or lost.
 
     Returns how often the first driver was stopped how.
     """
     generator = random.Random(seed)
-    rows = [{"id": f"r{i:02}", "text": f"text {i:02}", "audio": None if i % 7 == 3 else "a.wav"} for i in range(ROWS)]
+    rows = [
+        {"id": f"r{i:02}", "text": f"text {i:02}", "audio": None if i % 7 == 3 else "a.wav"}
+        for i in range(ROWS)
+    ]
     manifest = write_jsonl(folder / "late.jsonl", rows)
     played: Counter[str] = Counter()
     for number in range(rounds):
         key = f"late-{seed}-{number}"
         upload = UPLOADS[number // 2 % len(UPLOADS)] if number % 2 else None
-        played["inside an upload" if upload else "anywhere"] += 1
         with s3_relay(server) as relay:
-            relay.hold(upload, skip=generator.randrange(4))
+            relay.hold(upload, skip=generator.randrange(2))
             first = _start(manifest, relay.uri(key))
             try:
                 if upload is None:
@@ -58,7 +62,10 @@ def late_drivers(server: S3Server, folder: Path, rounds: int, seed: int, say: Ca
         third = _start(manifest, server.uri(key))
         assert third.wait(60) == 0, _text(third)
         _check(OutputFolder(server.uri(key)), rows)
-        say(f"round {number}: stopped {f'inside an upload to {upload}' if upload else 'anywhere'}, ended with {ended}")
+        played[f"inside an upload to {upload}" if relay.reached.is_set() else "between uploads"] += 1
+        say(
+            f"round {number}: stopped {f'inside an upload to {upload}' if upload else 'anywhere'}, ended with {ended}"
+        )
     return played
 
 
@@ -79,8 +86,15 @@ def _text(process: subprocess.Popen[str]) -> str:
 
 def _check(output: OutputFolder, rows: list[dict[str, str | None]]) -> None:
     found = {
-        name: [row for file in output.parquet_files(name) for row in output.read_table(name, file)["id"].to_pylist()]
+        name: [
+            row
+            for file in output.parquet_files(name)
+            for row in output.read_table(name, file)["id"].to_pylist()
+        ]
         for name in ("data", "errors")
     }
-    wanted = {"data": [r["id"] for r in rows if r["audio"]], "errors": [r["id"] for r in rows if not r["audio"]]}
+    wanted = {
+        "data": [r["id"] for r in rows if r["audio"]],
+        "errors": [r["id"] for r in rows if not r["audio"]],
+    }
     assert {name: sorted(ids) for name, ids in found.items()} == wanted, found
