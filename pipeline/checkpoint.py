@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -198,8 +199,8 @@ def _copied(uri: str, name: str, folder: Path) -> Path | None:
 def cache_folder() -> Path:
     """The folder for what is downloaded once for all processes of a node; it may be deleted between runs.
 
-    `CLVP_CACHE` names it, else it is `clvp` in `XDG_CACHE_HOME` or `~/.cache`, or in the folder for temporary
-    files where a home cannot be written. Raises RunError where there is none.
+    `CLVP_CACHE` names it, else it is `clvp` in `XDG_CACHE_HOME` or `~/.cache`, or where a home cannot be
+    written one among the temporary files that is this user's alone. Raises RunError where there is none.
     """
     named = os.environ.get("CLVP_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clvp"
@@ -207,10 +208,19 @@ def cache_folder() -> Path:
     problem = ""
     for folder in [Path(named).expanduser()] if named else [home, spare]:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK | os.X_OK):
+            folder.mkdir(0o700 if folder == spare else 0o777, parents=True, exist_ok=True)
+            if folder == spare and not _is_private(folder):
+                problem = f"{folder} is a link, or others than you own it or may enter it"
+            elif os.access(folder, os.W_OK | os.X_OK):
                 return folder
-            problem = f"{folder} cannot be written"
+            else:
+                problem = f"{folder} cannot be written"
         except OSError as error:
             problem = str(error)
     raise RunError(f"no folder to keep model files in: {problem}; name another in CLVP_CACHE")
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is a folder, no link, of this user and for nobody else."""
+    found = folder.lstat()
+    return found.st_uid == os.getuid() and stat.filemode(found.st_mode) == "drwx------"
