@@ -209,18 +209,12 @@ def cache_folder() -> Path:
     for folder in [Path(named).expanduser()] if named else [home, spare]:
         try:
             folder.mkdir(0o700 if folder == spare else 0o777, parents=True, exist_ok=True)
-            if folder == spare and not _is_private(folder):
-                problem = f"{folder} is a link, or others than you own it or may enter it"
-            elif os.access(folder, os.W_OK | os.X_OK):
+            found = folder.lstat()
+            if folder == spare and (found.st_uid, found.st_mode & 0o170077) != (os.getuid(), stat.S_IFDIR):
+                raise OSError(f"{folder} is a link, or others than you own it or may enter it")
+            if os.access(folder, os.W_OK | os.X_OK):
                 return folder
-            else:
-                problem = f"{folder} cannot be written"
+            problem = f"{folder} cannot be written"
         except OSError as error:
             problem = str(error)
     raise RunError(f"no folder to keep model files in: {problem}; name another in CLVP_CACHE")
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether it is a folder, no link, of this user and for nobody else."""
-    found = folder.lstat()
-    return found.st_uid == os.getuid() and stat.filemode(found.st_mode) == "drwx------"

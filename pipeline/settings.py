@@ -126,7 +126,9 @@ class ExecutionSettings:
         _check("gpus", self.gpus, self.gpus is None or self.gpus >= 1)
         _check("torch_threads", self.torch_threads, self.torch_threads is None or self.torch_threads >= 1)
         _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
-        _check("audio_hosts", self.audio_hosts, all(map(storage.scheme_of, self.audio_hosts)))
+        for host in self.audio_hosts:
+            if storage.scheme_of(host) is None:
+                raise ValueError(f"audio_hosts: {host!r} is no URI such as https://host or s3://bucket")
         _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
         _check("report_seconds", self.report_seconds, self.report_seconds > 0)
 

@@ -136,9 +136,8 @@ def _open_clip(
             return _ClipStream(_open_local(found, root))
         return _ClipStream(_open_remote(found, places))
     except FileNotFoundError as error:
-        reason = (
-            f" ({error.__cause__})" if error.__cause__ else ""
-        )  # fsspec's word for whatever a server says
+        # fsspec says it of whatever a server answers.
+        reason = f" ({error.__cause__})" if error.__cause__ else ""
         raise RowError("AudioNotFound", f"no such file: {path}{reason}") from error
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
         raise RowError("UnreadableAudio", f"{path}: {getattr(error, 'strerror', None) or error}") from error
@@ -158,7 +157,7 @@ def contained(path: str, root: str) -> str:
         real_path = os.path.realpath(storage.absolute(path))
         inside = real_path.startswith(real_root.rstrip("/") + "/")
     else:
-        real_path = (not storage.is_local(path) and storage.placed(path, root)) or ""
+        real_path = "" if storage.is_local(path) else storage.placed(path, root) or ""
         head, root_head = (storage.split_query(uri)[0] for uri in (real_path, root))
         below = head.removeprefix(root_head.rstrip("/") + "/")
         inside = below != head and not {"", ".", ".."} & set(below.split("/"))

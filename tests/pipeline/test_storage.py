@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import storage
@@ -127,6 +128,7 @@ class Listed(MemoryFileSystem):
     store: ClassVar[dict] = {}
     pseudo_dirs: ClassVar[list] = [""]
     folders: ClassVar[set[str]] = set()
+    find = AbstractFileSystem.find  # by listing, folder by folder
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
