@@ -4,24 +4,31 @@ import io
 import json
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from clvp.sampling import SamplingParams
 from jobs import replay, synthesize
+from jobs.cli import describe as describe_summary
 from jobs.cli import job_parser, print_result
 from pipeline import storage
 from pipeline.description import describe, differences
 from pipeline.errors import ManifestError, RowError, RunError, error_record, public, safe
+from pipeline.output.folder import OutputFolder
 from pipeline.progress import Progress
+from pipeline.replay import Replayer
+from pipeline.report import write_report
 from pipeline.rows.plan import rejected_rows, select_rows
 from pipeline.rows.scan import scan
-from pipeline.settings import ResultSettings, Run
+from pipeline.run import synthesize as synthesize_rows
+from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from pipeline.stream.envelope import Envelope
 from pipeline.stream.workers import guarded
-from tests.pipeline.clips import NO_IDS, blocks_of
+from tests.pipeline.clips import NO_IDS, blocks_of, write_clip, write_jsonl
 from tests.pipeline.test_description import CHECKPOINT, COLUMNS
 from tests.s3_server import BUCKET, S3Server
 
@@ -182,3 +189,43 @@ def test_a_replay_asks_no_host_that_only_run_json_names(
         with pytest.raises(RunError, match="name it yourself" if named else "asked"):
             pipeline_replay.Replayer(str(tmp_path))
     assert asked == ([] if named else ["model", manifest])
+
+
+@pytest.mark.slow
+def test_a_run_with_credentials_in_every_uri_leaves_none_behind(
+    s3: S3Server, ray_instance: None, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does another secret make it another run, or a replay need one in what run.json names."""
+
+    def uri(name: str, secret: str = "hush") -> str:
+        return f"s3://test:{secret}@{BUCKET}/{tmp_path.name}/{name}{s3.query}"
+
+    rows = [{"id": name, "text": "Hello.", "audio": f"{name}.wav"} for name in ("good", "missing", "good")]
+    write_jsonl(tmp_path / "m.jsonl", [*rows, rows[0] | {"id": "other", "audio": "s3://other/a.wav"}])
+    write_clip(tmp_path / "good.wav")
+    for path in (tmp_path / "m.jsonl", tmp_path / "good.wav", *checkpoint.iterdir()):
+        folder = "model/" if path.parent == checkpoint else ""
+        s3.client().upload_file(str(path), BUCKET, f"{tmp_path.name}/{folder}{path.name}")
+    settings = ResultSettings(num_candidates=1, sampling=SamplingParams(max_new_tokens=4))
+    pool = Pool(1, 1, num_gpus=0)
+    execution = ExecutionSettings(samplers=pool, rankers=pool, torch_threads=1)
+    run = Run((uri("m.jsonl"),), uri("out"), uri("model"), settings, execution)
+    assert print_result(job_parser("test", None), lambda: describe_summary(synthesize_rows(run))) == 0
+    again = synthesize_rows(replace(run, manifest=(uri("m.jsonl", "quiet"),), output=uri("out", "quiet")))
+    assert (again.done_before, again.failed_before, again.totals.rows) == (1, 2, 0)
+    assert Replayer(uri("out")).replay("good").identical
+    report = write_report(uri("out"))
+    errors = OutputFolder(uri("out"))
+    tables = [
+        errors.read_table(folder, name)
+        for folder in ("data", "errors")
+        for name in errors.parquet_files(folder)
+    ]
+    kinds = {row["type"] for table in tables for row in table.to_pylist() if "type" in row}
+    assert kinds == {"AudioNotFound", "AudioNotAllowed", "DuplicateId"}
+    found = s3.client().list_objects_v2(Bucket=BUCKET, Prefix=f"{tmp_path.name}/out/")["Contents"]
+    texts = [s3.client().get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read() for item in found]
+    shown = capfd.readouterr()
+    everything = f"{texts} {[table.to_pylist() for table in tables]} {report.figures} {shown.out} {shown.err}"
+    assert f"s3://{BUCKET}/{tmp_path.name}/m.jsonl" in everything
+    assert not [bad for bad in ("hush", "quiet", "test:", "endpoint_override") if bad in everything]
