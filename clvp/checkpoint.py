@@ -126,6 +126,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object whole or not at all, into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # a link would lead the writing elsewhere
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
@@ -138,7 +139,10 @@ def open_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises half a dozen kinds, by what is wrong with the file
-        raise CheckpointError(f"{path} is no readable state dict: {error}") from error
+        reason = str(error)
+        if "weights_only" in reason:  # torch's own words go on to say how to switch this safety off
+            reason = "it holds more than tensors, such as code, which is never run; ask for it as safetensors"
+        raise CheckpointError(f"{path} is no readable state dict: {reason}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} must hold a state dict: names and tensors, nothing else")
     return content
@@ -250,6 +254,7 @@ def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     for name, keys in split.filename_to_tensors.items():
         partial = folder / f".{name}.partial"
+        partial.unlink(missing_ok=True)  # a link would lead the writing elsewhere
         partial.touch()
         permissions = partial.stat().st_mode
         save_file({key: state[key] for key in keys}, partial, metadata={"format": "pt"})

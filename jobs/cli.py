@@ -4,9 +4,9 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.errors import ManifestError, RunError, Terminated
+from pipeline.errors import ManifestError, RunError, Terminated, safe
 
 if TYPE_CHECKING:  # a job that needs no Ray starts without it
     from pipeline.run import Summary
@@ -14,8 +14,13 @@ if TYPE_CHECKING:  # a job that needs no Ray starts without it
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(safe(message))
+
+
 def job_parser(job: str, description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         f"python -m jobs.{job}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,7 +40,7 @@ def print_result(parser: argparse.ArgumentParser, action: Callable[[], str], go_
     signal.signal(signal.SIGTERM, _terminate)
     code, message = 0, ""
     try:
-        print(action())
+        print(safe(action()))
     except ManifestError as error:
         code, message = EXIT_BAD_INPUT, f"bad manifest: {error}"
     except (RunError, ValueError, OSError) as error:
@@ -45,7 +50,7 @@ def print_result(parser: argparse.ArgumentParser, action: Callable[[], str], go_
     except Terminated:
         code, message = EXIT_TERMINATED, f"terminated{go_on}"
     if code:
-        print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{parser.prog}: {safe(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

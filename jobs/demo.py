@@ -21,6 +21,7 @@ from rich.table import Table
 
 from clvp.random_checkpoint import write_random_checkpoint
 from jobs.cli import job_parser
+from pipeline.errors import safe
 
 MANIFEST = Path(__file__).parents[1] / "examples" / "demo" / "manifest.jsonl"
 OUTPUT = Path("demo-output")
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
         arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
         arguments += ["--num-candidates", str(NUM_CANDIDATES)]
-        print("python -m jobs.synthesize", shlex.join(arguments), flush=True)
+        print("python -m jobs.synthesize", safe(shlex.join(arguments)), flush=True)
         # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
         code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
     if code == 0:
@@ -72,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_results(output: Path, model: str) -> None:
     """Print the best candidates of every row, and the rows that failed."""
-    print(f"\nRanked candidates, the best {RANKS_SHOWN} of {NUM_CANDIDATES}, from {output}/data ({model})")
+    print(
+        f"\nRanked candidates, the best {RANKS_SHOWN} of {NUM_CANDIDATES}, from {output}/data ({safe(model)})"
+    )
     _print_found(RANKED.format(output))
     print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
     _print_found(ERRORS.format(output))
@@ -89,7 +92,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for name in header:
         table.add_column(name, justify="right" if name in NUMBERS else "left")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(safe(str(cell)) for cell in row))
     Console(width=1000, markup=False, emoji=False, highlight=False).print(table)
 
 

@@ -21,6 +21,8 @@ def make_parser() -> argparse.ArgumentParser:
     now = "where it lies now (default: as in run.json)"
     parser.add_argument("--manifest", nargs="+", default=[], metavar="FILE", help=now)
     parser.add_argument("--model", metavar="CHECKPOINT", help=now)
+    hosts = "hosts and buckets of audio, as in the run"
+    parser.add_argument("--audio-hosts", nargs="+", default=[], metavar="URI", help=hosts)
     parser.add_argument(
         "--torch-threads", type=int, metavar="N", help="without a GPU (default: half the cores)"
     )
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: list[Replay] = []
 
     def replay() -> str:
-        replayer = Replayer(options.output, options.manifest, options.model, options.torch_threads)
+        where = (options.output, options.manifest, options.model)
+        replayer = Replayer(*where, options.torch_threads, options.audio_hosts)
         found.extend(replayer.replay(row_id, options.candidate) for row_id in options.id)
         return "\n".join(map(describe, found))
 

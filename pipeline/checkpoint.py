@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -198,8 +199,8 @@ def _copied(uri: str, name: str, folder: Path) -> Path | None:
 def cache_folder() -> Path:
     """The folder for what is downloaded once for all processes of a node; it may be deleted between runs.
 
-    `CLVP_CACHE` names it, else it is `clvp` in `XDG_CACHE_HOME` or `~/.cache`, or in the folder for temporary
-    files where a home cannot be written. Raises RunError where there is none.
+    `CLVP_CACHE` names it, else it is `clvp` in `XDG_CACHE_HOME` or `~/.cache`, or where a home cannot be
+    written one among the temporary files that is this user's alone. Raises RunError where there is none.
     """
     named = os.environ.get("CLVP_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clvp"
@@ -207,7 +208,10 @@ def cache_folder() -> Path:
     problem = ""
     for folder in [Path(named).expanduser()] if named else [home, spare]:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(0o700 if folder == spare else 0o777, parents=True, exist_ok=True)
+            found = folder.lstat()
+            if folder == spare and (found.st_uid, found.st_mode & 0o170077) != (os.getuid(), stat.S_IFDIR):
+                raise OSError(f"{folder} is a link, or others than you own it or may enter it")
             if os.access(folder, os.W_OK | os.X_OK):
                 return folder
             problem = f"{folder} cannot be written"

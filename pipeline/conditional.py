@@ -20,6 +20,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Pre
 from obstore.store import S3Store, from_url
 
 from pipeline import storage
+from pipeline.errors import public
 
 WRITE_TIMEOUT = "600s"  # of a whole file of `data`, over a slow line
 
@@ -76,11 +77,11 @@ def _as_os_error(uri: str) -> Iterator[None]:
     try:
         yield
     except NotFoundError as error:
-        raise FileNotFoundError(storage.public(uri)) from error
+        raise FileNotFoundError(public(uri)) from error
     except (AlreadyExistsError, PreconditionError):
         raise
     except BaseError as error:
-        raise OSError(f"{storage.public(uri)}: {storage.public(str(error))[:500]}") from None
+        raise OSError(f"{public(uri)}: {public(str(error))[:500]}") from None
 
 
 def _store(uri: str) -> tuple[Any, str]:

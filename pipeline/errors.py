@@ -5,6 +5,7 @@ leave the row alone, and the writer puts it into the error table. An error that 
 column, no space left, a broken checkpoint) is raised and ends it with one clear message.
 """
 
+import re
 import reprlib
 from typing import Any
 
@@ -19,6 +20,10 @@ MAX_RUN_MESSAGE_CHARS = 2_000  # of an error that ends the run
 # The accelerator is lost for the process: every later row would fail as well, so none is to blame.
 _FATAL_MARKS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
 
+# What stands before the host of a URI. A secret may hold slashes, but what follows `HOST:PORT/` is none.
+_USER = re.compile(r"(abfss?)?://((?:[^\s/:@[]*:(?!\d{1,5}/)[^\s@]{0,2000}@)?(?:[^\s/]*@)?)")
+_QUERY = re.compile(r"\?[^\s?=]*=\S*?(?=['\"):;,.\]]{0,3}(?:\s|$))")
+
 
 class ManifestError(ValueError):
     """The manifest as a whole cannot be used: no such file or column, unreadable, clashing column names."""
@@ -29,6 +34,9 @@ class ManifestError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot start or go on, and says what to do about it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(safe(message))
 
 
 class Terminated(BaseException):
@@ -53,15 +61,33 @@ def error_record(stage: str, error: BaseException, max_chars: int = MAX_MESSAGE_
 
 
 def printable(text: str, max_chars: int) -> str:
-    """One line of at most `max_chars` that is safe on a terminal: control characters, direction marks and
-    lone surrogates are written as escapes.
-    """
-    line = " ".join(text[: 4 * max_chars].split())
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    """One line of at most `max_chars` of a text, `safe`."""
+    text = public(text)
+    line = safe(" ".join(text[: 4 * max_chars].split()))
     if len(line) > max_chars or len(text) > 4 * max_chars:
         line = line[: max_chars - 1] + "…"
     return line
+
+
+def safe(text: str) -> str:
+    """A text that may be printed: `public`, with control characters other than line breaks, direction marks
+    and lone surrogates as escapes.
+    """
+    text = public(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def public(text: str) -> str:
+    """A URI, or a text with URIs, without what may hold credentials: `USER:SECRET@` and queries."""
+    return _QUERY.sub("", _USER.sub(_without_secret, text)) if "://" in text else text
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    """On Azure the user's place holds the name of the container."""
+    scheme, user = found[1] or "", found[2].partition("@")[0].partition(":")[0]
+    return f"{scheme}://{user}@" if scheme and user else f"{scheme}://"
 
 
 def shown(value: Any, max_chars: int = 80) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from pipeline.errors import safe
 from pipeline.metrics import Sample
 from pipeline.rows.columns import TOKENS_PER_SECOND
 from pipeline.stream.envelope import Timing
@@ -66,7 +67,7 @@ class Progress:
 
     def note(self, message: str) -> None:
         """Print one line."""
-        print(f"[{format_seconds(self.elapsed)}] {message}", file=self.stream, flush=True)
+        print(f"[{format_seconds(self.elapsed)}] {safe(message)}", file=self.stream, flush=True)
 
     def sample(self, gpus: float) -> Sample:
         """The sums so far, for the run's metrics."""

@@ -62,7 +62,7 @@ class Replay:
 
 class Replayer:
     """Replays rows of one output; models are loaded once. `manifest` and `model` say where they lie now; by
-    default where the run had them.
+    default where the run had them. `audio_hosts` are as in a run.
 
     Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """
@@ -73,6 +73,7 @@ class Replayer:
         manifest: Sequence[str] = (),
         model: str | None = None,
         torch_threads: int | None = None,
+        audio_hosts: Sequence[str] = (),
     ) -> None:
         folder = OutputFolder(storage.absolute(output))
         before = load(folder)
@@ -80,11 +81,13 @@ class Replayer:
             raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
         self.before = before
         run = Run(
-            tuple(manifest) or before.about.manifest,
+            tuple(manifest) or tuple(_trusted(uri, folder) for uri in before.about.manifest),
             folder.uri,
-            model or before.about.model,
+            model or _trusted(before.about.model, folder),
             before.results,
-            ExecutionSettings(engine=_engine(before), torch_threads=torch_threads),
+            ExecutionSettings(
+                engine=_engine(before), torch_threads=torch_threads, audio_hosts=tuple(audio_hosts)
+            ),
         )
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
@@ -133,6 +136,17 @@ class Replayer:
                 f"the row fails now, in stage {error['stage']}: {error['type']}: {error['message']}"
             )
         return row
+
+
+def _trusted(uri: str, output: OutputFolder) -> str:
+    """A path that run.json names, or a URI on the output's own host or bucket, with its options.
+
+    Raises RunError for others: a request to wherever somebody's run.json says may carry credentials.
+    """
+    found = uri if storage.is_local(uri) else storage.placed(uri, output.uri)
+    if found is None:
+        raise RunError(f"run.json names {uri}, on another host or bucket: name it yourself if you trust it")
+    return found
 
 
 def _engine(description: Description) -> EngineConfig:

@@ -14,7 +14,7 @@ from clvp import ClvpConfig
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
 from pipeline.description import Description, describe, load, settle, settle_engine
-from pipeline.errors import RunError, shown
+from pipeline.errors import RunError, safe, shown
 from pipeline.extend import check_extendable
 from pipeline.metrics import MetricsLog
 from pipeline.output.folder import OutputFolder
@@ -97,7 +97,7 @@ def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
     now = describe(run, checkpoint, output_columns(run, manifest))
     earlier = OutputFolder(storage.absolute(run.extend)) if run.extend is not None else None
     extended = None if earlier is None else check_extendable(earlier, output, now)
-    with exclusive(output, lambda message: print(message, flush=True)) as held:
+    with exclusive(output, lambda message: print(safe(message), flush=True)) as held:
         description = settle(output, now)
         work = Work(run, manifest, checkpoint, output, seed)
         if earlier is not None and extended is not None:

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from clvp.sampling import EngineConfig, SamplingParams
 from clvp.scoring import SCORING_LENGTH
+from pipeline import storage
 from pipeline.rows.memory import MAX_CANDIDATES
 
 Normalizer = Literal["tortoise", "english"]
@@ -113,7 +114,9 @@ class ExecutionSettings:
     engine: EngineConfig = field(default_factory=EngineConfig)
     torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
     voices_cached: int = 4096  # conditioning latents that a sampler keeps; one takes 4 KB
-    audio_root: str | None = None  # folder that all audio must lie below; None: anywhere
+    audio_root: str | None = None  # folder that all audio must lie below; None: any local path
+    # https://host or s3://bucket that audio may also come from, besides those that the manifest lies on
+    audio_hosts: tuple[str, ...] = ()
     publish_bytes: int = 128 << 20  # of finished blocks that become one output file
     report_seconds: float = 10.0  # between two lines of progress
     worker_logs: bool = False  # print what the workers log, tracebacks included
@@ -123,6 +126,9 @@ class ExecutionSettings:
         _check("gpus", self.gpus, self.gpus is None or self.gpus >= 1)
         _check("torch_threads", self.torch_threads, self.torch_threads is None or self.torch_threads >= 1)
         _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
+        for host in self.audio_hosts:
+            if storage.scheme_of(host) is None:
+                raise ValueError(f"audio_hosts: {host!r} is no URI such as https://host or s3://bucket")
         _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
         _check("report_seconds", self.report_seconds, self.report_seconds > 0)
 

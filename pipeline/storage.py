@@ -1,10 +1,11 @@
 """Paths and URIs: one way to list, read and atomically write on local disks and object stores."""
 
+import fnmatch
 import os
 import posixpath
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,8 @@ import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
+
+from pipeline.errors import public
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -63,11 +66,39 @@ def split_query(uri: str) -> tuple[str, str]:
     return (head, mark + query) if scheme_of(uri) in _ARROW_SCHEMES and "=" in query else (uri, "")
 
 
-def public(text: str) -> str:
-    """A URI, or a message with URIs, without what may hold credentials: `USER:SECRET@` and queries."""
-    if "://" not in text:
-        return text
-    return re.sub(r"\?[\w.-]+=[^\s'\"]*", "", re.sub(r"://[^/\s@]*:[^/\s@]*@", "://", text))
+def _split_host(uri: str) -> tuple[str, str, str]:
+    """`scheme://user:secret@host`, `/key` and `?options`."""
+    head, query = split_query(uri)
+    scheme, _, rest = head.partition("://")
+    host, slash, key = rest.partition("/")
+    return f"{scheme}://{host}", slash + key, query
+
+
+def origin(uri: str) -> str:
+    """`scheme://host` or `scheme://bucket` of a URI, in lower case and without credentials."""
+    return public(_split_host(uri)[0]).lower()
+
+
+def bare(uri: str) -> str:
+    """A path, or a URI without credentials and connection options, which `placed` gives back."""
+    host, key, _ = _split_host(uri) if not is_local(uri) else ("", uri, "")
+    return public(host) + key
+
+
+def places(uris: Iterable[str]) -> tuple[str, ...]:
+    """The different hosts and buckets that URIs lie on, with their credentials and options."""
+    split = (_split_host(uri) for uri in uris if not is_local(uri))
+    return tuple(dict.fromkeys(f"{host}/{query}" for host, _, query in split))
+
+
+def placed(uri: str, place: str) -> str | None:
+    """A URI with the credentials and options of `place`, another URI; None where it lies on another host or
+    brings some of its own.
+    """
+    (host, key, query), (own_host, _, own_query) = _split_host(uri), _split_host(place)
+    if host.lower() not in (origin(place), own_host.lower()) or query not in ("", own_query):
+        return None
+    return own_host + key + own_query
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -96,18 +127,15 @@ _arrow_filesystem = lru_cache(maxsize=32)(pafs.FileSystem.from_uri)
 def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
     """Files that a path, URI, folder or glob names, sorted; a plain file is returned whatever its suffix.
 
-    In a glob, `*` and `?` stay within a folder and `**` crosses folders. Folders and globs leave out names
-    that start with `.` or `_`, as dataset readers do.
+    In a glob, `*` and `?` stay within a folder and `**` crosses folders, but follows no links; nothing is
+    listed that the pattern cannot match. Folders and wildcards leave out names that start with `.` or `_`, as
+    dataset readers do.
 
     Raises FileNotFoundError when nothing matches.
     """
     pattern = absolute(pattern)
-    head, query = split_query(pattern)
-    found: list[str] = []
-    if wildcard := _WILDCARD.search(head):
-        matches = re.compile(glob_translate(head)).match
-        below = _files_below(posixpath.dirname(head[: wildcard.start()]) + query)
-        found = [uri for uri in below if matches(split_query(uri)[0])]
+    if _WILDCARD.search(split_query(pattern)[0]):
+        found = _glob(pattern)
     else:
         filesystem, path = resolve(pattern)
         kind = filesystem.get_file_info(path).type
@@ -116,14 +144,41 @@ def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
         found = _files_below(pattern) if kind == pafs.FileType.Directory else []
     found = sorted(uri for uri in found if name_of(uri).lower().endswith(tuple(suffixes)))
     if not found:
-        raise FileNotFoundError(f"no such file, or no {', '.join(suffixes)} file in it: {pattern}")
+        raise FileNotFoundError(f"no such file, or no {', '.join(suffixes)} file in it: {public(pattern)}")
     return found
 
 
-def _files_below(folder: str) -> list[str]:
+def _glob(pattern: str) -> list[str]:
+    head, query = split_query(pattern)
+    root = posixpath.dirname(_WILDCARD.split(head, maxsplit=1)[0])
+    segments = head[len(root) :].lstrip("/").split("/")
+    found = [root + query]
+    for left, segment in enumerate(segments, 1 - len(segments)):
+        if segment == "**":
+            matches = re.compile(glob_translate(head)).match
+            below = [uri for folder in found for uri in _files_below(folder, follow_links=False)]
+            return [uri for uri in below if matches(split_query(uri)[0])]
+        kind = pafs.FileType.Directory if left else pafs.FileType.File
+        found = [uri for folder in found for uri in _matching(folder, segment, kind)]
+    return found
+
+
+def _matching(folder: str, segment: str, kind: pafs.FileType) -> list[str]:
+    """What lies in a folder itself under the names of one segment of a glob."""
+    filesystem, base = resolve(folder)
+    if _WILDCARD.search(segment):
+        infos = filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True))
+        matches = re.compile(fnmatch.translate(segment)).match
+        infos = [i for i in infos if matches(i.base_name) and not i.base_name.startswith((".", "_"))]
+    else:
+        infos = [filesystem.get_file_info(posixpath.join(base, segment))]
+    return [join(folder, info.base_name) for info in infos if info.type == kind]
+
+
+def _files_below(folder: str, follow_links: bool = True) -> list[str]:
     filesystem, base = resolve(folder)
     if filesystem is _LOCAL:
-        paths = _local_files_below(base)
+        paths = _local_files_below(base, follow_links)
     else:
         infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
         paths = [info.path for info in infos if info.type == pafs.FileType.File]
@@ -131,11 +186,11 @@ def _files_below(folder: str) -> list[str]:
     return [join(folder, path) for path in relative if not re.search(r"(^|/)[._]", path)]
 
 
-def _local_files_below(base: str) -> list[str]:
+def _local_files_below(base: str, follow_links: bool) -> list[str]:
     """A folder that links lead to again is listed once: Arrow and fsspec would follow links in circles."""
     found: list[str] = []
     seen: set[str] = set()
-    for folder, folders, names in os.walk(base, followlinks=True, onerror=_unless_missing):
+    for folder, folders, names in os.walk(base, followlinks=follow_links, onerror=_unless_missing):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         if os.path.realpath(folder) in seen:
             folders.clear()
@@ -203,6 +258,11 @@ def write_atomically(uri: str, data: bytes | pa.Buffer, scratch: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def no_follow(path: str, flags: int) -> int:
+    """For `open(…, opener=no_follow)`: a symbolic link is an OSError."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _upload(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

@@ -111,6 +111,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
             execution,
             rows_per_block=size,
             gpus=int(cluster.gpus) or None,
+            audio_hosts=storage.places([*execution.audio_hosts, *(file.uri for file in opened.files)]),
             samplers=Pool(num_gpus=execution.samplers.num_gpus),
             rankers=Pool(num_gpus=execution.rankers.num_gpus),
             report_seconds=min(execution.report_seconds, 1.0),
@@ -133,8 +134,8 @@ def _cluster_at_hand(gpus: int | None) -> Cluster:
 @contextmanager
 def _scratch_folder(scratch: str | None) -> Iterator[str]:
     """A new folder, deleted afterwards."""
-    parent = storage.absolute(scratch or tempfile.gettempdir())
-    folder = storage.join(parent, f"clvp-trial-{uuid.uuid4().hex}")
+    name = f"clvp-trial-{uuid.uuid4().hex}"
+    folder = storage.join(storage.absolute(scratch), name) if scratch else tempfile.mkdtemp(prefix=name)
     filesystem, path = storage.resolve(folder)
     filesystem.create_dir(path, recursive=True)
     try:

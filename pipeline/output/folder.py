@@ -8,12 +8,14 @@ OUTPUT/_scratch/          files being written on a local disk
 OUTPUT/_lock              held by the one run at work on the output
 """
 
+import os
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import conditional, storage
+from pipeline.errors import RunError
 
 ROW_GROUP_BYTES = 32 << 20  # of Arrow data
 
@@ -23,6 +25,12 @@ class OutputFolder:
     """A folder on a local disk or an object store."""
 
     uri: str
+
+    def refuse_links(self) -> None:
+        """Raise RunError where a part of a local output is a symbolic link: a run deletes what is in it."""
+        for name in ("data", "errors", "metrics", "_parts", "_retried", "_scratch", "_lock"):
+            if storage.is_local(self.uri) and os.path.islink(link := self.folder(name)):
+                raise RunError(f"{link} is a symbolic link: remove it, or use another output")
 
     def folder(self, name: str) -> str:
         return storage.join(self.uri, name)

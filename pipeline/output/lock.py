@@ -55,13 +55,15 @@ def exclusive(output: OutputFolder, note: Callable[[str], None] = lambda _: None
         return
     path = Path(storage.absolute(output.file("", NAME)))
     path.parent.mkdir(parents=True, exist_ok=True)
+    output.refuse_links()
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock does not end with its process
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
         raise _busy(output, path.read_bytes()) from None
     with held:
-        path.write_text(json.dumps(holder))
+        with open(path, "w", opener=storage.no_follow) as file:
+            json.dump(holder, file)
         yield Held()
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from pipeline import storage
-from pipeline.errors import RowError, is_unicode, shown
+from pipeline.errors import RowError, is_unicode, public, shown
 from pipeline.rows.arrow_values import is_list_type, is_text_type
 from pipeline.rows.memory import MAX_CANDIDATES, MAX_CLIPS, MAX_EMBEDDED_BYTES, MAX_PATH_CHARS
 
@@ -52,10 +52,10 @@ class Payload:
 
 
 def names_in(value: Any) -> list[Any]:
-    """Paths of clips as the manifest gives them, in whatever form it gives them."""
+    """Paths of clips as the manifest gives them, in whatever form it gives them, but for credentials."""
     items = value if isinstance(value, list) else [value]
     paths = [item.get("path") if isinstance(item, dict) else item for item in items]
-    return [path for path in paths if path is not None]
+    return [public(path) if isinstance(path, str) else path for path in paths if path is not None]
 
 
 def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import RowError, error_record
+from pipeline.errors import RowError, error_record, public
 from pipeline.rows.columns import first_occurrences
 from pipeline.rows.manifest import Manifest, Slice
 from pipeline.rows.memory import MAX_BLOCK_BYTES
@@ -119,7 +119,7 @@ def rejected_rows(
 
 def source_of(manifest: Manifest, file: int, row: int) -> str:
     """Where a row stands, for messages: file and record number from 1."""
-    return f"{manifest.files[file].uri.partition('?')[0]}, row {row}"
+    return f"{public(manifest.files[file].uri)}, row {row}"
 
 
 def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:

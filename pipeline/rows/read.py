@@ -1,8 +1,9 @@
 """Stage 1, `read`: the manifest's rows of one block, every value checked and of its column's type.
 
 Input: the slices of the manifest that make up the block. A value that is missing, of the wrong kind or too
-large becomes the row's error. `audio` paths come out absolute or as URIs. Rows pass through in pieces of
-bounded size, so that Python objects exist of one piece at a time.
+large becomes the row's error. `audio` paths come out absolute or as URIs, without the credentials and options
+of the manifest's own URI. Rows pass through in pieces of bounded size, so that Python objects exist of one
+piece at a time.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record, is_unicode, shown
 from pipeline.rows import arrow_values
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT
@@ -159,7 +161,7 @@ def _raw_text_rows(
 
 
 def _table(manifest: Manifest, part: Slice, raw: RawRows) -> pa.Table:
-    folder = manifest.files[part.file].folder
+    folder = storage.bare(manifest.files[part.file].folder)
     errors = dict(raw.problems)
     # A row with an error takes neither its text nor its audio along.
     texts: list[str | None] = [None] * len(raw.ids)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+from pipeline import storage
 from pipeline.checkpoint import Checkpoint, fetch
 from pipeline.errors import ERROR, ManifestError
 from pipeline.output.folder import OutputFolder
@@ -122,7 +123,9 @@ def _validation(run: Run) -> Stage:
 def _hearing(run: Run, results: ResultSettings) -> Stage:
     def make(work: Work) -> OnBlock:
         extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
-        return AudioToMels(extractor.log_mel, results.audio_seconds, run.execution.audio_root)
+        execution = run.execution
+        named = storage.places([*execution.audio_hosts, *(file.uri for file in work.manifest.files)])
+        return AudioToMels(extractor.log_mel, results.audio_seconds, execution.audio_root, named)
 
     return Stage(
         "audio",

@@ -8,8 +8,12 @@ import io
 import math
 import os
 import stat
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any, BinaryIO
 
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import soundfile
@@ -32,15 +36,20 @@ _MARGIN = 512  # samples of the lower rate that a filter looks past the end of w
 
 
 def decode_clip(
-    data: bytes | None, path: str | None, seconds: float, root: str | None = None
+    data: bytes | None,
+    path: str | None,
+    seconds: float,
+    root: str | None = None,
+    places: Sequence[str] = (),
 ) -> torch.Tensor:
     """The first `seconds` of a clip: mono float32 [N] at 22,050 Hz, N at most seconds * 22,050, never zero.
 
-    `data` wins over `path`. With `root`, a path must lie below it, after symbolic links are resolved.
+    `data` wins over `path`. With `root`, a path must lie below it, after symbolic links are resolved; else a
+    URI must lie on a host or bucket of `places`. Credentials and options come from them, not from `path`.
 
     Raises RowError for anything that is no readable, finite, non-empty audio.
     """
-    stream = _open_clip(data, path, root)
+    stream = _open_clip(data, path, root, places)
     with stream.reader:
         try:
             samples, rate = _read_mono(stream, seconds)
@@ -108,7 +117,9 @@ def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
     return torch.from_numpy(soxr.resample(padded.numpy(), rate, SAMPLE_RATE, "VHQ")[:length])
 
 
-def _open_clip(data: bytes | None, path: str | None, root: str | None) -> "_ClipStream":
+def _open_clip(
+    data: bytes | None, path: str | None, root: str | None, places: Sequence[str]
+) -> "_ClipStream":
     """A seekable binary stream, to be closed by the caller."""
     if data is not None:
         if not data:
@@ -118,10 +129,16 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None) -> "_Clip
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
     try:
         if root is not None:
-            path = contained(path, root)
-        return _ClipStream(_open_local(path) if storage.is_local(path) else _open_remote(path))
+            found, places = contained(path, root), (root,)
+        else:
+            found = storage.absolute(path) if storage.is_local(path) else _named(path, places)
+        if storage.is_local(found):
+            return _ClipStream(_open_local(found, root))
+        return _ClipStream(_open_remote(found, places))
     except FileNotFoundError as error:
-        raise RowError("AudioNotFound", f"no such file: {path}") from error
+        # fsspec says it of whatever a server answers.
+        reason = f" ({error.__cause__})" if error.__cause__ else ""
+        raise RowError("AudioNotFound", f"no such file: {path}{reason}") from error
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
         raise RowError("UnreadableAudio", f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -132,27 +149,50 @@ def _raise_if_transfer_failed(stream: "_ClipStream", path: str | None) -> None:
 
 
 def contained(path: str, root: str) -> str:
-    """`path`, symbolic links resolved. Raises RowError unless it lies below the folder or URI `root`."""
+    """`path`, symbolic links resolved, or with the options of `root`. Raises RowError unless it lies below
+    `root`, a folder or URI.
+    """
     if storage.is_local(root) and storage.is_local(path):
         real_root = os.path.realpath(storage.absolute(root))
         real_path = os.path.realpath(storage.absolute(path))
         inside = real_path.startswith(real_root.rstrip("/") + "/")
     else:
-        # The query names the endpoint that the bucket is looked for at.
-        (head, query), (root_head, root_query) = storage.split_query(path), storage.split_query(root)
+        real_path = "" if storage.is_local(path) else storage.placed(path, root) or ""
+        head, root_head = (storage.split_query(uri)[0] for uri in (real_path, root))
         below = head.removeprefix(root_head.rstrip("/") + "/")
-        inside = below != head and query == root_query and not {"", ".", ".."} & set(below.split("/"))
-        real_path = path
+        inside = below != head and not {"", ".", ".."} & set(below.split("/"))
     if not inside:
         raise RowError("AudioOutsideRoot", f"{path} is not below the audio root {root}")
     return real_path
 
 
-def _open_local(path: str) -> BinaryIO:
-    name = storage.absolute(path)
-    _check_is_file(os.stat(name).st_mode)  # before it is opened: opening a device may do something
-    # O_NONBLOCK: opening a FIFO, should there be one by now, must not wait for a writer.
-    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def _named(path: str, places: Sequence[str]) -> str:
+    """A URI with the options of the place that it lies on. Raises RowError where there is none."""
+    for place in places:
+        if found := storage.placed(path, place):
+            return found
+    raise RowError(
+        "AudioNotAllowed",
+        f"{path} lies on a host or bucket that was not named, or brings credentials or options of its own: "
+        f"if you trust it, name it with all that it needs, as in --audio-hosts {storage.origin(path)}",
+    )
+
+
+def _open_local(path: str, root: str | None) -> BinaryIO:
+    """`path` is absolute; below a `root` it has no links, and one that has come since is not followed."""
+    flags, folder = os.O_RDONLY | os.O_CLOEXEC, None
+    with ExitStack() as opened:
+        if root is not None:
+            real_root = os.path.realpath(storage.absolute(root))
+            *folders, path = os.path.relpath(path, real_root).split("/")
+            for name in (real_root, *folders):
+                folder = os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                opened.callback(os.close, folder)
+            flags |= os.O_NOFOLLOW
+        # Before it is opened: opening a device may do something.
+        _check_is_file(os.stat(path, dir_fd=folder, follow_symlinks=root is None).st_mode)
+        # O_NONBLOCK: opening a FIFO, should there be one by now, must not wait for a writer.
+        descriptor = os.open(path, flags | os.O_NONBLOCK, dir_fd=folder)
     try:
         _check_is_file(os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb", buffering=1 << 18)
@@ -166,9 +206,26 @@ def _check_is_file(mode: int) -> None:
         raise OSError("it is a folder, FIFO, socket or device, not a file")
 
 
-def _open_remote(path: str) -> BinaryIO:
-    filesystem, name = storage.resolve(path)
-    return io.BufferedReader(filesystem.open_input_file(name), buffer_size=1 << 19)
+def _open_remote(path: str, places: Sequence[str]) -> BinaryIO:
+    if storage.scheme_of(path) in ("http", "https"):
+        reader = _web(tuple(places)).open(path)
+    else:
+        filesystem, name = storage.resolve(path)
+        reader = filesystem.open_input_file(name)
+    return io.BufferedReader(reader, buffer_size=1 << 19)
+
+
+@lru_cache(maxsize=8)
+def _web(places: tuple[str, ...]) -> Any:
+    """fsspec's filesystem of the web, but no server sends it on to a host that is not named."""
+    origins = set(map(storage.origin, places))
+
+    async def check(request: Any, send: Any) -> Any:
+        if (target := storage.origin(str(request.url))) not in origins:
+            raise PermissionError(f"the server sends on to {target}, which is not in --audio-hosts")
+        return await send(request)
+
+    return fsspec.filesystem("https", client_kwargs={"middlewares": (check,)})
 
 
 class _ClipStream:

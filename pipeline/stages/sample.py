@@ -15,7 +15,7 @@ import torch
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
 from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RunError, is_fatal
+from pipeline.errors import ERROR, RunError, is_fatal, safe
 from pipeline.rows.columns import (
     ENGINE,
     ID,
@@ -114,7 +114,9 @@ class Sampler:
         except Exception as error:
             if is_fatal(error):
                 raise
-            logger.warning("a block of %d rows failed (%s); its rows are tried one by one", len(good), error)
+            logger.warning(
+                "a block of %d rows failed (%s); its rows are tried one by one", len(good), safe(str(error))
+            )
 
         def alone(i: int) -> Sequence[Candidate]:
             prompt = prompts[i]

@@ -33,12 +33,18 @@ LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frame
 
 
 class AudioToMels:
-    """Callable on a block. `seconds` of each clip are used: longer ones are cut, shorter ones zero-padded."""
+    """Callable on a block. `seconds` of each clip are used: longer ones are cut, shorter ones zero-padded.
 
-    def __init__(self, log_mel: LogMel, seconds: float, audio_root: str | None = None) -> None:
+    `audio_root` and `places` are where clips may come from (`decode_clip`).
+    """
+
+    def __init__(
+        self, log_mel: LogMel, seconds: float, audio_root: str | None = None, places: Sequence[str] = ()
+    ) -> None:
         self.log_mel = log_mel
         self.seconds = seconds
         self.audio_root = audio_root
+        self.places = places
 
     def __call__(self, table: pa.Table) -> pa.Table:
         audio = table["audio"]
@@ -52,7 +58,7 @@ class AudioToMels:
     def _decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
         """A waveform [seconds * 22050], or the reason why there is none."""
         try:
-            waveform = decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root)
+            waveform = decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root, self.places)
         except RowError as error:
             return error
         except Exception as error:  # whatever a codec may do must stay with the rows that name the clip

@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from pipeline import storage
 from pipeline.errors import (
     MAX_RUN_MESSAGE_CHARS,
     ErrorRecord,
@@ -26,6 +28,7 @@ from pipeline.errors import (
     RunError,
     error_record,
     is_fatal,
+    safe,
 )
 from pipeline.stages import Chain, OnBlock, Stage
 from pipeline.stream.envelope import Envelope, Timing
@@ -54,7 +57,7 @@ def guarded(name: str, stage: OnBlock, plan: Any = None) -> Callable[[pa.Table],
             return envelope.with_result(result, timing).seal()
         except Exception as error:
             leave_if_fatal(name, error)
-            logger.exception("stage %s, block %d", name, envelope.block)
+            logger.error("stage %s, block %d\n%s", name, envelope.block, safe(traceback.format_exc()))
             return envelope.stop(stop_reason(name, error)).seal()
 
     run_stage.__name__ = run_stage.__qualname__ = name
@@ -123,7 +126,8 @@ def _counted_start(what: str) -> Iterator[None]:
                 f"the process that loads {what} has died {deaths} times in a row on {socket.gethostname()}: "
                 "is there enough memory for the model, and does the GPU work?"
             )
-        count.write_bytes(bytes(deaths + 1))
+        with open(count, "wb", opener=storage.no_follow) as file:
+            file.write(bytes(deaths + 1))
         yield
     finally:  # an exception is reported by itself; only what ends the process leaves its mark
         count.unlink(missing_ok=True)
@@ -150,5 +154,5 @@ def raise_stopped(reason: ErrorRecord) -> None:
 def leave_if_fatal(name: str, error: Exception) -> None:
     """End the process if its device is lost: a new one, perhaps on another machine, takes the block."""
     if is_fatal(error):
-        logger.critical("stage %s: the device is lost, the process ends: %s", name, error)
+        logger.critical("stage %s: the device is lost, the process ends: %s", name, safe(str(error)))
         os._exit(EXIT_DEVICE_LOST)

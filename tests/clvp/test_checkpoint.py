@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import traceback
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,30 @@ def test_pickles_run_nothing(tmp_path, monkeypatch):
     torch.save({"weight": 3}, path)
     with pytest.raises(CheckpointError, match="names and tensors"):
         open_pickle(path)
+
+
+def test_a_refusal_does_not_say_how_to_load_it_all_the_same(tmp_path):
+    """Pickles with code, old and new, and a TorchScript archive: torch advises `weights_only=False`."""
+    names = [tmp_path / name for name in ("old.pth", "new.pth", "script.pth")]
+    torch.save({"weight": Command()}, names[0], _use_new_zipfile_serialization=False)
+    torch.save({"weight": Command()}, names[1])
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), names[2])
+    for path in names:
+        with pytest.raises(CheckpointError, match="which is never run") as refused:
+            open_pickle(path)
+        shown = "".join(traceback.format_exception(refused.value))
+        assert "torch.load" not in str(refused.value)
+        assert "Re-running" not in shown
+        assert "weights_only=False" not in shown
+
+
+def test_a_link_beside_a_checkpoint_is_not_written_through(folder, tiny_model, tmp_path):
+    (tmp_path / "mine").write_text("years of work")
+    for name in ("config.json", MODEL):
+        (folder / f".{name}.partial").symlink_to(tmp_path / "mine")
+    tiny_model.save_pretrained(folder)
+    assert (tmp_path / "mine").read_text() == "years of work"
+    assert not (folder / MODEL).is_symlink()
 
 
 def test_absent_and_damaged_files_are_named(folder, tmp_path):

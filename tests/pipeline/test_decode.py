@@ -107,10 +107,10 @@ def test_remote_clip_is_decoded_through_fsspec(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.ogg")
     with fsspec.open("memory://clips/clip.ogg", "wb") as file:
         file.write(path.read_bytes())
-    remote = decode_clip(None, "memory://clips/clip.ogg", 6.0)
+    remote = decode_clip(None, "memory://clips/clip.ogg", 6.0, places=["memory://clips"])
     assert torch.equal(remote, decode_clip(None, str(path), 6.0))
     with pytest.raises(RowError, match="no such file") as caught:
-        decode_clip(None, "memory://clips/none.ogg", 6.0)
+        decode_clip(None, "memory://clips/none.ogg", 6.0, places=["memory://clips"])
     assert caught.value.kind == "AudioNotFound"
 
 
@@ -123,9 +123,9 @@ def test_transfer_that_breaks_off_is_no_short_clip(tmp_path: Path, monkeypatch: 
                 raise OSError("connection reset")
             return super().readinto(memoryview(buffer)[:1000])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode, "_open_remote", lambda path: Broken(data))
+    monkeypatch.setattr(decode, "_open_remote", lambda path, places: Broken(data))
     with pytest.raises(RowError, match="connection reset") as caught:
-        decode_clip(None, "s3://bucket/clip.wav", 6.0)
+        decode_clip(None, "s3://bucket/clip.wav", 6.0, places=["s3://bucket"])
     assert caught.value.kind == "UnreadableAudio"
 
 
@@ -193,7 +193,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
             decode_clip(None, str(tmp_path / name), 6.0)
         assert caught.value.kind == kind, name
     with pytest.raises(RowError) as caught:
-        decode_clip(None, "nosuchscheme://bucket/a.wav", 6.0)
+        decode_clip(None, "nosuchscheme://bucket/a.wav", 6.0, places=["nosuchscheme://bucket"])
     assert caught.value.kind == "UnreadableAudio"
 
 

@@ -1,7 +1,12 @@
+import glob
 import os
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import storage
 
@@ -111,3 +116,76 @@ def test_links_in_circles_and_what_is_no_file_are_left_out(tmp_path: Path) -> No
     for name in ("a/fifo.csv", "a/folder.csv", "a/self.csv", "a/gone.csv"):
         with pytest.raises(FileNotFoundError, match="no such file, or no"):
             storage.expand(str(tmp_path / name), [".csv"])
+
+
+# ---- globs ----
+
+
+class Listed(MemoryFileSystem):
+    """Remembers the folders that were listed."""
+
+    protocol = "listed"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    folders: ClassVar[set[str]] = set()
+    find = AbstractFileSystem.find  # by listing, folder by folder
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("listed://", "memory://"))
+
+    def ls(self, path: str, detail: bool = True, **options: object) -> list:
+        Listed.folders.add(self._strip_protocol(path))
+        return super().ls(path, detail, **options)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected", "listed"),
+    [
+        ("/d/*.csv", ["/d/m.csv"], {"/d"}),
+        ("/d/*/m.csv", ["/d/a/m.csv", "/d/b/m.csv"], {"/d"}),
+        ("/d/a/?/*.csv", ["/d/a/x/m.csv"], {"/d/a", "/d/a/x"}),
+        ("/d/[b]*/*/*.csv", ["/d/b/x/m.csv"], {"/d", "/d/b", "/d/b/x"}),
+        ("/d/a/**/*.csv", ["/d/a/m.csv", "/d/a/x/m.csv"], {"/d/a", "/d/a/x"}),
+    ],
+)
+def test_a_glob_lists_only_what_it_can_match(pattern: str, expected: list[str], listed: set[str]) -> None:
+    fsspec.register_implementation("listed", Listed, clobber=True)
+    for name in ("m.csv", "a/m.csv", "b/m.csv", "a/x/m.csv", "b/x/m.csv", "a.csv/none.txt"):
+        Listed().pipe(f"/d/{name}", b"x")
+    Listed.folders.clear()
+    assert storage.expand(f"listed:/{pattern}", [".csv"]) == [f"listed:/{name}" for name in expected]
+    # fsspec asks for the folder above to learn what a name is; none may be listed for what lies below it.
+    assert Listed.folders & {"/d", "/d/a", "/d/b", "/d/a/x", "/d/b/x", "/d/a.csv"} <= listed | {"/d"}
+
+
+def test_a_local_glob_neither_walks_nor_follows_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("d/m.csv", "d/a/m.csv", "elsewhere/m.csv"):
+        touch(tmp_path / name)
+    (tmp_path / "d" / "out").symlink_to(tmp_path / "elsewhere")
+    assert storage.expand(f"{tmp_path}/d/**/*.csv", [".csv"]) == [
+        str(tmp_path / "d" / name) for name in ("a/m.csv", "m.csv")
+    ]
+
+    def walk(*_: object, **__: object) -> None:
+        raise AssertionError("a pattern without ** needs no walk")
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert storage.expand(f"{tmp_path}/d/*.csv", [".csv"]) == [str(tmp_path / "d" / "m.csv")]
+    assert storage.expand(f"{tmp_path}/?/*/m.csv", [".csv"]) == [
+        str(tmp_path / "d" / name) for name in ("a/m.csv", "out/m.csv")
+    ]
+
+
+def test_globs_mean_what_pythons_mean(tmp_path: Path) -> None:
+    for name in ("m.csv", "a/m.csv", "a/b/m.csv", "a/b/c/n.csv", "ab/b/m.csv", "c/[x]/m.csv", "a/.h/m.csv"):
+        touch(tmp_path / name)
+    patterns = (
+        "*.csv */*.csv a*/b/*.csv */b/m.csv **/*.csv a/**/b/*.csv a/** ** ?/[bc]/*.csv */[[]x]/* */*/*/*"
+    )
+    for pattern in patterns.split():
+        found = glob.glob(f"{tmp_path}/{pattern}", recursive=True)
+        expected = sorted({path for path in found if os.path.isfile(path)})
+        assert storage.expand(f"{tmp_path}/{pattern}", [".csv"]) == expected, pattern
