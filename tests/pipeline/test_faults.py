@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.output.folder import OutputFolder
 from tests.soak.output import Stored, Watch, check_finished, check_stored, differences, read_stored
-from tests.soak.processes import kill, processes_of, wait_until
+from tests.soak.processes import kill, processes_of, victims, wait_until
 from tests.soak.workload import Run, Workload
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -89,7 +89,7 @@ def test_signals_a_lost_folder_and_a_dead_sampler_change_no_token(
     (output / "_scratch").unlink()
     with Run(workload, str(output)) as run:
         wait_for_rows(run, output)
-        samplers = [p for p in processes_of(run.pid) if p.is_stage_actor and "sample" in p.title]
+        samplers = victims(run.pid, "sampler")
         assert len(samplers) == 1
         kill(samplers)
         ended(run, 0)

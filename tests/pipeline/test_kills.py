@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.s3_server import S3Server
-from tests.soak.moments import Kill, draw_kills
+from tests.soak.moments import VICTIMS, Kill, draw_kills
 from tests.soak.output import Stored
 from tests.soak.soak import soak
 from tests.soak.workload import Workload
@@ -15,11 +15,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KILLS = {
     "local": [
         Kill("driver", "streaming", share=0.2, delay=0.3),
-        Kill("actor", "publishing", share=0.4, delay=0.0),
+        Kill("sampler", "publishing", share=0.4, delay=0.0),
         Kill("ray", "end", share=1.0, delay=0.1),
     ],
     "s3": [
-        Kill("actor", "streaming", share=0.1, delay=0.2),
+        Kill("ranker", "streaming", share=0.1, delay=0.2),
         Kill("driver", "publishing", share=0.3, delay=0.05),
     ],
 }
@@ -40,8 +40,8 @@ def test_killed_runs_continue_to_the_same_output(
 
 
 def test_moments_are_drawn_from_the_seed() -> None:
-    kills = draw_kills(10, seed=3)
-    assert kills == draw_kills(10, seed=3) != draw_kills(10, seed=4)
-    assert {kill.victim for kill in kills} == {"driver", "actor", "ray"}
+    kills = draw_kills(14, seed=3)
+    assert kills == draw_kills(14, seed=3) != draw_kills(14, seed=4)
+    assert {kill.victim for kill in kills} == set(VICTIMS)
     assert {kill.phase for kill in kills} == {"startup", "streaming", "publishing", "end"}
     assert [kill.share for kill in kills] == sorted(kill.share for kill in kills)

@@ -10,7 +10,7 @@ from pipeline.checkpoint import cache_folder
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.lock import exclusive
-from pipeline.output.publish import drop_parts, recover
+from pipeline.output.publish import Files, recover
 from pipeline.stream import workers
 
 
@@ -26,8 +26,7 @@ def test_a_link_in_an_output_leads_nowhere(tmp_path: Path, name: str) -> None:
 
     def run() -> None:
         with exclusive(folder):
-            recover(folder)
-            drop_parts(folder)
+            recover(Files(folder))
 
     with pytest.raises(RunError, match=rf"{name} is a symbolic link"):
         run()

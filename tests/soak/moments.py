@@ -4,9 +4,9 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Victim = Literal["driver", "actor", "ray"]
+Victim = Literal["driver", "sampler", "ranker", "audio", "raylet", "gcs", "ray"]
 Phase = Literal["startup", "streaming", "publishing", "end"]
-VICTIMS: tuple[Victim, ...] = ("driver", "actor", "ray")
+VICTIMS: tuple[Victim, ...] = ("driver", "sampler", "ranker", "audio", "raylet", "gcs", "ray")
 PHASES: tuple[Phase, ...] = ("streaming", "publishing", "startup")
 
 MAX_DELAY = {"startup": 9.0, "streaming": 1.5, "publishing": 0.1, "end": 0.4}  # seconds
@@ -16,7 +16,7 @@ MAX_DELAY = {"startup": 9.0, "streaming": 1.5, "publishing": 0.1, "end": 0.4}  #
 class Kill:
     """One SIGKILL, `delay` seconds after the beginning of its phase.
 
-    `startup` begins with the session (for an actor: with the first one), `streaming` when `share` of the rows
+    `startup` begins with the session (for a worker: with the first one), `streaming` when `share` of the rows
     are stored, `publishing` with the next new file in `data` after that, `end` when all rows are stored.
     """
 

@@ -7,6 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+# What the title of a process holds, by the part that it has in a run.
+TITLES = {
+    "sampler": "MapWorker(MapBatches(sample))",
+    "ranker": "MapWorker(MapBatches(rank))",
+    "audio": "ray::MapBatches(prepare)",
+    "raylet": "/raylet/raylet ",
+    "gcs": "/gcs_server ",
+}
+
 
 @dataclass(frozen=True)
 class Process:
@@ -14,11 +23,6 @@ class Process:
 
     pid: int
     title: str
-
-    @property
-    def is_stage_actor(self) -> bool:
-        """Whether it holds a model for one of the stages."""
-        return self.title.startswith("ray::") and "MapWorker" in self.title
 
 
 def processes_of(session: int) -> list[Process]:
@@ -35,6 +39,11 @@ def processes_of(session: int) -> list[Process]:
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
+
+
+def victims(session: int, part: str) -> list[Process]:
+    """The processes of a session that have this part in it."""
+    return [process for process in processes_of(session) if TITLES[part] in process.title]
 
 
 def kill(processes: Iterable[Process]) -> None:

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,40 @@ from tests.s3_server import CREDENTIALS
 from tests.soak.processes import kill_session
 
 REPOSITORY = Path(__file__).parents[2]
-OPTIONS = {
-    "--num-candidates": "3",
-    "--max-new-tokens": "24",
-    "--seed": "11",
+EXECUTION = {
     "--torch-threads": "1",
     "--report-seconds": "2",
     "--publish-bytes": "20000",  # a file for every few blocks, so that kills meet publishing as well
+    "--rows-per-block": "4",
 }
+OPTIONS = {"--num-candidates": "3", "--max-new-tokens": "24", "--seed": "11", **EXECUTION}
+MISSING = "missing.wav"  # a clip that some rows name
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything that runs of the same rows share."""
+    """Everything that runs of the same rows share, and the command that they are."""
 
     manifest: Path
     model: Path
     ids: frozenset[str]  # of the rows that are done or fail, each once
     rejected: int  # rows without an id of their own
+    job: str = "jobs.synthesize"
+    options: Mapping[str, str] = field(default_factory=lambda: OPTIONS)
+
+    def extending(self, output: str) -> "Workload":
+        """More candidates, of which some lie in an output that is finished."""
+        return replace(self, options={**self.options, "--num-candidates": "5", "--extend": output})
+
+    def retrying(self) -> "Workload":
+        """The failed rows once more, now that a clip is there."""
+        write_clip(self.manifest.with_name(MISSING), 0.4)
+        return replace(self, options={**self.options, "--retry-failed": ""})
+
+    def ranking(self, output: str, ids: Iterable[str]) -> "Workload":
+        """The candidates of a finished output with these ids."""
+        options = {"--run": output, **EXECUTION}
+        return replace(self, ids=frozenset(ids), rejected=0, job="jobs.rank", options=options)
 
 
 def make_workload(folder: Path, rows: int) -> Workload:
@@ -47,7 +63,7 @@ def make_workload(folder: Path, rows: int) -> Workload:
     voices: list[Any] = ["a.wav", "b.flac", ["c.wav", "d.ogg"], "d.ogg"]
     made = [_row(i, voices[i % len(voices)]) for i in range(rows)]
     ways: list[dict[str, Any]] = [
-        {"audio": "missing.wav"},
+        {"audio": MISSING},
         {"audio": "broken.wav"},
         {"audio": "empty.wav"},
         {"audio": None},
@@ -91,20 +107,16 @@ class Run:
         output: str,
         options: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
-        command: Sequence[str] = ("-m", "jobs.synthesize"),
+        command: Sequence[str] = (),
     ) -> None:
         self.temporary = Path(
             tempfile.mkdtemp(prefix="soak-", dir="/tmp")
         )  # short: Ray puts sockets below it
         self.log = self.temporary / "log"
-        given = {
-            "--manifest": str(workload.manifest),
-            "--model": str(workload.model),
-            "--output": output,
-            **OPTIONS,
-            "--rows-per-block": "4",
-            **(options or {}),
-        }
+        given = {"--model": str(workload.model), "--output": output, **workload.options, **(options or {})}
+        if workload.job == "jobs.synthesize":
+            given["--manifest"] = str(workload.manifest)
+        command = command or ("-m", workload.job)
         variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         variables |= {
             "RAY_TMPDIR": str(self.temporary),
@@ -114,7 +126,7 @@ class Run:
         variables["RAY_USAGE_STATS_ENABLED"] = "0"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command, *(part for pair in given.items() for part in pair)],
+                [sys.executable, *command, *(part for pair in given.items() for part in pair if part)],
                 env={**variables, **CREDENTIALS, **(environment or {})},
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
