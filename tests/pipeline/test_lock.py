@@ -16,6 +16,7 @@ from pipeline.output import lock
 from pipeline.output.folder import OutputFolder
 from pipeline.output.lock import NAME, exclusive
 from tests.s3_server import S3Server
+from tests.soak.late import late_drivers
 
 HOLD = """
 import sys, time
@@ -141,3 +142,9 @@ def test_a_store_that_ignores_conditions_is_refused(
     )
     with pytest.raises(RunError, match="ignores If-None-Match"), exclusive(bucket):
         raise AssertionError("nothing keeps others out")
+
+
+@pytest.mark.slow
+def test_a_driver_that_sleeps_longer_than_its_lease_doubles_nothing(s3: S3Server, tmp_path: Path) -> None:
+    """Once stopped anywhere and once inside an upload; `python -m tests.soak --s3` does it more often."""
+    assert late_drivers(s3, tmp_path, 2, seed=5, say=print).total() == 2

@@ -44,14 +44,12 @@ def main() -> None:
 
 
 class _Soaks:
-    """A run, one that extends it, one that tries its failures again, one that ranks it: all of them killed."""
+    """A run, one that extends it, one that ranks it, one that tries its failures again: all of them killed."""
 
     def __init__(self, folder: Path, server: S3Server | None, kills: int, seed: int) -> None:
         self.folder, self.server, self.kills, self.seed = folder, server, kills, seed
-        self.table = [
-            "| what | rows | killed | starts | seconds | every row once, as undisturbed |",
-            "|---|---|---|---|---|---|",
-        ]
+        head = "| what | rows | killed | starts | seconds | every row once, as undisturbed |"
+        self.table = [head, "|---|---|---|---|---|---|"]
 
     def all(self, rows: int) -> list[str]:
         workload = make_workload(self.folder, rows)
@@ -67,7 +65,7 @@ class _Soaks:
         return self.table
 
     def _soak(self, name: str, workload: Workload, begin: str | None = None) -> Stored:
-        """`begin`: a finished output that the run goes on with. Returns what an undisturbed run has stored."""
+        """`begin`: a finished output that the run goes on with. Returns what one undisturbed has stored."""
         started = time.monotonic()
         undisturbed, killed = str(self.folder / name.strip("-")), str(self.folder / f"killed-{name}")
         if self.server is not None:
