@@ -164,6 +164,7 @@ def wav_bytes(samples: np.ndarray, rate: int = 16_000) -> bytes:
         (wav_bytes(np.zeros(100), rate=2_000_000), "UnsupportedSampleRate"),
         (wav_bytes(np.ones(100))[:30], "UndecodableAudio"),
     ],
+    ids=["nothing", "text", "no samples", "NaN", "infinity", "1 Hz", "2 MHz", "half a header"],
 )
 def test_bad_audio(data: bytes, kind: str) -> None:
     with pytest.raises(RowError) as caught:

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 class _Soaks:
-    """A run, one that extends it, one that ranks it, one that tries its failures again: all of them killed."""
+    """A run, one that extends it, one that ranks it, one that tries failures again: all of them killed."""
 
     def __init__(self, folder: Path, server: S3Server | None, kills: int, seed: int) -> None:
         self.folder, self.server, self.kills, self.seed = folder, server, kills, seed
