@@ -37,7 +37,7 @@ class VocoderConfig:
 
     @classmethod
     def of_weights(cls, state: Mapping[str, Tensor], origin: str) -> "VocoderConfig":
-        """All sizes but the dilations, which shapes do not tell; CheckpointError where weights are missing."""
+        """All sizes but the dilations, which shapes do not tell; CheckpointError where weights miss."""
         channels, noise_channels, _ = shape_of(state, "conv_pre.weight", origin)
         predictor = "res_stack.0.kernel_predictor.input_conv.0.weight"
         predictor_channels, mel_channels, _ = shape_of(state, predictor, origin)
@@ -100,11 +100,11 @@ class KernelPredictor(nn.Module):
         for convs in self.residual_convs:
             c_DT = c_DT + convs(c_DT)
         biases_LET = self.bias_conv(c_DT).unflatten(0, (-1, 2 * self.channels))
-        # The convolution as a product of frames with their neighbours, which leaves a frame's kernels together.
+        # The convolution as a product of frames with their neighbours leaves a frame's kernels together.
         windows_TK = functional.pad(c_DT, (1, 1)).unfold(1, 3, 1).transpose(0, 1).flatten(1)
         order = (-1, self.channels, 2 * self.channels, 3)
         weights = self.kernel_conv.weight.flatten(1).unflatten(0, order).transpose(1, 2)
-        biases = self.kernel_conv.bias.unflatten(0, order).transpose(1, 2)
+        biases = self.kernel_conv.get_parameter("bias").unflatten(0, order).transpose(1, 2)
         for weight, bias, bias_ET in zip(weights, biases, biases_LET, strict=True):
             kernels = functional.linear(windows_TK, weight.flatten(0, 2), bias.flatten())
             yield kernels.view(len(kernels), 2 * self.channels, -1), bias_ET.T
