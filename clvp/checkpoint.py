@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,18 @@ def check_keys(module: nn.Module, found: Mapping[str, Tensor], origin: str) -> N
         lines += [f"{name}: {', '.join(keys[:_NAMES_SHOWN])}{more}"] if keys else []
     if lines:
         raise CheckpointError(f"the weights of {origin} do not fit the model; " + "; ".join(lines))
+
+
+def shape_of(state: Mapping[str, Tensor], key: str, origin: str) -> tuple[int, ...]:
+    """The shape of a weight that a file must have; CheckpointError naming it where it is missing."""
+    if key not in state:
+        raise CheckpointError(f"{origin} lacks {key}: is it the right file?")
+    return tuple(state[key].shape)
+
+
+def count_layers(state: Mapping[str, Tensor], key: str) -> int:
+    """How many of the keys with 0, 1, 2 ... in place of `{}` are there."""
+    return next(n for n in count() if key.format(n) not in state)
 
 
 def load_weights(
