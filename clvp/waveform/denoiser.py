@@ -115,21 +115,29 @@ def _buckets(frames: int) -> Tensor:
     return away + half * (distances > 0)
 
 
-def position_bias(table_KH: Tensor, head_dim: int, frames: int) -> Tensor:
-    """[H, T, T] what is added to scores, by the bucket of key − query: a view of 2T − 1 numbers per head."""
-    bias_HD = (table_KH.float() * head_dim**0.5)[_buckets(frames).to(table_KH.device)].t().contiguous()
-    return bias_HD.unfold(1, frames, 1).flip(1)
+def distance_bias(table_KH: Tensor, head_dim: int, frames: int) -> Tensor:
+    """[H, 2T − 1] what is added to a score by the distance key − query, from 1 − T on.
+
+    The root of the head dimension belongs to the bias alone: the products are divided by it.
+    """
+    bucket_D = _buckets(frames).to(table_KH.device)
+    return (table_KH.float() * head_dim**0.5)[bucket_D].t().contiguous()
 
 
 def attend_by_row(qkv_RTE: Tensor, table_KH: Tensor, lengths_R: Tensor) -> Tensor:
-    """Attention of each row's own frames, row by row; zeros behind them."""
+    """Attention of each row's own frames, row by row; zeros behind them.
+
+    Queries go in last frame first: then the bias at [i, j] is that of the distance i + j, and a view of
+    2T − 1 numbers per head stands for T² of them.
+    """
     heads = table_KH.shape[1]
     attended_RTC = qkv_RTE.new_zeros(*qkv_RTE.shape[:2], qkv_RTE.shape[2] // 3)
     for row, length in enumerate(lengths_R.tolist()):
         q, k, v = qkv_RTE[row, :length].unflatten(1, (heads, 3, -1)).permute(2, 1, 0, 3)[:, None]
-        bias_HTT = position_bias(table_KH, q.shape[-1], length).to(q.dtype)
-        attended = functional.scaled_dot_product_attention(q, k, v, bias_HTT[None])
-        attended_RTC[row, :length] = attended[0].transpose(0, 1).flatten(1)
+        bias_HD = distance_bias(table_KH, q.shape[3], length).to(q.dtype)
+        bias_1HTT = bias_HD.unfold(1, length, 1)[None]
+        attended_1HTN = functional.scaled_dot_product_attention(q.flip(2), k, v, bias_1HTT).flip(2)
+        attended_RTC[row, :length] = attended_1HTN[0].transpose(0, 1).flatten(1)
     return attended_RTC
 
 
