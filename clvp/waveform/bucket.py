@@ -28,7 +28,7 @@ class SamplingPlan:
     def __init__(self, model: DiffusionDecoder, params: WaveformParams) -> None:
         self.params = params
         device = model.inp_block.weight.device
-        schedule = schedule_of(thinned_times(params.steps))
+        schedule = schedule_of(thinned_times(params.steps, params.spacing))
         self.table_SE = step_table(schedule, params.sampler, params.guidance).to(device)
         self.modulation_SKE = model.modulate(schedule.times_S.to(device))
         # One replay is over before the next begins, so that the graphs of all lengths share their memory.

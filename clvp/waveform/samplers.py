@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clvp.waveform.params import Sampler
-from clvp.waveform.schedule import Schedule
+from clvp.waveform.schedule import Schedule, half_log_snr
 
 # Log-mels at −1 and at 1.
 MEL_FLOOR, MEL_CEILING = -11.512925148010254, 2.3143386840820312
@@ -49,8 +49,8 @@ def step_table(schedule: Schedule, sampler: Sampler, guidance: float) -> Tensor:
     else:
         # In half log signal-to-noise, both are the exponential integrator of x0; ddim takes x0 as constant.
         x = ((1 - following) / (1 - signal)).sqrt()
-        half_log_snr = (signal / (1 - signal)).log() / 2
-        h = torch.cat((signal.new_tensor([torch.inf]), half_log_snr[:-1])) - half_log_snr
+        size = half_log_snr(signal)
+        h = torch.cat((size.new_tensor([torch.inf]), size[:-1])) - size
         clean = -following.sqrt() * torch.expm1(-h)
         if sampler == "dpm++2m":
             # h / (2 h_before); none in the first step, which has no x0 before, and in the last.

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
+
 GOLDEN = Path(os.environ.get("CLVP_GOLDEN_DECODE", Path(__file__).parents[1] / "data" / "golden_decode"))
 
 
@@ -41,6 +43,21 @@ def golden_states() -> dict[str, dict[str, Any]]:
 def full_size_keys() -> dict[str, dict[str, list[int]]]:
     """Shapes of the published files' weights."""
     return json.loads((GOLDEN / "full_size_keys.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_denoiser(golden_states: dict[str, dict[str, Any]], about: dict[str, Any]) -> DiffusionDecoder:
+    """Not to be changed."""
+    unused = ("code_embedding.", "code_converter.", "mel_head.")
+    state = {key: w for key, w in golden_states["diffusion_decoder"].items() if not key.startswith(unused)}
+    width, latent_size, _ = state["latent_conditioner.0.weight"].shape
+    layers = sum(key.startswith("layers.") and key.endswith(".attn.norm.weight") for key in state)
+    config = DiffusionConfig(
+        hidden_size=width, latent_size=latent_size, num_layers=layers, num_heads=about["heads"]
+    )
+    model = DiffusionDecoder(config)
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
