@@ -7,7 +7,6 @@ up to 12 kHz on Slaney's scale, and no norms. N samples, M mel bands, T frames.
 import math
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torchaudio.functional import resample
