@@ -245,6 +245,14 @@ class DiffusionDecoder(nn.Module):
         )
         self.out = nn.Sequential(FrameNorm(width), nn.SiLU(), FrameConv(width, 2 * mels, 3))
 
+    def cast_products(self, dtype: torch.dtype) -> None:
+        """Casts the weights of the products of the sampling steps, in place."""
+        parts = (self.inp_block, self.conditioning_timestep_integrator, self.integrating_conv)
+        for part in (*parts, self.layers, self.out):
+            for layer in part.modules():
+                if isinstance(layer, FrameConv):
+                    layer.to(dtype)
+
     def voice_latent(self, mels: Sequence[Tensor]) -> Tensor:
         """Conditioning latent [2C] of a voice from the 24 kHz log-mels [M, frames] of its clips.
 

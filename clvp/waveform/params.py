@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class WaveformEngineConfig:
     """How the decoder uses the machine. Bits depend on all of it, within float32's rounding: see `facts`."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of products; the rest is float32

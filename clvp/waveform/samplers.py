@@ -4,7 +4,7 @@ Every sampler makes the clean mel x0 from x and the noise, and mixes it with x, 
 fresh noise, in shares that depend on the step alone. They differ in these shares, which are computed in
 float64 and used in float32:
 
-- `p`: a draw from the posterior (Ho, Jain and Abbeel 2020), its variance as predicted (Nichol and Dhariwal 2021);
+- `p`: a draw from the posterior (Ho et al. 2020), its variance as predicted (Nichol and Dhariwal 2021);
 - `ddim` without noise (Song, Meng and Ermon 2021);
 - `dpm++2m`: DPM-Solver++ of second order, multistep (Lu et al. 2022).
 
