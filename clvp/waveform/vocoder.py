@@ -6,15 +6,16 @@ are convolved. A clip is computed alone, so that no other takes part in any kern
 M mel bands, Z noise channels, T frames, N samples, C channels, H samples of a frame within a block.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvp.checkpoint import count_layers, shape_of
+from clvp.config import ClvpConfigBase
 
 SAMPLING_RATE = 24000
 HOP = 256
@@ -25,47 +26,25 @@ SLOPE = 0.2
 
 
 @dataclass(frozen=True)
-class VocoderConfig:
-    """Sizes of the vocoder."""
+class VocoderConfig(ClvpConfigBase):
+    """Sizes of the vocoder; the defaults are the published ones."""
 
-    mel_channels: int = 100
+    model_type: ClassVar[str] = "univnet"
+
+    num_mels: int = 100
     noise_channels: int = 64
-    channels: int = 32
+    hidden_channels: int = 32
     predictor_channels: int = 64
     strides: tuple[int, ...] = (8, 8, 4)  # samples that each block makes of one
     dilations: tuple[int, ...] = (1, 3, 9, 27)  # of the layers of each block
 
-    @classmethod
-    def of_weights(cls, state: Mapping[str, Tensor], origin: str) -> "VocoderConfig":
-        """All sizes but the dilations, which shapes do not tell; CheckpointError where weights miss."""
-        channels, noise_channels, _ = shape_of(state, "conv_pre.weight", origin)
-        predictor = "res_stack.0.kernel_predictor.input_conv.0.weight"
-        predictor_channels, mel_channels, _ = shape_of(state, predictor, origin)
-        blocks = range(count_layers(state, "res_stack.{}.convt_pre.1.weight"))
-        return cls(
-            mel_channels,
-            noise_channels,
-            channels,
-            predictor_channels,
-            tuple(state[f"res_stack.{i}.convt_pre.1.weight"].shape[2] // 2 for i in blocks),
-        )
-
-
-def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the weights themselves in place of their lengths and directions, g * v / |v|.
-
-    Of both names that torch has for these (Salimans and Kingma, "Weight Normalization", 2016).
-    """
-    folded = {}
-    for key, value in state.items():
-        name = re.sub(
-            r"parametrizations\.weight\.original([01])$", lambda m: "weight_" + "gv"[int(m[1])], key
-        )
-        folded[name] = value
-    for key in [key for key in folded if key.endswith("weight_g") and f"{key[:-1]}v" in folded]:
-        g, v = folded.pop(key), folded.pop(f"{key[:-1]}v")
-        folded[key.removesuffix("_g")] = v * (g / v.norm(dim=tuple(range(1, v.dim())), keepdim=True))
-    return folded
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strides", tuple(self.strides))
+        object.__setattr__(self, "dilations", tuple(self.dilations))
+        if math.prod(self.strides) != HOP:
+            raise ValueError(
+                f"strides {list(self.strides)} make {math.prod(self.strides)} samples of a frame, not {HOP}"
+            )
 
 
 def _conv(inputs: int, outputs: int, width: int, dilation: int = 1) -> nn.Conv1d:
@@ -77,9 +56,9 @@ class KernelPredictor(nn.Module):
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
-        width, outputs = config.predictor_channels, len(config.dilations) * 2 * config.channels
-        self.channels = config.channels
-        self.input_conv = nn.Sequential(_conv(config.mel_channels, width, 5), nn.LeakyReLU(SLOPE))
+        width, outputs = config.predictor_channels, len(config.dilations) * 2 * config.hidden_channels
+        self.channels = config.hidden_channels
+        self.input_conv = nn.Sequential(_conv(config.num_mels, width, 5), nn.LeakyReLU(SLOPE))
         self.residual_convs = nn.ModuleList(
             # Without dropout, which stands first, the convolutions keep their places.
             nn.Sequential(
@@ -91,7 +70,7 @@ class KernelPredictor(nn.Module):
             )
             for _ in range(3)
         )
-        self.kernel_conv = _conv(width, outputs * config.channels * 3, 3)
+        self.kernel_conv = _conv(width, outputs * config.hidden_channels * 3, 3)
         self.bias_conv = _conv(width, outputs, 3)
 
     def forward(self, mel_MT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,7 +94,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, config: VocoderConfig, stride: int) -> None:
         super().__init__()
-        width = config.channels
+        width = config.hidden_channels
         self.kernel_predictor = KernelPredictor(config)
         self.convt_pre = nn.Sequential(
             nn.LeakyReLU(SLOPE), nn.ConvTranspose1d(width, width, 2 * stride, stride, padding=stride // 2)
@@ -143,7 +122,7 @@ class UnivNet(nn.Module):
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.channels
+        width = config.hidden_channels
         self.res_stack = nn.ModuleList(ResidualBlock(config, stride) for stride in config.strides)
         self.conv_pre = nn.Conv1d(config.noise_channels, width, 7, padding=3, padding_mode="reflect")
         self.conv_post = nn.Sequential(
