@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clvp.batch import round_up
+from clvp.sampling.invariance import thread_count
 from clvp.waveform.bucket import Bucket, SamplingPlan
 from clvp.waveform.denoiser import DiffusionDecoder, frames_of
 from clvp.waveform.invariance import lanes_are_alike, thread_facts
@@ -59,7 +60,7 @@ class WaveformDecoder:
                 self.width,
             )
             self.width = 1
-        self.thread_facts = {} if on_gpu else thread_facts(denoiser, vocoder, self.width)
+        self.thread_facts = {} if on_gpu else thread_facts(denoiser, self.width)
         self._plan: SamplingPlan | None = None
         self._buckets: dict[int, Bucket] = {}
 
@@ -83,7 +84,8 @@ class WaveformDecoder:
 
         Raises ValueError for a clip of silence.
         """
-        mels = [mel_MT for clip_N in clips for mel_MT in clip_mels(clip_N)]
+        with thread_count(1):
+            mels = [mel_MT for clip_N in clips for mel_MT in clip_mels(clip_N)]
         return self.denoiser.voice_latent(mels).cpu()
 
     @torch.inference_mode()
@@ -153,12 +155,16 @@ class WaveformDecoder:
     def _voiced(
         self, request: WaveformRequest, mel_TM: Tensor, key_1: Tensor
     ) -> DecodedSpeech | DecodeFailure:
-        """The vocoder's waveform of one mel, computed alone."""
+        """The vocoder's waveform of one mel, computed alone: it is below a hundredth of the work.
+
+        So is what a second thread would gain, whose convolutions have other bits.
+        """
         if not mel_TM.isfinite().all():
             hint = "" if self.dtype == torch.float32 else f"; float32 has more room than {self.dtype}"
             return DecodeFailure(request.row_id, request.candidate, f"the mel is not finite{hint}")
         mel_MT = denormalized(mel_TM).t().contiguous()
         channels = self.vocoder.config.noise_channels
         noise_1TZ = normal(key_1, "vocoder", 0, len(mel_TM) + SILENT_FRAMES, channels)
-        waveform_N = self.vocoder.synthesize(mel_MT, noise_1TZ[0].t())
+        with thread_count(1):
+            waveform_N = self.vocoder.synthesize(mel_MT, noise_1TZ[0].t())
         return DecodedSpeech(request.row_id, request.candidate, mel_MT.cpu(), waveform_N.cpu())

@@ -81,18 +81,19 @@ class FrameNorm(nn.Module):
 
     def forward(self, x_RTC: Tensor, mask_RT: Tensor) -> Tensor:
         """Same shape, float32; behind the mask it is no number that means anything."""
-        x_RTC = x_RTC.float()
+        x_RTC, mask_RT1 = x_RTC.float(), mask_RT[:, :, None]
         channels = x_RTC.shape[2] // self.groups
-        share_R1T = (mask_RT / (mask_RT.sum(dim=1, keepdim=True) * channels))[:, None]
+        count_R11 = mask_RT1.sum(dim=1, keepdim=True) * channels
 
-        def mean_of(values_RTC: Tensor) -> Tensor:
-            return (share_R1T @ values_RTC).unflatten(2, (self.groups, channels)).sum(dim=3)
+        def mean_of(masked_RTC: Tensor) -> Tensor:
+            sums_R1C = masked_RTC.sum(dim=1, keepdim=True)  # pairwise: a product would add frame by frame
+            return sums_R1C.unflatten(2, (self.groups, channels)).sum(dim=3) / count_R11
 
         def per_channel(values_R1G: Tensor) -> Tensor:
             return values_R1G.repeat_interleave(channels, dim=2)
 
         # A mean that is large beside the deviation is rounded by as much: what is left is taken off too.
-        centred_RTC = x_RTC - per_channel(mean_of(x_RTC))
+        centred_RTC = (x_RTC - per_channel(mean_of(x_RTC * mask_RT1))) * mask_RT1
         rest_R1G = mean_of(centred_RTC)
         variance_R1G = mean_of(centred_RTC.square()) - rest_R1G.square()
         scale_R1C = per_channel((variance_R1G + NORM_EPS).rsqrt()) * self.weight

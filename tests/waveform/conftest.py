@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
+from clvp.tortoise import convert_tortoise
+from clvp.waveform.convert import UNUSED, convert_waveform, diffusion_config
+from clvp.waveform.denoiser import DiffusionDecoder
 
 GOLDEN = Path(os.environ.get("CLVP_GOLDEN_DECODE", Path(__file__).parents[1] / "data" / "golden_decode"))
 
@@ -46,18 +48,20 @@ def full_size_keys() -> dict[str, dict[str, list[int]]]:
 
 
 @pytest.fixture(scope="session")
-def golden_denoiser(golden_states: dict[str, dict[str, Any]], about: dict[str, Any]) -> DiffusionDecoder:
+def golden_denoiser(golden_states: dict[str, dict[str, Any]]) -> DiffusionDecoder:
     """Not to be changed."""
-    unused = ("code_embedding.", "code_converter.", "mel_head.")
-    state = {key: w for key, w in golden_states["diffusion_decoder"].items() if not key.startswith(unused)}
-    width, latent_size, _ = state["latent_conditioner.0.weight"].shape
-    layers = sum(key.startswith("layers.") and key.endswith(".attn.norm.weight") for key in state)
-    config = DiffusionConfig(
-        hidden_size=width, latent_size=latent_size, num_layers=layers, num_heads=about["heads"]
-    )
-    model = DiffusionDecoder(config)
+    state = {k: w for k, w in golden_states["diffusion_decoder"].items() if not k.startswith(UNUSED)}
+    model = DiffusionDecoder(diffusion_config(state, "diffusion_decoder.pth"))
     model.load_state_dict(state)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden_decode: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden files, converted to a folder."""
+    folder = tmp_path_factory.mktemp("converted")
+    convert_tortoise(golden_decode / "autoregressive.pth", golden_decode / "clvp2.pth", folder)
+    return convert_waveform(golden_decode / "diffusion_decoder.pth", golden_decode / "vocoder.pth", folder)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

