@@ -38,7 +38,7 @@ def lanes_are_alike(model: DiffusionDecoder, width: int) -> bool:
 def thread_facts(model: DiffusionDecoder, vocoder: UnivNet, width: int) -> dict[str, str | int]:
     """A digest of this machine's bits; the number of threads instead, where they depend on it."""
     generator = torch.Generator().manual_seed(0)
-    mel_MT = torch.randn(vocoder.config.mel_channels, FRAMES // 4, generator=generator)
+    mel_MT = torch.randn(vocoder.config.num_mels, FRAMES // 4, generator=generator)
     noise_ZT = torch.randn(vocoder.config.noise_channels, FRAMES // 4, generator=generator)
     bits = []
     for threads in (1, max(len(os.sched_getaffinity(0)), 2)):
