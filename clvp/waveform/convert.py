@@ -4,7 +4,6 @@ Names of weights stay as they are, and all sizes but the vocoder's dilations are
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,16 +52,15 @@ def vocoder_config(state: State, origin: str) -> VocoderConfig:
 
 
 def fold_weight_norm(state: State) -> dict[str, Tensor]:
-    """A state dict with the weights themselves in place of their lengths and directions, g * v / |v|.
+    """Float32 weights in place of their lengths and directions: g * v / |v|.
 
     Of both names that torch has for these (Salimans and Kingma, "Weight Normalization", 2016).
     """
-    folded = {}
-    for key, value in state.items():
-        name = re.sub(
-            r"parametrizations\.weight\.original([01])$", lambda m: "weight_" + "gv"[int(m[1])], key
-        )
-        folded[name] = value
+    parametrized = "parametrizations.weight.original"
+    folded = {
+        key.replace(f"{parametrized}0", "weight_g").replace(f"{parametrized}1", "weight_v"): value.float()
+        for key, value in state.items()
+    }
     for key in [key for key in folded if key.endswith("weight_g") and f"{key[:-1]}v" in folded]:
         g, v = folded.pop(key), folded.pop(f"{key[:-1]}v")
         folded[key.removesuffix("_g")] = v * (g / v.norm(dim=tuple(range(1, v.dim())), keepdim=True))

@@ -131,10 +131,12 @@ class UnivNet(nn.Module):
 
     def forward(self, mel_MT: Tensor, noise_ZT: Tensor) -> Tensor:
         """Samples [256 * T] of a log-mel, from standard normal noise of as many frames."""
-        x_CN = self.conv_pre(noise_ZT)
-        for block in self.res_stack:
-            x_CN = block(x_CN, mel_MT)
-        return self.conv_post(x_CN)[0]
+        # On a GPU, convolutions would else be rounded to ten bits, and may add up in any order.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            x_CN = self.conv_pre(noise_ZT)
+            for block in self.res_stack:
+                x_CN = block(x_CN, mel_MT)
+            return self.conv_post(x_CN)[0]
 
     def synthesize(self, mel_MT: Tensor, noise_ZT: Tensor) -> Tensor:
         """The waveform [256 * T] in [-1, 1] of a log-mel, from noise of `SILENT_FRAMES` more frames."""

@@ -1,7 +1,8 @@
-"""The 24 kHz log-mels against the original's, and the clips that are refused."""
+"""The 24 kHz log-mels against the original's and those of `transformers`, and the clips that are refused."""
 
 import pytest
 import torch
+from transformers import UnivNetFeatureExtractor
 
 from clvp.waveform.mel import PIECE, clip_mels, log_mel
 
@@ -27,6 +28,15 @@ def test_golden_without_padding(golden_tensors):
     tensors = golden_tensors["conditioning"]
     mel = log_mel(tensors["clip_0_24khz"])
     torch.testing.assert_close(mel, tensors["mel_24khz_unpadded_clip_0"], atol=5e-5, rtol=0)
+
+
+def test_transformers_agrees():
+    """Its frames begin half a hop later, and its borders are others."""
+    waveform = torch.randn(30_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    expected = torch.from_numpy(UnivNetFeatureExtractor().mel_spectrogram(waveform.numpy())).float().T
+    inside = slice(2, 110)
+    mel = log_mel(waveform[128:])
+    torch.testing.assert_close(mel[:, inside], expected[:, inside], atol=5e-5, rtol=0)
 
 
 def test_all_whole_pieces():
