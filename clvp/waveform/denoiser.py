@@ -14,7 +14,6 @@ S sampling steps.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -90,7 +89,7 @@ class FrameNorm(nn.Module):
             return sums_R1C.unflatten(2, (self.groups, channels)).sum(dim=3) / count_R11
 
         def per_channel(values_R1G: Tensor) -> Tensor:
-            return values_R1G.repeat_interleave(channels, dim=2)
+            return values_R1G[..., None].expand(-1, -1, -1, channels).flatten(2)
 
         # A mean that is large beside the deviation is rounded by as much: what is left is taken off too.
         centred_RTC = (x_RTC - per_channel(mean_of(x_RTC * mask_RT1))) * mask_RT1
@@ -100,28 +99,18 @@ class FrameNorm(nn.Module):
         return torch.addcmul(self.bias - per_channel(rest_R1G) * scale_R1C, centred_RTC, scale_R1C)
 
 
-@lru_cache(maxsize=8)
-def _buckets(frames: int) -> Tensor:
-    """[2 · frames − 1] bucket of each distance key − query from 1 − frames on.
-
-    A bucket for each of the first distances, then ever wider ones (Raffel et al., T5, 2020).
-    """
-    half = BUCKETS // 2
-    distances = torch.arange(1 - frames, frames)
-    far = distances.abs().clamp(min=1).double() / EXACT_DISTANCES
-    steps = (far.log() / math.log(FARTHEST_DISTANCE / EXACT_DISTANCES) * (half - EXACT_DISTANCES)).long()
-    away = torch.where(
-        distances.abs() < EXACT_DISTANCES, distances.abs(), (EXACT_DISTANCES + steps).clamp(max=half - 1)
-    )
-    return away + half * (distances > 0)
-
-
 def distance_bias(table_KH: Tensor, head_dim: int, frames: int) -> Tensor:
     """[H, 2T − 1] what is added to a score by the distance key − query, from 1 − T on.
 
-    The root of the head dimension belongs to the bias alone: the products are divided by it.
+    A bucket for each of the first distances, then ever wider ones (Raffel et al., T5, 2020). The root of the
+    head dimension belongs to the bias alone: the products are divided by it.
     """
-    bucket_D = _buckets(frames).to(table_KH.device)
+    half, top = BUCKETS // 2, FARTHEST_DISTANCE / EXACT_DISTANCES
+    distance_D = torch.arange(1 - frames, frames, device=table_KH.device)
+    away_D = distance_D.abs()
+    steps_D = (away_D.clamp(min=1) / EXACT_DISTANCES).log() / math.log(top) * (half - EXACT_DISTANCES)
+    far_D = (EXACT_DISTANCES + steps_D.long()).clamp(max=half - 1)
+    bucket_D = torch.where(away_D < EXACT_DISTANCES, away_D, far_D) + half * (distance_D > 0)
     return (table_KH.float() * head_dim**0.5)[bucket_D].t().contiguous()
 
 
@@ -135,7 +124,7 @@ def attend_by_row(qkv_RTE: Tensor, table_KH: Tensor, lengths_R: Tensor) -> Tenso
     attended_RTC = qkv_RTE.new_zeros(*qkv_RTE.shape[:2], qkv_RTE.shape[2] // 3)
     for row, length in enumerate(lengths_R.tolist()):
         q, k, v = qkv_RTE[row, :length].unflatten(1, (heads, 3, -1)).permute(2, 1, 0, 3)[:, None]
-        bias_HD = distance_bias(table_KH, q.shape[3], length).to(q.dtype)
+        bias_HD = distance_bias(table_KH, q.shape[3], length)
         bias_1HTT = bias_HD.unfold(1, length, 1)[None]
         attended_1HTN = functional.scaled_dot_product_attention(q.flip(2), k, v, bias_1HTT).flip(2)
         attended_RTC[row, :length] = attended_1HTN[0].transpose(0, 1).flatten(1)

@@ -1,7 +1,7 @@
 """Attention of the sampling steps on CUDA: the bias of relative positions is looked up within the kernel.
 
-Only ever imported beside CUDA: `flex_attention` (Dong et al., "Flex Attention", 2024) is compiled for each
-padded length. R rows, T frames, C width, H heads, N head dimensions.
+`flex_attention` (Dong et al., "Flex Attention", 2024) is compiled once for all lengths, so that which came
+first does not matter. R rows, T frames, C width, H heads, N head dimensions.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from clvp.waveform.denoiser import distance_bias
 
-_compiled = torch.compile(flex_attention, dynamic=False)
+_compiled = torch.compile(flex_attention, dynamic=True)
 
 
 def attend(qkv_RTE: Tensor, table_KH: Tensor, lengths_R: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torchaudio.functional import resample
 
 from clvp.audio.mel import SAMPLING_RATE as CLIP_RATE
 from clvp.audio.processor import ClvpProcessor
+from clvp.batch import check_choice
 from clvp.generation import sample_prompts
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.sampling import Candidate
@@ -63,7 +64,9 @@ class Speaker:
 
         Raises ValueError for a clip, a text or settings that cannot be used, and where no sound came out.
         """
-        preset = PRESETS[preset] if isinstance(preset, str) else preset
+        if isinstance(preset, str):
+            check_choice("preset", preset, list(PRESETS))
+            preset = PRESETS[preset]
         waveforms = [read_clip(clip) for clip in clips]
         inputs = self.processor(
             raw_speech=[waveforms], sampling_rate=CLIP_RATE, text=text, return_tensors="pt"

@@ -130,6 +130,7 @@ json.dump([decoder.facts(), bits(results)], open(sys.argv[2], "w"))
 """
 
 
+@pytest.mark.slow
 def test_a_restart_changes_nothing(models, golden_checkpoint, tmp_path):
     """Nor do threads, where the facts do not name them."""
     decoder = decoder_of(models, IN_BATCHES)

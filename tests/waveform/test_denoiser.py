@@ -1,5 +1,7 @@
 """The denoiser's parts against the original's, and rows of unlike length in one batch."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from clvp.waveform.convert import UNUSED
 from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder, attend_by_row, distance_bias, frames_of
 from tests.waveform.conftest import relative_error
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ONE_PASS = 2e-6  # 1e-6 on most processors
 # Every frame of the unconditioned embedding is alike, and norms enlarge what tells them apart: in float64 the
 # recorded outputs themselves are off by 5e-6.
@@ -101,17 +104,26 @@ def test_attention_written_out_is_the_same():
     assert not attended_RTC[1, 70:].any()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_attention_on_a_gpu_is_the_same():
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_attention_for_gpus_is_the_same(device):
+    """The compiler makes a kernel for a CPU of it too; whichever length comes first."""
     from clvp.waveform.gpu_attention import attend
 
+    if device == "cpu" and not shutil.which("g++"):
+        pytest.skip("needs a compiler")
     generator = torch.Generator().manual_seed(0)
-    qkv_RTE = torch.randn(2, 128, 3 * 256, generator=generator)
-    table_KH, lengths_R = torch.randn(module.BUCKETS, 4, generator=generator), torch.tensor([128, 70])
-    expected_RTC = attend_by_row(qkv_RTE, table_KH, lengths_R)
-    attended_RTC = attend(qkv_RTE.cuda(), table_KH.cuda(), lengths_R.cuda()).cpu()
-    for row, length in enumerate(lengths_R.tolist()):
-        assert relative_error(attended_RTC[row, :length], expected_RTC[row, :length]) < 1e-4
+    table_KH = torch.randn(module.BUCKETS, 4, generator=generator)
+    for frames, second in ((128, 70), (640, 3), (64, 64)):
+        qkv_RTE, lengths_R = (
+            torch.randn(2, frames, 3 * 64, generator=generator),
+            torch.tensor([frames, second]),
+        )
+        expected_RTC = attend_by_row(qkv_RTE, table_KH, lengths_R)
+        attended_RTC = attend(qkv_RTE.to(device), table_KH.to(device), lengths_R.to(device)).cpu()
+        for row, length in enumerate(lengths_R.tolist()):
+            assert relative_error(attended_RTC[row, :length], expected_RTC[row, :length]) < 1e-4
 
 
 @torch.no_grad()

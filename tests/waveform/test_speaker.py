@@ -76,3 +76,8 @@ def test_clips_are_mixed_and_resampled(clip, tmp_path):
 def test_without_a_clip_there_is_no_voice(speaker):
     with pytest.raises(ValueError):
         speaker.speak("Hello there.", preset=FEW)
+
+
+def test_an_unknown_preset_is_named(speaker, clip):
+    with pytest.raises(ValueError, match="fastest"):
+        speaker.speak("Hello there.", clip, preset="fastest")
