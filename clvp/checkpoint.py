@@ -10,8 +10,9 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def open_pickle(path: Path) -> dict[str, Tensor]:
+def open_pickle(path: Path, section: str | None = None) -> dict[str, Tensor]:
     """The state dict in a `.bin` or `.pth` file, memory-mapped where its format allows it.
+
+    `section` is the key under which it lies, beside others that are not looked at.
 
     Raises CheckpointError for a damaged file, and for one with anything but tensors, such as code.
     """
@@ -143,8 +146,11 @@ def open_pickle(path: Path) -> dict[str, Tensor]:
         if "weights_only" in reason:  # torch's own words go on to say how to switch this safety off
             reason = "it holds more than tensors, such as code, which is never run; ask for it as safetensors"
         raise CheckpointError(f"{path} is no readable state dict: {reason}") from None
+    if section is not None and isinstance(content, dict):
+        content = content.get(section)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} must hold a state dict: names and tensors, nothing else")
+        where = "" if section is None else f" under {section!r}"
+        raise CheckpointError(f"{path} must hold a state dict{where}: names and tensors, nothing else")
     return content
 
 
@@ -158,8 +164,8 @@ def _open(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 
 
-def _weight_paths(source: CheckpointSource) -> list[Path]:
-    for name in WEIGHT_FILES:
+def _weight_paths(source: CheckpointSource, names: Sequence[str]) -> list[Path]:
+    for name in names:
         path = source.file(name)
         if path is None:
             continue
@@ -174,7 +180,7 @@ def _weight_paths(source: CheckpointSource) -> list[Path]:
             absent = ", ".join(shard for shard in shards if shards[shard] is None)
             raise CheckpointError(f"{path} lists files that do not exist: {absent}")
         return found
-    raise FileNotFoundError(f"{source.location} holds no weights: none of {', '.join(WEIGHT_FILES)}")
+    raise FileNotFoundError(f"{source.location} holds no weights: none of {', '.join(names)}")
 
 
 def _is_causal_mask(key: str, value: Tensor) -> bool:
@@ -213,23 +219,37 @@ def check_keys(module: nn.Module, found: Mapping[str, Tensor], origin: str) -> N
         raise CheckpointError(f"the weights of {origin} do not fit the model; " + "; ".join(lines))
 
 
+def shape_of(state: Mapping[str, Tensor], key: str, origin: str) -> tuple[int, ...]:
+    """The shape of a weight that a file must have; CheckpointError naming it where it is missing."""
+    if key not in state:
+        raise CheckpointError(f"{origin} lacks {key}: is it the right file?")
+    return tuple(state[key].shape)
+
+
+def count_layers(state: Mapping[str, Tensor], key: str) -> int:
+    """How many of the keys with 0, 1, 2 ... in place of `{}` are there."""
+    return next(n for n in count() if key.format(n) not in state)
+
+
 def load_weights(
     module: nn.Module,
     source: CheckpointSource,
     prefixes: Iterable[str] = (),
     *,
+    files: Sequence[str] = WEIGHT_FILES,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
     """Fill a module built on `meta` from a checkpoint, tensor by tensor.
 
-    `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point
-    weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32.
+    They lie in the first of `files` that is there. `prefixes` are tried in order, so that a part can be read
+    out of the checkpoint of a whole. Floating-point weights become `dtype` (None: as stored), but for rotary
+    frequencies, which stay float32.
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """
     stored: dict[str, Tensor] = {}
-    for path in _weight_paths(source):
+    for path in _weight_paths(source, files):
         stored.update(_open(path))
     state = {
         key: value for key, value in _select(stored, prefixes).items() if not _is_causal_mask(key, value)
@@ -245,6 +265,17 @@ def load_weights(
     module.load_state_dict(state, assign=True)
 
 
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write contiguous tensors on the CPU into a file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # a link would lead the writing elsewhere
+    partial.touch()
+    permissions = partial.stat().st_mode
+    save_file(dict(state), partial, metadata={"format": "pt"})
+    partial.chmod(permissions)  # safetensors leaves its files to their owner alone
+    os.replace(partial, path)
+
+
 def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5GB") -> None:
     """Write `model.safetensors`, in shards with an index above `max_shard_size` (bytes, or "5GB").
 
@@ -253,13 +284,7 @@ def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     for name, keys in split.filename_to_tensors.items():
-        partial = folder / f".{name}.partial"
-        partial.unlink(missing_ok=True)  # a link would lead the writing elsewhere
-        partial.touch()
-        permissions = partial.stat().st_mode
-        save_file({key: state[key] for key in keys}, partial, metadata={"format": "pt"})
-        partial.chmod(permissions)  # safetensors leaves its files to their owner alone
-        os.replace(partial, folder / name)
+        write_safetensors(folder / name, {key: state[key] for key in keys})
     index = folder / "model.safetensors.index.json"
     if split.is_sharded:
         write_json(index, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})

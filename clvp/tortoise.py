@@ -9,14 +9,13 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clvp.assets import write_processor_files
-from clvp.checkpoint import CheckpointError, check_keys, open_pickle
+from clvp.checkpoint import CheckpointError, check_keys, count_layers, open_pickle, shape_of
 from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
@@ -152,17 +151,6 @@ def apply_rules(state: State, rules: Sequence[Rule], heads: int, origin: str) ->
     return converted
 
 
-def _shape(state: State, key: str, origin: str) -> tuple[int, ...]:
-    if key not in state:
-        raise CheckpointError(f"{origin} lacks {key}: is it the right file?")
-    return tuple(state[key].shape)
-
-
-def _count_layers(state: State, key: str) -> int:
-    """How many of the keys with 0, 1, 2 ... in place of `{}` are there."""
-    return next(n for n in count() if key.format(n) not in state)
-
-
 def _heads(width: int, heads: int | None, origin: str) -> int:
     if heads is None and width % HEAD_DIM:
         raise CheckpointError(
@@ -175,19 +163,19 @@ def decoder_config(
     state: State, heads: int | None = None, origin: str = "autoregressive"
 ) -> ClvpDecoderConfig:
     """Sizes of the decoder and the conditioning encoder. The last two speech tokens are start and stop."""
-    vocabulary, width = _shape(state, "mel_head.weight", origin)
+    vocabulary, width = shape_of(state, "mel_head.weight", origin)
     return ClvpDecoderConfig(
         vocab_size=vocabulary,
-        max_position_embeddings=_shape(state, "mel_pos_embedding.emb.weight", origin)[0],
-        max_text_tokens=_shape(state, "text_pos_embedding.emb.weight", origin)[0],
+        max_position_embeddings=shape_of(state, "mel_pos_embedding.emb.weight", origin)[0],
+        max_text_tokens=shape_of(state, "text_pos_embedding.emb.weight", origin)[0],
         hidden_size=width,
-        num_hidden_layers=_count_layers(state, "gpt.h.{}.ln_1.weight"),
+        num_hidden_layers=count_layers(state, "gpt.h.{}.ln_1.weight"),
         num_attention_heads=_heads(width, heads, origin),
-        n_inner=_shape(state, "gpt.h.0.mlp.c_fc.weight", origin)[1],
-        num_mel_attn_blocks=_count_layers(state, "conditioning_encoder.attn.{}.qkv.weight"),
+        n_inner=shape_of(state, "gpt.h.0.mlp.c_fc.weight", origin)[1],
+        num_mel_attn_blocks=count_layers(state, "conditioning_encoder.attn.{}.qkv.weight"),
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
-        feature_size=_shape(state, "conditioning_encoder.init.weight", origin)[1],
+        feature_size=shape_of(state, "conditioning_encoder.init.weight", origin)[1],
     )
 
 
@@ -196,20 +184,20 @@ def encoder_config(
 ) -> ClvpEncoderConfig:
     """Sizes of the "text" or the "speech" encoder."""
     stack = f"{kind}_transformer.transformer.attn_layers"
-    vocabulary, width = _shape(state, f"{kind}_emb.weight", origin)
+    vocabulary, width = shape_of(state, f"{kind}_emb.weight", origin)
     config = ClvpEncoderConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=_shape(state, f"{stack}.layers.1.1.wrap.net.3.weight", origin)[1],
-        projection_dim=_shape(state, f"to_{kind}_latent.weight", origin)[0],
-        num_hidden_layers=_count_layers(state, stack + ".layers.{}.0.0.g") // 2,
+        intermediate_size=shape_of(state, f"{stack}.layers.1.1.wrap.net.3.weight", origin)[1],
+        projection_dim=shape_of(state, f"to_{kind}_latent.weight", origin)[0],
+        num_hidden_layers=count_layers(state, stack + ".layers.{}.0.0.g") // 2,
         num_attention_heads=_heads(width, heads, origin),
         bos_token_id=vocabulary - 1 if kind == "text" else None,
         eos_token_id=0 if kind == "text" else None,
         # The floor is on the root mean square, the addend on its square.
         rms_norm_eps=RMS_NORM_FLOOR**2,
     )
-    frequencies = _shape(state, f"{stack}.rotary_pos_emb.inv_freq", origin)[0]
+    frequencies = shape_of(state, f"{stack}.rotary_pos_emb.inv_freq", origin)[0]
     if 2 * frequencies != config.rotary_dim:
         raise CheckpointError(
             f"the {kind} encoder of {origin} turns {2 * frequencies} dimensions of a head; with "

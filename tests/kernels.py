@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
     "tests/sampling",
+    "tests/waveform",
     "tests/clvp/test_golden_hf.py",
     "tests/clvp/test_golden_tortoise.py",
     "tests/clvp/test_golden_generation.py",

@@ -100,7 +100,7 @@ def _find(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def thread_count(count: int) -> Iterator[None]:
     """Runs with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -134,11 +134,11 @@ class _Probe:
 
     def passes(self, threads: int) -> bool:
         """Whether every row keeps its bits: in any width, at another place, with one thread and with all."""
-        with _threads(1):
+        with thread_count(1):
             expected = self.outputs()
             if not self._agrees(expected):
                 return False
-        with _threads(threads):
+        with thread_count(threads):
             again = self.outputs()
             return all(map(torch.equal, expected, again)) and self._agrees(expected, reverse=True)
 

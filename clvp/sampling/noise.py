@@ -32,14 +32,20 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def candidate_keys(seed: int, row_id: str, candidates: Sequence[int]) -> Tensor:
-    """One 64-bit key per candidate: int64 [N], on the CPU."""
-    digest = hashlib.blake2b(f"{seed}\0{row_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def candidate_keys(seed: int, row_id: str, candidates: Sequence[int], purpose: bytes = b"") -> Tensor:
+    """One 64-bit key per candidate: int64 [N], on the CPU. No two purposes share a key."""
+    name = f"{seed}\0{row_id}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(name, digest_size=8, person=purpose).digest()
     row_key = int.from_bytes(digest, "little", signed=True)
     return _mix(torch.tensor(list(candidates), dtype=torch.int64) * _STRIDE + row_key)
 
 
+def numbered_keys(keys_N: Tensor, numbers_N: Tensor) -> Tensor:
+    """A 64-bit key for each number (int64, 0 and up) below a key: int64, of the shape both broadcast to."""
+    return _mix(keys_N + (numbers_N + 1) * _STRIDE)
+
+
 def uniform(keys_N: Tensor, steps_N: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), float64 [N], for the given decoding steps (int64, 0 for the first token)."""
-    bits = _shift_right(_mix(keys_N + (steps_N + 1) * _STRIDE), 12)
+    bits = _shift_right(numbered_keys(keys_N, steps_N), 12)
     return (bits.to(torch.float64) + 0.5) * 2.0**-52

@@ -1,0 +1,66 @@
+"""Whether a lane's bits depend on its neighbours, its place, or the number of threads: found by trying.
+
+Libraries choose their kernels by the shape of a whole product and the number of threads, and promise nothing
+(see `clvp.sampling.invariance`). All shapes of a sampling step are those of its bucket and width; what is
+left to find is whether a lane keeps its bits in them.
+
+B lanes, R rows, T frames, C width, M mel bands.
+"""
+
+import copy
+import os
+from hashlib import blake2b
+
+import torch
+from torch import Tensor, nn
+
+from clvp.sampling.invariance import thread_count
+from clvp.waveform.denoiser import LAST_BLOCKS, DiffusionDecoder
+
+FRAMES = 256  # of the lanes that are tried
+
+
+@torch.inference_mode()
+def lanes_are_alike(model: DiffusionDecoder, width: int) -> bool:
+    """Whether a candidate has the same bits in every lane, with and without neighbours."""
+    if width == 1:
+        return True
+    alone = _pass(model, width, {0: 0})[0]
+    full = {lane: lane for lane in range(width)}
+    turned = {lane: width - 1 - lane for lane in range(width)}
+    return torch.equal(_pass(model, width, full)[0], alone) and torch.equal(
+        _pass(model, width, turned)[-1], alone
+    )
+
+
+@torch.inference_mode()
+def thread_facts(model: DiffusionDecoder, width: int) -> dict[str, str | int]:
+    """A digest of this machine's bits; the number of threads instead, where they depend on it."""
+    digests = set()
+    for threads in (1, max(len(os.sched_getaffinity(0)), 2)):
+        with thread_count(threads):
+            digests.add(blake2b(_pass(model, width, {0: 0}).numpy().data, digest_size=8).hexdigest())
+    return {"arithmetic": digests.pop()} if len(digests) == 1 else {"threads": torch.get_num_threads()}
+
+
+def _pass(model: DiffusionDecoder, width: int, candidates: dict[int, int]) -> Tensor:
+    """[B, T, M] noise that a short denoiser of the same shapes sees; candidates by their lanes."""
+    probe = copy.copy(model)
+    probe._modules = dict(model._modules)
+    probe.layers = nn.ModuleList([model.layers[0], *list(model.layers)[-LAST_BLOCKS:]])
+    device, config = model.inp_block.weight.device, model.config
+    aligned_RTC = torch.zeros(2 * width, FRAMES, config.hidden_size)
+    x_RTM = torch.zeros(2 * width, FRAMES, config.num_mels)
+    lengths_R = torch.ones(2 * width, dtype=torch.int64)
+    for lane, candidate in candidates.items():
+        generator = torch.Generator().manual_seed(candidate)
+        length = FRAMES - 7 * candidate - 3
+        for row in (lane, width + lane):
+            aligned_RTC[row, :length] = torch.randn(length, config.hidden_size, generator=generator)
+            x_RTM[row, :length] = torch.randn(length, config.num_mels, generator=generator)
+            lengths_R[row] = length
+    modulation_1KE = probe.modulate(torch.tensor([100], device=device))
+    lengths_R = lengths_R.to(device)
+    condition_RTC = probe.condition(aligned_RTC.to(device), modulation_1KE, lengths_R)
+    noise_RTM, _ = probe.denoise(x_RTM.to(device), condition_RTC, modulation_1KE, lengths_R)
+    return noise_RTM[:width, : FRAMES - 3].contiguous()
