@@ -1,4 +1,5 @@
-"""Stage 3, `audio`: reference clips to log-mels.
+"""Stage 3, `audio`: reference clips to log-mels, of one kind for the sampler and, where there is to be sound,
+of another for the diffusion decoder.
 
 A voice is the list of clips of a row. Its log-mels travel once per block, as one dictionary value, however
 many rows use it; a clip that several rows of the block name is decoded once. Waveforms stay in this stage,
@@ -24,59 +25,79 @@ from pipeline.stages.decode import SAMPLE_RATE, decode_clip
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
 
+# The same at 24 kHz, float32 [pieces, 100, 401], for what makes sound.
+SPOKEN_VOICE = VOICE.with_name("spoken_voice")
+SPOKEN_SHAPE = (100, 401)
+
 INPUT = pa.schema([AUDIO, ERROR])
 OUTPUT = pa.schema([VOICE_KEY, VOICE])
 
 Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
 Voice = tuple[Identity, ...]
 LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
+SpokenMels = Callable[[torch.Tensor], Sequence[torch.Tensor]]  # [samples] to some [100, 401]; ValueError
 
 
 class AudioToMels:
     """Callable on a block. `seconds` of each clip are used: longer ones are cut, shorter ones zero-padded.
 
-    `audio_root` and `places` are where clips may come from (`decode_clip`).
+    `audio_root` and `places` are where clips may come from (`decode_clip`). With `spoken_mels` the block gets
+    the column SPOKEN_VOICE too.
     """
 
     def __init__(
-        self, log_mel: LogMel, seconds: float, audio_root: str | None = None, places: Sequence[str] = ()
+        self,
+        log_mel: LogMel,
+        seconds: float,
+        audio_root: str | None = None,
+        places: Sequence[str] = (),
+        spoken_mels: SpokenMels | None = None,
     ) -> None:
         self.log_mel = log_mel
+        self.spoken_mels = spoken_mels
         self.seconds = seconds
         self.audio_root = audio_root
         self.places = places
 
     def __call__(self, table: pa.Table) -> pa.Table:
         audio = table["audio"]
-        clips = _Clips(self._decode, self.log_mel, clips_at_once(self.seconds))
+        clips = _Clips(self._decode, self.log_mel, self.spoken_mels, self.seconds)
         names = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
         clips.flush()
         voices, table = map_rows(table, "audio", lambda i: clips.voice(names[i]))
         keys, column = _voice_columns(voices, clips.mels)
-        return set_columns(table, {VOICE_KEY: pa.array(keys, VOICE_KEY.type), VOICE: column})
+        columns = {VOICE_KEY: pa.array(keys, VOICE_KEY.type), VOICE: column}
+        if self.spoken_mels is not None:
+            columns[SPOKEN_VOICE] = _voice_columns(voices, clips.spoken)[1]
+        return set_columns(table, columns)
 
     def _decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
-        """A waveform [seconds * 22050], or the reason why there is none."""
+        """A waveform of `seconds` at most, or the reason why there is none."""
         try:
-            waveform = decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root, self.places)
+            return decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root, self.places)
         except RowError as error:
             return error
         except Exception as error:  # whatever a codec may do must stay with the rows that name the clip
             return RowError(type(error).__name__, f"{clip['path'] or 'embedded audio'}: {error}")
-        length = round(self.seconds * SAMPLE_RATE)
-        return torch.nn.functional.pad(waveform, (0, length - len(waveform)))
 
 
 class _Clips:
     """The different clips of a block: log-mels as bytes [80, frames] float32, or why there are none."""
 
     def __init__(
-        self, decode: Callable[[dict[str, Any]], torch.Tensor | RowError], log_mel: LogMel, at_once: int
+        self,
+        decode: Callable[[dict[str, Any]], torch.Tensor | RowError],
+        log_mel: LogMel,
+        spoken_mels: SpokenMels | None,
+        seconds: float,
     ) -> None:
         self.decode = decode
         self.log_mel = log_mel
-        self.at_once = at_once
+        self.spoken_mels = spoken_mels
+        self.length = round(seconds * SAMPLE_RATE)
+        self.at_once = clips_at_once(seconds)
         self.mels: dict[Identity, np.ndarray] = {}
+        self.spoken: dict[Identity, np.ndarray] = {}
         self.failures: dict[Identity, RowError] = {}
         self.waiting: dict[Identity, torch.Tensor] = {}
 
@@ -84,10 +105,15 @@ class _Clips:
         name = _identity(clip)
         if not any(name in known for known in (self.mels, self.failures, self.waiting)):
             decoded = self.decode(clip)
+            if not isinstance(decoded, RowError) and self.spoken_mels is not None:
+                try:
+                    self.spoken[name] = _as_bytes(torch.stack(list(self.spoken_mels(decoded))))
+                except ValueError as error:
+                    decoded = RowError("SilentAudio", f"{clip['path'] or 'embedded audio'}: {error}")
             if isinstance(decoded, RowError):
                 self.failures[name] = decoded
             else:
-                self.waiting[name] = decoded
+                self.waiting[name] = torch.nn.functional.pad(decoded, (0, self.length - len(decoded)))
             if len(self.waiting) >= self.at_once:
                 self.flush()
         return name
@@ -96,7 +122,7 @@ class _Clips:
         if self.waiting:
             mel_BMT = self.log_mel(torch.stack(list(self.waiting.values())))
             # Copies: a view would keep the whole batch for as long as one of its clips.
-            mels = [mel_MT.numpy().astype(np.float32).reshape(-1).view(np.uint8) for mel_MT in mel_BMT]
+            mels = [_as_bytes(mel_MT) for mel_MT in mel_BMT]
             self.mels |= zip(self.waiting, mels, strict=True)
             self.waiting = {}
 
@@ -106,6 +132,11 @@ class _Clips:
             if name in self.failures:
                 raise self.failures[name]
         return names
+
+
+def _as_bytes(mels: torch.Tensor) -> np.ndarray:
+    """A copy, float32, as uint8 [n]."""
+    return mels.numpy().astype(np.float32).reshape(-1).view(np.uint8)
 
 
 def _identity(clip: dict[str, Any]) -> Identity:
@@ -148,4 +179,10 @@ def _voice_columns(
 def voice_mels(data: bytes, seconds: float) -> list[torch.Tensor]:
     """The log-mels [80, frames] of each clip, from a value of the `voice` column."""
     mels_CMT = np.frombuffer(data, np.float32).reshape(-1, NUM_MELS, mel_frames(seconds))
+    return [torch.from_numpy(mel_MT.copy()) for mel_MT in mels_CMT]
+
+
+def spoken_mels(data: bytes) -> list[torch.Tensor]:
+    """The log-mels [100, 401] of each piece, from a value of the `spoken_voice` column."""
+    mels_CMT = np.frombuffer(data, np.float32).reshape(-1, *SPOKEN_SHAPE)
     return [torch.from_numpy(mel_MT.copy()) for mel_MT in mels_CMT]

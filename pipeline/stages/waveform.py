@@ -1,0 +1,176 @@
+"""Stage 6, `waveform`: the best candidates of a row as sound.
+
+The decoder's second pass gives a candidate's latents; the diffusion decoder and the vocoder make its waveform
+of them (`clvp.waveform`). What a voice is to both is computed once and kept.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+
+from clvp import ClvpConditioningEncoder, ClvpForCausalLM
+from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformDecoder, WaveformRequest, load_waveform_models
+from clvp.waveform.latents import speech_latents
+from clvp.waveform.measures import WaveformMeasures, fade_out, to_loudness
+from clvp.waveform.vocoder import SAMPLING_RATE
+from pipeline import storage
+from pipeline.errors import ERROR, RowError, RunError
+from pipeline.description import differing_fields
+from pipeline.rows.columns import CANDIDATES, ENGINE, EXTRA_PREFIX, ID, INPUT_IDS, VOICE_KEY, map_rows, set_columns
+from pipeline.settings import AudioSettings, ExecutionSettings, ResultSettings
+from pipeline.stages.device import pick_device
+from pipeline.stages.voices import SPOKEN_VOICE, VOICE, spoken_mels, voice_mels
+
+AUDIO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the `Audio` of `datasets`
+MEASURES = pa.schema(
+    [
+        ("duration_s", pa.float32()),
+        ("peak", pa.float32()),  # the largest sample; 1: full scale
+        ("rms_dbfs", pa.float32()),
+        ("clipped_share", pa.float32()),  # of samples at full scale
+    ]
+)
+BEST = pa.field(f"{EXTRA_PREFIX}audio", AUDIO_TYPE)
+BEST_MEASURES = pa.field(f"{EXTRA_PREFIX}audio_measures", pa.struct(MEASURES))
+# Of the candidates after the best that were asked for.
+OTHERS_TYPE = pa.struct([("rank", pa.int16()), ("candidate", pa.int16()), ("audio", AUDIO_TYPE), *MEASURES])
+OTHERS = pa.field(f"{EXTRA_PREFIX}more_audio", pa.list_(OTHERS_TYPE))
+
+INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR])
+
+# By the name of a format: libsndfile's container and subtype.
+FORMATS = {"flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
+FOLDER = "audio"  # in the output, of loose files
+MAX_NAME = 200  # bytes
+
+
+def output_of(settings: AudioSettings) -> pa.Schema:
+    """The columns that the stage gives."""
+    return pa.schema([BEST, BEST_MEASURES, *([OTHERS] if settings.most > 1 else []), ENGINE])
+
+
+class WaveformMaker:
+    """Callable on a block; holds the conditioning encoder, the speech decoder, and what makes sound.
+
+    `output` is where loose files go. Raises RunError when the decoder's facts are not `expected_facts`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: ResultSettings,
+        execution: ExecutionSettings,
+        output: str,
+        expected_facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.output = settings, output
+        device = pick_device(execution.torch_threads)
+        dtype = settings.model.dtype
+        self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
+        self.speech_decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
+        models = load_waveform_models(model, device=device)
+        self.decoder = WaveformDecoder(models.diffusion, models.vocoder, execution.waveform_engine)
+        self.facts = self.decoder.facts()
+        if expected_facts is not None and (differing := differing_fields(expected_facts, self.facts, "waveform")):
+            raise RunError(
+                f"this machine may decode other waveforms than the output holds ({'; '.join(differing)}): use "
+                "the same kind of device and the same versions, or another output"
+            )
+        self.voices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # the latest at the end
+        self.voices_cached = execution.voices_cached
+
+    @torch.inference_mode()
+    def __call__(self, table: pa.Table) -> pa.Table:
+        requests, table = map_rows(table, "waveform", lambda i: self._requests(table, i))
+        flat = [request for row in requests if row is not None for request in row]
+        decoded = iter(self.decoder.decode(flat, self.settings.waveform, self.settings.sampling.seed))
+        speech = [None if row is None else [next(decoded) for _ in row] for row in requests]
+        made, table = map_rows(table, "waveform", lambda i: [self._stored(item) for item in speech[i] or ()])
+        columns = self._columns(table, made)
+        return set_columns(table, {field: columns[field.name] for field in output_of(self.settings.audio)})
+
+    def _requests(self, table: pa.Table, i: int) -> list[WaveformRequest]:
+        voice_D, voice_2C = self._voice(table, i)
+        prefix_PD = self.encoder.build_prefix(voice_D, torch.tensor(table["input_ids"][i].as_py()))
+        row_id, wanted = table["id"][i].as_py(), table["candidates"][i].as_py()[: self.settings.audio.most]
+        requests = []
+        for item in wanted:
+            tokens_T = torch.tensor(item["speech_ids"], dtype=torch.int64)
+            try:
+                latents_LD = speech_latents(self.speech_decoder, prefix_PD, tokens_T, item["finished"])
+            except ValueError as error:
+                raise RowError("NoSpeech", f"candidate {item['candidate']}: {error}") from error
+            requests.append(WaveformRequest(row_id, item["candidate"], latents_LD.cpu(), voice_2C))
+        return requests
+
+    def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the speech decoder and the diffusion decoder take of the row's voice."""
+        key = table["voice_key"][i].as_py()
+        found = self.voices.pop(key, None)
+        if found is None:
+            mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
+            spoken = spoken_mels(table[SPOKEN_VOICE.name][i].as_py())
+            found = self.encoder.average_clips(mels), self.decoder.voice_latent(spoken)
+        self.voices[key] = found
+        if len(self.voices) > self.voices_cached:
+            del self.voices[next(iter(self.voices))]
+        return found
+
+    def _stored(self, speech: DecodedSpeech | DecodeFailure) -> dict[str, Any]:
+        """A waveform as it is stored, with its measures."""
+        if isinstance(speech, DecodeFailure):
+            raise RowError("UndecodableSpeech", f"candidate {speech.candidate}: {speech.error}")
+        audio, waveform_N = self.settings.audio, speech.waveform_N
+        if audio.loudness is not None:
+            waveform_N = to_loudness(waveform_N, audio.loudness)
+        if audio.fade_out:
+            waveform_N = fade_out(waveform_N)
+        name = file_name(speech.row_id, speech.candidate if audio.most > 1 else None, audio.format)
+        content = encoded(waveform_N.numpy(), audio.format)
+        if audio.audio_files:
+            uri = storage.join(storage.join(self.output, FOLDER), name)
+            storage.write_atomically(uri, content, storage.join(self.output, "_scratch"))
+        measures = asdict(WaveformMeasures.of(waveform_N))
+        return {"candidate": speech.candidate, "audio": {"bytes": content, "path": name}, **measures}
+
+    def _columns(self, table: pa.Table, made: Sequence[list[dict[str, Any]] | None]) -> dict[str, pa.Array]:
+        best = [row[0] if row else None for row in made]
+        others = [
+            None if row is None else [{"rank": rank, **item} for rank, item in enumerate(row[1:], 2)] for row in made
+        ]
+        engines = [json.loads(engine or "{}") for engine in table["engine"].to_pylist()]
+        return {
+            BEST.name: pa.array([item and item["audio"] for item in best], BEST.type),
+            BEST_MEASURES.name: pa.array(
+                [item and {name: item[name] for name in MEASURES.names} for item in best], BEST_MEASURES.type
+            ),
+            OTHERS.name: pa.array(others, OTHERS.type),
+            ENGINE.name: pa.array(
+                [json.dumps({**engine, "waveform": self.facts}, sort_keys=True) for engine in engines], ENGINE.type
+            ),
+        }
+
+
+def encoded(waveform_N: np.ndarray, form: str) -> bytes:
+    """A waveform of 24 kHz within ±1 as the content of an audio file."""
+    buffer = io.BytesIO()
+    container, subtype = FORMATS[form]
+    soundfile.write(buffer, waveform_N, SAMPLING_RATE, format=container, subtype=subtype)
+    return buffer.getvalue()
+
+
+def file_name(row_id: str, candidate: int | None, form: str) -> str:
+    """A name that no other row or candidate has, on any filesystem that tells capitals apart."""
+    name = quote(row_id, safe=" ")
+    if len(name) > MAX_NAME:
+        name = f"{name[:MAX_NAME]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+    return f"{name}{'' if candidate is None else f'-{candidate}'}.{form}"
