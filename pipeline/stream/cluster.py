@@ -196,7 +196,7 @@ def _start_or_join(worker_logs: bool) -> None:
 
 def _why_not_started(error: Exception) -> str:
     address = os.environ.get("RAY_ADDRESS")
-    reason = printable(f"{error}; {error.__cause__}" if error.__cause__ else f"{error}", 600)
+    reason = printable(f"{error}; {error.__cause__}" if error.__cause__ else f"{error}", 600).rstrip(".")
     if "ersion mismatch" in reason:
         hint = "install the cluster's versions of Ray and Python here, or run the job in the cluster's image"
     elif address:
