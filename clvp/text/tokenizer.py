@@ -116,7 +116,7 @@ class ClvpTokenizer(Checked):
         Raises FileNotFoundError for no such folder or repository, or one without a vocabulary.
         """
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
-        with content_of("the tokenizer", source):
+        with content_of("the tokenizer (tokenizer_config.json, special_tokens_map.json)", source):
             return cls(**(stored_arguments(source) | overrides))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:

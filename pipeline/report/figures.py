@@ -72,6 +72,7 @@ GAIN_SHARES = (0.5, 0.9)  # of what the largest N gains over one candidate
 CELLS_PER_OCTAVE = 5  # of the map of duration against text length
 BANDS_PER_OCTAVE = 2  # of text length, within which durations are compared
 MAX_BARS = 64
+ABSURD = 2.0**40  # of a score or a duration; it would leave no bar to the others, and overflow their number
 # Columns, and the narrowest bars of each: a few values that hardly differ are no spread.
 DISTRIBUTIONS = {
     "score": ("score", 2**-12),
@@ -455,13 +456,11 @@ def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:
 
 
 def _numbers(array: pa.Array) -> np.ndarray:
-    """A numpy array [k] with zero (False) for null, and NaN for what is not finite: null in the database."""
+    """A numpy array [k] with zero (False) for null, and NaN, null in the database, for an absurd number."""
     known = array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
-    return (
-        np.where(np.isfinite(known), known, np.array(np.nan, known.dtype))
-        if known.dtype.kind == "f"
-        else known
-    )
+    if known.dtype.kind == "f":
+        known = np.where(np.abs(known) < ABSURD, known, known.dtype.type(np.nan))
+    return known
 
 
 def _column(batch: pa.RecordBatch, name: str, file: str) -> pa.Array:
