@@ -10,7 +10,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
@@ -24,6 +25,8 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -103,24 +106,48 @@ class CheckpointSource:
         )
         return isinstance(cached, str)
 
-    def json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in the file `name`, or None when there is no such file."""
+    def json(self, name: str, values: Any = Any) -> dict[str, Any] | None:
+        """The JSON object in the file `name`, with values of a type, or None when there is no such file."""
         path = self.file(name)
-        return None if path is None else read_json(path)
+        return None if path is None else read_json(path, values)
 
 
 HUB_OPTIONS = frozenset(item.name for item in fields(CheckpointSource)) - {"location"}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError when it holds anything else."""
+def read_json(path: Path, values: Any = Any) -> dict[str, Any]:
+    """The JSON object in a file, with values of a type.
+
+    Raises CheckpointError when it holds anything else, or is nested 200 levels deep.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = from_json(path.read_bytes())
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
+    try:
+        return TypeAdapter(dict[str, values]).validate_python(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise CheckpointError(f"{path}: {problem['loc'][0]!r}: {problem['msg']}") from error
+
+
+def weight_map(path: Path) -> dict[str, str]:
+    """The file of each tensor, by an index of weights; CheckpointError when it is none."""
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(f"{path} has no weight_map")
+    return found
+
+
+@contextmanager
+def content_of(name: str, source: "CheckpointSource") -> Iterator[None]:
+    """What is wrong with the content of a file, as a CheckpointError that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{name} of {source.location}: {error}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -171,10 +198,7 @@ def _weight_paths(source: CheckpointSource, names: Sequence[str]) -> list[Path]:
             continue
         if not name.endswith(".index.json"):
             return [path]
-        weight_map = read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{path} has no weight_map")
-        shards = {shard: source.file(shard) for shard in sorted(set(weight_map.values()))}
+        shards = {shard: source.file(shard) for shard in sorted(set(weight_map(path).values()))}
         found = [shard_path for shard_path in shards.values() if shard_path is not None]
         if len(found) < len(shards):
             absent = ", ".join(shard for shard in shards if shards[shard] is None)

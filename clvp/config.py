@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from clvp.checkpoint import CheckpointError, CheckpointSource, write_json
+from clvp.checkpoint import CheckpointError, CheckpointSource, content_of, write_json
+from clvp.fields import Checked, Count
 
 CONFIG_FILE = "config.json"
 ROTARY_MIN_DIM = 32
 
 
 @dataclass(frozen=True)
-class ClvpConfigBase:
+class ClvpConfigBase(Checked):
     """What the three configurations share: reading and writing `config.json`."""
 
     model_type: ClassVar[str]
@@ -61,14 +62,18 @@ class ClvpConfigBase:
         if config_type is not None and config_type not in cls.sections:
             raise ValueError(f"config_type of {cls.__name__} is one of {cls.sections}, not {config_type!r}")
         if cls.sections and content.get("model_type") == ClvpConfig.model_type:
-            content = content.get(config_type or cls.sections[0], {})
+            config_type = config_type or cls.sections[0]
+            content = content.get(config_type) or {}
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{config_type} in {CONFIG_FILE} of {source.location} is no object")
         found = content.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
                 f"{CONFIG_FILE} of {pretrained_model_name_or_path} describes a model of type {found!r}, not "
                 f"{cls.model_type!r}"
             )
-        return cls.from_dict(content, **overrides)
+        with content_of(CONFIG_FILE, source):
+            return cls.from_dict(content, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""
@@ -81,7 +86,7 @@ class ClvpConfigBase:
 
 
 def _require_heads(name: str, hidden_size: int, heads: int) -> None:
-    if heads < 1 or hidden_size % heads:
+    if hidden_size % heads:
         raise ValueError(f"{name}: hidden_size {hidden_size} is no multiple of num_attention_heads {heads}")
 
 
@@ -92,12 +97,12 @@ class ClvpEncoderConfig(ClvpConfigBase):
     model_type: ClassVar[str] = "clvp_encoder"
     sections: ClassVar[tuple[str, ...]] = ("text_config", "speech_config")
 
-    vocab_size: int = 256
-    hidden_size: int = 768
-    intermediate_size: int = 1536
-    projection_dim: int = 768
-    num_hidden_layers: int = 20
-    num_attention_heads: int = 12
+    vocab_size: Count = 256
+    hidden_size: Count = 768
+    intermediate_size: Count = 1536
+    projection_dim: Count = 768
+    num_hidden_layers: Count = 20
+    num_attention_heads: Count = 12
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: float = 0.1
@@ -112,6 +117,7 @@ class ClvpEncoderConfig(ClvpConfigBase):
     rms_norm_eps: float | None = None  # None: layer_norm_eps, as in the reference
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_heads("ClvpEncoderConfig", self.hidden_size, self.num_attention_heads)
         head_dim = self.hidden_size // self.num_attention_heads
         if self.use_rotary_embedding and self.rotary_dim > head_dim:
@@ -136,14 +142,14 @@ class ClvpDecoderConfig(ClvpConfigBase):
     model_type: ClassVar[str] = "clvp_decoder"
     sections: ClassVar[tuple[str, ...]] = ("decoder_config",)
 
-    vocab_size: int = 8194
-    max_position_embeddings: int = 608
-    max_text_tokens: int = 404
-    hidden_size: int = 1024
-    num_hidden_layers: int = 30
-    num_attention_heads: int = 16
-    n_inner: int | None = None  # None: 4 * hidden_size
-    num_mel_attn_blocks: int = 6
+    vocab_size: Count = 8194
+    max_position_embeddings: Count = 608
+    max_text_tokens: Count = 404
+    hidden_size: Count = 1024
+    num_hidden_layers: Count = 30
+    num_attention_heads: Count = 16
+    n_inner: Count | None = None  # None: 4 * hidden_size
+    num_mel_attn_blocks: Count = 6
     activation_function: str = "gelu_new"
     resid_pdrop: float = 0.1
     embd_pdrop: float = 0.1
@@ -154,13 +160,13 @@ class ClvpDecoderConfig(ClvpConfigBase):
     bos_token_id: int = 8192
     eos_token_id: int = 8193
     pad_token_id: int | None = None
-    feature_size: int = 80
+    feature_size: Count = 80
     use_attention_bias: bool = True
     initializer_factor: float = 1.0
     decoder_fixing_codes: tuple[int, ...] = (83, 45, 45, 248)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decoder_fixing_codes", tuple(self.decoder_fixing_codes))
+        super().__post_init__()
         _require_heads("ClvpDecoderConfig", self.hidden_size, self.num_attention_heads)
         if len(self.decoder_fixing_codes) != 4:
             raise ValueError(
@@ -183,10 +189,10 @@ class ClvpConfig(ClvpConfigBase):
     text_config: ClvpEncoderConfig = field(default_factory=ClvpEncoderConfig)
     speech_config: ClvpEncoderConfig = field(default_factory=lambda: ClvpEncoderConfig(vocab_size=8192))
     decoder_config: ClvpDecoderConfig = field(default_factory=ClvpDecoderConfig)
-    projection_dim: int = 768
+    projection_dim: Count = 768
     logit_scale_init_value: float = 2.6592
     initializer_factor: float = 1.0
-    scoring_length: int = 500
+    scoring_length: Count = 500
 
     def __post_init__(self) -> None:
         for name, part_class in _PARTS.items():
@@ -194,18 +200,20 @@ class ClvpConfig(ClvpConfigBase):
             if part is None:
                 object.__setattr__(self, name, getattr(ClvpConfig(), name))
             elif isinstance(part, dict):
-                object.__setattr__(self, name, part_class.from_dict(part))
-            elif not isinstance(part, part_class):
+                try:
+                    object.__setattr__(self, name, part_class.from_dict(part))
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
+            elif isinstance(part, ClvpConfigBase) and not isinstance(part, part_class):
                 raise TypeError(
                     f"{name} must be a {part_class.__name__} or a dict, not {type(part).__name__}"
                 )
+        super().__post_init__()
         if self.text_config.projection_dim != self.speech_config.projection_dim:
             raise ValueError(
                 "the projection_dim of text_config and speech_config must be equal to be compared; got "
                 f"{self.text_config.projection_dim} and {self.speech_config.projection_dim}"
             )
-        if self.scoring_length < 1:
-            raise ValueError(f"scoring_length must be at least 1, not {self.scoring_length}")
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""

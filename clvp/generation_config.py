@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from clvp.checkpoint import CheckpointSource, write_json
+from clvp.checkpoint import CheckpointSource, content_of, write_json
 from clvp.config import ClvpDecoderConfig
 from clvp.sampling import SamplingParams
 
@@ -25,6 +25,7 @@ class ClvpGenerationConfig(SamplingParams):
     `sampling_params`.
     """
 
+    max_new_tokens: int = SamplingParams.max_new_tokens
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
@@ -39,8 +40,8 @@ class ClvpGenerationConfig(SamplingParams):
     return_dict_in_generate: bool | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "penalized_tokens", tuple(self.penalized_tokens))
         object.__setattr__(self, "top_k", self.top_k or 0)
+        super().__post_init__()
         for name in ("max_new_tokens", "num_return_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -66,17 +67,20 @@ class ClvpGenerationConfig(SamplingParams):
     @classmethod
     def from_pretrained(cls, pretrained_model_name: str | os.PathLike[str], **overrides: Any) -> Self:
         """Settings from the `generation_config.json` of a folder or hub id; `overrides` replace fields."""
-        content = CheckpointSource(pretrained_model_name).json(GENERATION_CONFIG_FILE)
+        source = CheckpointSource(pretrained_model_name)
+        content = source.json(GENERATION_CONFIG_FILE)
         if content is None:
             raise FileNotFoundError(f"{pretrained_model_name} holds no {GENERATION_CONFIG_FILE}")
-        return cls.from_dict(content, **overrides)
+        with content_of(GENERATION_CONFIG_FILE, source):
+            return cls.from_dict(content, **overrides)
 
     def beside(self, source: CheckpointSource) -> Self:
         """The settings beside a checkpoint, or these where it has none."""
         content = source.json(GENERATION_CONFIG_FILE)
         if content is None:
             return self
-        return self.from_dict({"max_new_tokens": self.max_new_tokens, **content})
+        with content_of(GENERATION_CONFIG_FILE, source):
+            return self.from_dict({"max_new_tokens": self.max_new_tokens, **content})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values. Raises TypeError naming fields that do not exist.

@@ -1,10 +1,12 @@
 """How a job of the command line begins and ends: its parser, its messages, exit codes and signals."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pipeline.errors import ManifestError, RunError, Terminated, safe
 
@@ -40,18 +42,27 @@ def print_result(parser: argparse.ArgumentParser, action: Callable[[], str], go_
     signal.signal(signal.SIGTERM, _terminate)
     code, message = 0, ""
     try:
-        print(safe(action()))
+        _say(safe(action()), sys.stdout)
     except ManifestError as error:
         code, message = EXIT_BAD_INPUT, f"bad manifest: {error}"
-    except (RunError, ValueError, OSError) as error:
+    except (RunError, ValueError, OSError, MemoryError) as error:
         code, message = EXIT_FAILED, f"error: {error}"
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, f"interrupted{go_on}"
     except Terminated:
         code, message = EXIT_TERMINATED, f"terminated{go_on}"
     if code:
-        print(f"{parser.prog}: {safe(' '.join(message.split()))}", file=sys.stderr)
+        with suppress(OSError):
+            _say(f"{parser.prog}: {safe(' '.join(message.split()))}", sys.stderr)
     return code
+
+
+def _say(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # a closed pipe; Python would try again at its end, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def _terminate(*_: Any) -> None:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
+from pipeline.errors import shown
 from pipeline.settings import PRESETS, Pool, ResultSettings, Run
 
 GROUPS = {
@@ -53,14 +54,18 @@ class Setting:
 
     def read(self, value: Any, where: str) -> Any:
         """The value that a word or a file's value stands for. Raises ValueError naming `where`."""
-        if value in ("none", self.none) and type(None) in get_args(self.kind):
+        if value in ("none", self.none or "none") and type(None) in get_args(self.kind):
             return None
         if isinstance(self.default, tuple) and not isinstance(value, list):
             value = [value]
         try:
-            return TypeAdapter(self.kind).validate_python(value)
+            found = TypeAdapter(self.kind).validate_python(value)
         except ValidationError as error:
-            raise ValueError(f"{where}: invalid value {value!r}: {error.errors()[0]['msg']}") from None
+            raise ValueError(f"{where}: invalid value {shown(value)}: {error.errors()[0]['msg']}") from None
+        texts = found if isinstance(found, tuple) else (found,)
+        if any(text == "" or "\0" in text for text in texts if isinstance(text, str)):
+            raise ValueError(f"{where}: invalid value {shown(value)}: it names nothing")
+        return found
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         how: dict[str, Any] = {"metavar": self._metavar()}
@@ -160,7 +165,7 @@ def read_run(
         missing = [settings[name].flag for name in required if not values.get(name)]
         if missing and not options.print_config:
             raise ValueError(f"the following arguments are required: {', '.join(missing)}")
-        run = _build(template, values)
+        run = _build(template, values, settings)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if options.print_config:
@@ -180,13 +185,14 @@ def _given(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 def _file_values(uri: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Raises ValueError naming the file and the key at fault."""
-    text = storage.read_bytes(storage.absolute(uri)).decode()
+    data = storage.read_bytes(storage.absolute(uri))
     try:
-        content = tomllib.loads(text) if uri.endswith(".toml") else yaml.safe_load(text)
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(data.decode()) if uri.endswith(".toml") else yaml.safe_load(data)
+        found = list(_flat(content or {}))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{uri}: {' '.join(str(error).split())}") from error
     values = {}
-    for path, value in _flat(content or {}):
+    for path, value in found:
         if path not in settings:
             raise ValueError(f"{uri}: there is no setting {path!r}")
         values[path] = settings[path].read(value, f"{uri}: {path}")
@@ -201,13 +207,17 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _build(template: Any, values: Mapping[str, Any], path: str = "") -> Any:
-    """The template with other values. Raises ValueError where one is out of range."""
+def _build(template: Any, values: Mapping[str, Any], settings: Mapping[str, Setting], path: str = "") -> Any:
+    """The template with other values. Raises ValueError naming the option of one that is out of range."""
     changes = {}
     for field in dataclasses.fields(template):
         place, value = f"{path}{field.name}", getattr(template, field.name)
         if dataclasses.is_dataclass(value):
-            changes[field.name] = _build(value, values, f"{place}.")
+            changes[field.name] = _build(value, values, settings, f"{place}.")
         elif place in values:
             changes[field.name] = values[place]
-    return dataclasses.replace(template, **changes)
+    try:
+        return dataclasses.replace(template, **changes)
+    except ValueError as error:  # begins with the field's name
+        setting = settings.get(path + str(error).partition("=")[0])
+        raise ValueError(f"argument {setting.flag}: {error}" if setting else f"{error}") from None

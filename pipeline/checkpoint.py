@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from filelock import FileLock
 
-from clvp.checkpoint import WEIGHT_FILES, CheckpointSource, read_json
+from clvp.checkpoint import WEIGHT_FILES, CheckpointSource, read_json, weight_map
 from pipeline import storage
 from pipeline.errors import RunError
 
@@ -134,10 +134,7 @@ def used_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
     take("preprocessor_config.json", "processor_config.json")
     weights = take(*WEIGHT_FILES, required=True)
     if weights is not None and weights.name.endswith(".index.json"):
-        shards = read_json(weights).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ValueError(f"{weights.name} has no weight_map")
-        for shard in sorted(set(shards.values())):
+        for shard in sorted(set(weight_map(weights).values())):
             take(shard, required=True)
     return found
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json as parsed
 
 from pipeline import storage
 from pipeline.errors import RunError, shown
@@ -57,10 +59,13 @@ class Description:
 
     @property
     def results(self) -> "ResultSettings | RankingSettings":
-        """Raises RunError for settings that this version does not know."""
+        """Raises RunError for settings that this version does not know, or that no run can have."""
         from pipeline.settings import RankingSettings, ResultSettings
 
-        return from_json(ResultSettings if self.job == "synthesize" else RankingSettings, self.settings)
+        try:
+            return from_json(ResultSettings if self.job == "synthesize" else RankingSettings, self.settings)
+        except ValueError as error:
+            raise RunError(f"the settings in run.json are damaged: {error}") from error
 
 
 def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Description:
@@ -90,7 +95,7 @@ def load(output: OutputFolder) -> Description | None:
     if not storage.exists(uri):
         return None
     try:
-        value = json.loads(storage.read_bytes(uri))
+        value = parsed(storage.read_bytes(uri))
         if not isinstance(value, dict):
             raise ValueError("no JSON object")
         version = value.get("schema_version")
@@ -99,10 +104,8 @@ def load(output: OutputFolder) -> Description | None:
                 f"{uri} has schema version {version!r}, and this version reads {SCHEMA_VERSION}: "
                 "go on with the version that made it, or use another output"
             )
-        if not all(isinstance(value.get(name), dict) for name in ("settings", "model_files", "columns")):
-            raise ValueError("settings, model_files or columns are missing")
         return from_json(Description, value)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise RunError(f"{uri} is damaged ({error}): restore it, or use another output") from error
 
 
@@ -166,16 +169,22 @@ def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], path: st
     return sorted(_differences(before, now, path))
 
 
-def from_json(kind: Any, value: Any) -> Any:
-    """A frozen dataclass from what `dataclasses.asdict` and JSON have made of it."""
-    if not isinstance(kind, type) or not is_dataclass(kind):
-        return tuple(value) if isinstance(value, list) else value
+def from_json(kind: Any, value: Any, name: str = "run.json") -> Any:
+    """A frozen dataclass from what `dataclasses.asdict` and JSON have made of it.
+
+    Raises RunError for unknown fields, TypeError for missing ones, ValueError for one of another type.
+    """
+    if not isinstance(kind, type) or not is_dataclass(kind) or not isinstance(value, dict):
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{name}={shown(value)}: {error.errors()[0]['msg']}") from None
     hints = get_type_hints(kind)
     unknown = value.keys() - hints.keys()
     if unknown:
         raise RunError(f"run.json has settings that this version does not know: {', '.join(sorted(unknown))}")
     given = [item.name for item in fields(kind) if item.name in value]
-    return kind(**{name: from_json(hints[name], value[name]) for name in given})
+    return kind(**{name: from_json(hints[name], value[name], name) for name in given})
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -33,8 +33,11 @@ def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Descripti
         raise RunError(
             f"{earlier.uri} kept the best {kept} candidates: a run that extends it can keep no more"
         )
-    more = {"num_candidates": new.num_candidates, "scoring": {**before.settings["scoring"], "keep": keep}}
+    more = {
+        "num_candidates": new.num_candidates,
+        "scoring": {**before.settings.get("scoring", {}), "keep": keep},
+    }
     differing = differences(replace(before, settings={**before.settings, **more}), now)
     if differing:
         raise RunError(f"{earlier.uri} cannot be extended with other settings: {'; '.join(differing)}")
-    return before
+    return replace(before, settings={**before.settings, "num_candidates": old.num_candidates})

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -66,8 +67,9 @@ class Progress:
             self.totals.add(report, timings)
 
     def note(self, message: str) -> None:
-        """Print one line."""
-        print(f"[{format_seconds(self.elapsed)}] {safe(message)}", file=self.stream, flush=True)
+        """Print one line; a terminal or pipe that is closed by now ends no run."""
+        with suppress(OSError):
+            print(f"[{format_seconds(self.elapsed)}] {safe(message)}", file=self.stream, flush=True)
 
     def sample(self, gpus: float) -> Sample:
         """The sums so far, for the run's metrics."""

@@ -154,7 +154,7 @@ def _engine(description: Description) -> EngineConfig:
     facts = description.engine or {}
     if "cpu" in str(facts.get("device", "cpu")):
         return EngineConfig(products=facts.get("products"))
-    return EngineConfig(lanes=facts["quantum"])
+    return EngineConfig(lanes=facts.get("quantum"))
 
 
 def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:

@@ -11,8 +11,11 @@ and, if it changes results, a part of run.json.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from clvp.fields import Checked, Count
 from clvp.sampling import EngineConfig, SamplingParams
 from clvp.scoring import SCORING_LENGTH
 from pipeline import storage
@@ -20,6 +23,7 @@ from pipeline.rows.memory import MAX_CANDIDATES
 
 Normalizer = Literal["tortoise", "english"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Amount = Annotated[float, Field(ge=0, le=1024)]  # of GPUs or cores, for one actor
 
 # Number of candidates of Tortoise's presets; all of them sample with Tortoise's one set of parameters, which
 # are the defaults of SamplingParams and the fake prompt token that its repetition penalty sees.
@@ -33,33 +37,26 @@ def _check(name: str, value: object, good: bool) -> None:
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Checked):
     """How the checkpoint is used. Like all settings, raises ValueError naming a field out of range."""
 
     # how numbers and abbreviations are spelled out: as in training, or as in transformers
     normalizer: Normalizer = "tortoise"
     dtype: Dtype = "float32"  # of weights and activations
 
-    def __post_init__(self) -> None:
-        _check("normalizer", self.normalizer, self.normalizer in get_args(Normalizer))
-        _check("dtype", self.dtype, self.dtype in get_args(Dtype))
-
 
 @dataclass(frozen=True)
-class ScoringSettings:
+class ScoringSettings(Checked):
     """How candidates are scored and ranked."""
 
-    scoring_length: int = SCORING_LENGTH  # speech tokens that a candidate is padded to before it is scored
+    # speech tokens that a candidate is padded to before it is scored
+    scoring_length: Annotated[int, Field(ge=4, le=100_000)] = SCORING_LENGTH
     unfinished_last: bool = True  # candidates without a stop token rank after all that have one
-    keep: int | None = None  # best candidates of a row that are stored; None: all
-
-    def __post_init__(self) -> None:
-        _check("scoring_length", self.scoring_length, 4 <= self.scoring_length <= 100_000)
-        _check("keep", self.keep, self.keep is None or self.keep >= 1)
+    keep: Count | None = None  # best candidates of a row that are stored; None: all
 
 
 @dataclass(frozen=True)
-class RankingSettings:
+class RankingSettings(Checked):
     """All that decides how candidates that exist already are scored and ranked."""
 
     model: ModelSettings = ModelSettings()
@@ -67,18 +64,19 @@ class RankingSettings:
 
 
 @dataclass(frozen=True)
-class ResultSettings:
+class ResultSettings(Checked):
     """All that decides a row's candidates, apart from the model's files and the row itself."""
 
     model: ModelSettings = ModelSettings()
-    num_candidates: int = PRESETS["ultra_fast"]  # candidates per row
+    # candidates per row
+    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = PRESETS["ultra_fast"]
     sampling: SamplingParams = TORTOISE_SAMPLING
     scoring: ScoringSettings = ScoringSettings()
-    audio_seconds: float = 6.0  # of each reference clip: longer ones are cut, shorter ones padded
+    # of each reference clip: longer ones are cut, shorter ones padded
+    audio_seconds: Annotated[float, Field(ge=0.1, le=600)] = 6.0
 
     def __post_init__(self) -> None:
-        _check("num_candidates", self.num_candidates, 1 <= self.num_candidates <= MAX_CANDIDATES)
-        _check("audio_seconds", self.audio_seconds, 0.1 <= self.audio_seconds <= 600)
+        super().__post_init__()
         if self.sampling.max_new_tokens > self.scoring.scoring_length:
             raise ValueError(
                 f"max_new_tokens={self.sampling.max_new_tokens} exceeds scoring_length="
@@ -87,54 +85,48 @@ class ResultSettings:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Checked):
     """Size of an actor pool, and what one actor reserves. None: decided by what the cluster has."""
 
-    min_size: int = 1  # actors, as a range; None: from 1 to one per GPU
-    max_size: int | None = None  # None: one per GPU
-    num_gpus: float | None = None  # share of a GPU; None: where there are GPUs, all stages share one
+    min_size: Count = 1  # actors, as a range; None: from 1 to one per GPU
+    max_size: Count | None = None  # None: one per GPU
+    num_gpus: Amount | None = None  # share of a GPU; None: where there are GPUs, all stages share one
     # cores reserved without a GPU, not used up: 1 would starve the audio stage on 2 cores
-    num_cpus: float = 0.25
+    num_cpus: Amount = 0.25
 
     def __post_init__(self) -> None:
-        _check("min_size", self.min_size, self.min_size >= 1)
+        super().__post_init__()
         _check("max_size", self.max_size, self.max_size is None or self.max_size >= self.min_size)
-        _check("num_gpus", self.num_gpus, self.num_gpus is None or self.num_gpus >= 0)
-        _check("num_cpus", self.num_cpus, self.num_cpus >= 0)
 
 
 @dataclass(frozen=True)
-class ExecutionSettings:
+class ExecutionSettings(Checked):
     """Where and how fast. Results are the same for every value."""
 
-    rows_per_block: int | None = None  # rows that travel together; None: enough to fill the lanes
+    rows_per_block: Count | None = None  # rows that travel together; None: enough to fill the lanes
     samplers: Pool = Pool()  # actors that sample
     rankers: Pool = Pool()  # actors that score
-    gpus: int | None = None  # GPUs that a growing cluster may come to; None: those there
+    gpus: Count | None = None  # GPUs that a growing cluster may come to; None: those there
     engine: EngineConfig = field(default_factory=EngineConfig)
-    torch_threads: int | None = None  # of an actor without a GPU; None: half of its machine's cores
-    voices_cached: int = 4096  # conditioning latents that a sampler keeps; one takes 4 KB
+    # of an actor without a GPU; None: half of its machine's cores
+    torch_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    voices_cached: Count = 4096  # conditioning latents that a sampler keeps; one takes 4 KB
     audio_root: str | None = None  # folder that all audio must lie below; None: any local path
     # https://host or s3://bucket that audio may also come from, besides those that the manifest lies on
     audio_hosts: tuple[str, ...] = ()
-    publish_bytes: int = 128 << 20  # of finished blocks that become one output file
-    report_seconds: float = 10.0  # between two lines of progress
+    publish_bytes: Annotated[int, Field(ge=1)] = 128 << 20  # of finished blocks that become one output file
+    report_seconds: Annotated[float, Field(gt=0, le=1e9)] = 10.0  # between two lines of progress
     worker_logs: bool = False  # print what the workers log, tracebacks included
 
     def __post_init__(self) -> None:
-        _check("rows_per_block", self.rows_per_block, self.rows_per_block is None or self.rows_per_block >= 1)
-        _check("gpus", self.gpus, self.gpus is None or self.gpus >= 1)
-        _check("torch_threads", self.torch_threads, self.torch_threads is None or self.torch_threads >= 1)
-        _check("voices_cached", self.voices_cached, self.voices_cached >= 1)
+        super().__post_init__()
         for host in self.audio_hosts:
             if storage.scheme_of(host) is None:
                 raise ValueError(f"audio_hosts: {host!r} is no URI such as https://host or s3://bucket")
-        _check("publish_bytes", self.publish_bytes, self.publish_bytes >= 1)
-        _check("report_seconds", self.report_seconds, self.report_seconds > 0)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Checked):
     """One run: what it reads, what it writes, the settings that change results, and those that do not."""
 
     # Parquet, JSONL or CSV files, folders or quoted globs, with id, text and audio, or speech_ids to rank
@@ -149,4 +141,5 @@ class Run:
     extend: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("extend", self.extend, self.extend is None or isinstance(self.results, ResultSettings))

@@ -33,7 +33,12 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute (a `file://` URI becomes a path); any other URI as it is."""
+    """A local path made absolute (a `file://` URI becomes a path); any other URI as it is.
+
+    Raises ValueError for one that names nothing.
+    """
+    if not uri or (not is_local(uri) and not uri.partition("://")[2].strip("/")):
+        raise ValueError(f"{uri!r} names no file or folder")
     if not is_local(uri):
         return uri.rstrip("/")
     path = pafs.FileSystem.from_uri(uri)[1] if scheme_of(uri) else os.path.expanduser(uri)
@@ -112,7 +117,10 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         return _LOCAL, absolute(uri)
     scheme = scheme_of(uri)
     if scheme not in _ARROW_SCHEMES:
-        filesystem: Any = fsspec.filesystem(scheme)
+        try:
+            filesystem: Any = fsspec.filesystem(scheme)
+        except (ImportError, TypeError) as error:  # no library for it, or one that needs more than a URI
+            raise ValueError(f"{scheme}:// cannot be used here: {error}") from error
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), str(filesystem._strip_protocol(uri))
     head, query = split_query(uri)
     bucket, _, key = head.partition("://")[2].partition("/")
@@ -267,5 +275,8 @@ def no_follow(path: str, flags: int) -> int:
 
 def _upload(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     # One write of a complete buffer: closing a stream after half of the data would publish that half.
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(data)
+    try:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+    except NotImplementedError as error:
+        raise OSError(f"{path} cannot be written: its kind of storage can only be read") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from clvp.batch import (
     to_tensor,
     type_of,
 )
-from clvp.checkpoint import CheckpointSource, write_json
+from clvp.checkpoint import CheckpointError, CheckpointSource, content_of, write_json
+from clvp.fields import Checked, Count
 
 FEATURE_EXTRACTOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -37,27 +38,25 @@ _SUSPICIOUS_PEAK = 32.0
 
 
 @dataclass(eq=False)
-class ClvpFeatureExtractor:
+class ClvpFeatureExtractor(Checked):
     """Log-mel spectrograms of the first seconds of mono audio."""
 
-    feature_size: int = 80  # mel bands
-    sampling_rate: int = 22050  # samples per second that the model expects; audio is not resampled here
+    feature_size: Count = 80  # mel bands
+    sampling_rate: Count = 22050  # samples per second that the model expects; audio is not resampled here
     default_audio_length: float = 6  # seconds to which audio is cut or padded by default
-    hop_length: int = 256  # samples from one frame to the next
-    chunk_length: int = 30  # seconds; kept for compatibility, nothing depends on it
-    n_fft: int = 1024  # samples of a window
+    hop_length: Count = 256  # samples from one frame to the next
+    chunk_length: Count = 30  # seconds; kept for compatibility, nothing depends on it
+    n_fft: Count = 1024  # samples of a window
     padding_value: float = 0.0  # sample value of the padding
     # By these the bands are divided, if given; the checkpoint's are `clvp.audio.mel.TORTOISE_MEL_NORMS`.
-    mel_norms: Sequence[float] | None = None
+    mel_norms: list[float] | None = None
     return_attention_mask: bool = False  # kept for compatibility; the argument of the call decides
     padding_side: Side = "right"
 
     def __post_init__(self) -> None:
-        if self.mel_norms is not None:
-            if len(self.mel_norms) != self.feature_size:
-                raise ValueError(f"{len(self.mel_norms)} mel_norms for feature_size={self.feature_size}")
-            self.mel_norms = [float(norm) for norm in self.mel_norms]
-        check_choice("padding_side", self.padding_side, get_args(Side))
+        super().__post_init__()
+        if self.mel_norms is not None and len(self.mel_norms) != self.feature_size:
+            raise ValueError(f"{len(self.mel_norms)} mel_norms for feature_size={self.feature_size}")
 
     @property
     def n_samples(self) -> int:
@@ -199,7 +198,10 @@ class ClvpFeatureExtractor:
             raise FileNotFoundError(
                 f"{source.location} holds no {FEATURE_EXTRACTOR_FILE}: is it a CLVP checkpoint?"
             )
-        return cls.from_dict(config, **overrides)
+        if not isinstance(config, dict):
+            raise CheckpointError(f"feature_extractor in {PROCESSOR_FILE} of {source.location} is no object")
+        with content_of(FEATURE_EXTRACTOR_FILE, source):
+            return cls.from_dict(config, **overrides)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write `preprocessor_config.json` into a folder; returns its path."""

@@ -3,17 +3,23 @@ validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
+
+from clvp.fields import Checked, Count, Index, Share
 
 MelPositions = Literal["trained", "skip_one"]
 
 _SMALL = 1e-30  # by this much, and its inverse, logits are divided without leaving float32
+Scale = Annotated[float, Field(ge=_SMALL, le=1 / _SMALL)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+SpeechToken = Annotated[int, Field(ge=0, lt=2**16)]
 
 
 @dataclass(frozen=True)
-class SamplingParams:
+class SamplingParams(Checked):
     """Everything that decides which tokens are drawn. The defaults are Tortoise's.
 
     The filters are applied in the order of `transformers`: repetition penalty, minimum length, temperature,
@@ -23,55 +29,38 @@ class SamplingParams:
         ValueError: a value is out of range; the message names the field.
     """
 
-    max_new_tokens: int = 500  # speech tokens at most; 21.5 are a second
-    min_new_tokens: int = 0  # the stop token is impossible before this many tokens
+    max_new_tokens: Count = 500  # speech tokens at most; 21.5 are a second
+    min_new_tokens: Index = 0  # the stop token is impossible before this many tokens
     do_sample: bool = True  # draw at random, not greedily the most probable token
-    temperature: float = 0.8  # 1: as predicted
-    top_k: int = 50  # most probable tokens to draw from; 0: all
-    top_p: float = 0.8  # probability mass to draw from; 1: all
-    typical_p: float = 1.0  # mass of the most typical tokens to draw from; 1: all
-    repetition_penalty: float = 2.0  # of tokens that were there before; 1: off
-    seed: int = 0  # of the random numbers
+    temperature: Scale = 0.8  # 1: as predicted
+    top_k: Index = 50  # most probable tokens to draw from; 0: all
+    top_p: Share = 0.8  # probability mass to draw from; 1: all
+    typical_p: Share = 1.0  # mass of the most typical tokens to draw from; 1: all
+    repetition_penalty: Scale = 2.0  # of tokens that were there before; 1: off
+    seed: Int64 = 0  # of the random numbers
     # of speech tokens: 0,1,2,… or, as the reference generates, 0,2,3,…
     mel_positions: MelPositions = "trained"
-    penalized_tokens: tuple[int, ...] = ()  # counted as there before; Tortoise's fake prompt is (1,)
+    penalized_tokens: tuple[SpeechToken, ...] = ()  # counted as there before; Tortoise's fake prompt is (1,)
 
     def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "min_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
-            "temperature": _SMALL <= self.temperature <= 1 / _SMALL,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "typical_p": 0 < self.typical_p <= 1,
-            "repetition_penalty": _SMALL <= self.repetition_penalty <= 1 / _SMALL,
-            "mel_positions": self.mel_positions in ("trained", "skip_one"),
-        }
-        for name, good in checks.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r} is out of range")
+        super().__post_init__()
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} is out of range")
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Checked):
     """How the sampler uses the machine. Of these, `lanes` on a GPU and `products` on a CPU are among the
     `CandidateSampler.facts` that tokens depend on; the rest never changes a token.
     """
 
     # candidates decoded in one step; on a GPU the shape of its products: keep it for identical tokens; None:
     # 64 on a CPU, 256 on a GPU
-    lanes: int | None = None
-    kv_budget_bytes: int | None = None  # for keys and values; None: what is free, with head room
+    lanes: Count | None = None
+    # for keys and values; None: what is free, with head room
+    kv_budget_bytes: Annotated[int, Field(ge=1)] | None = None
     # matrix products on a CPU, whose bits tokens depend on; None: the faster kind
     products: Literal["packed", "plain"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.lanes is not None and self.lanes < 1:
-            raise ValueError(f"lanes={self.lanes} must be at least 1")
-        if self.kv_budget_bytes is not None and self.kv_budget_bytes < 1:
-            raise ValueError(f"kv_budget_bytes={self.kv_budget_bytes} must be positive")
-        if self.products not in (None, "packed", "plain"):
-            raise ValueError(f'products={self.products!r} must be "packed", "plain" or None')
 
 
 @dataclass(frozen=True)

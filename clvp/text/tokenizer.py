@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from tokenizers import AddedToken
 from torch import Tensor
 
 from clvp.batch import (
@@ -26,7 +25,8 @@ from clvp.batch import (
     to_tensor,
     type_of,
 )
-from clvp.checkpoint import CheckpointSource, write_json
+from clvp.checkpoint import CheckpointSource, content_of, write_json
+from clvp.fields import Checked, Index
 from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths, to_python
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 from clvp.text.vocabulary import (
@@ -51,7 +51,7 @@ _STOP_TOKEN = "[STOP]"
 
 
 @dataclass(eq=False)
-class ClvpTokenizer:
+class ClvpTokenizer(Checked):
     """Byte-level BPE tokenizer of the CLVP family. It pickles, and its use changes nothing in it.
 
     Tokens may be given as strings, as AddedToken or by their description in a JSON file; special tokens are
@@ -73,21 +73,18 @@ class ClvpTokenizer:
     # better for numbers, years, ordinals, accents and quotation marks.
     normalizer: Normalizer = "english"
     # Id to added token. They are found in a text before anything else happens to it.
-    added_tokens_decoder: Mapping[int, AddedToken] = field(default_factory=dict)
-    additional_special_tokens: Sequence[str] = ()  # `skip_special_tokens` drops these too
+    added_tokens_decoder: Mapping[Index, Any] = field(default_factory=dict)
+    additional_special_tokens: Sequence[Any] = ()  # `skip_special_tokens` drops these too
     clean_up_tokenization_spaces: bool = True  # `decode` turns [SPACE] and [STOP] into spaces
     model_max_length: int = 10**30  # limit of truncation and padding without a `max_length`
     padding_side: Side = "right"
     truncation_side: Side = "right"
 
     def __post_init__(self) -> None:
-        check_choice("normalizer", self.normalizer, get_args(Normalizer))
-        check_choice("padding_side", self.padding_side, get_args(Side))
-        check_choice("truncation_side", self.truncation_side, get_args(Side))
         for role in SPECIAL_ROLES:
             setattr(self, role, added_token(getattr(self, role)).content)
+        super().__post_init__()
         self.additional_special_tokens = [added_token(t).content for t in self.additional_special_tokens]
-        self.model_max_length = int(self.model_max_length)
         self._vocabulary = read_vocabulary(Path(self.vocab_file))
         self._merges = read_merges(Path(self.merges_file))
         added = added_tokens(self._vocabulary, self.added_tokens_decoder, self.all_special_tokens)
@@ -119,7 +116,8 @@ class ClvpTokenizer:
         Raises FileNotFoundError for no such folder or repository, or one without a vocabulary.
         """
         source, overrides = CheckpointSource.parse(pretrained_model_name_or_path, kwargs)
-        return cls(**(stored_arguments(source) | overrides))
+        with content_of("the tokenizer (tokenizer_config.json, special_tokens_map.json)", source):
+            return cls(**(stored_arguments(source) | overrides))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write the vocabulary, the merges and `tokenizer_config.json` into a folder; returns the paths."""

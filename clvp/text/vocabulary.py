@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 
 from clvp.checkpoint import CheckpointSource, read_json
+from clvp.fields import Index
 
 _FILES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 
@@ -55,17 +56,14 @@ def stored_arguments(source: CheckpointSource) -> dict[str, Any]:
     if extra and not arguments.get("additional_special_tokens"):
         arguments["additional_special_tokens"] = list(extra.values() if isinstance(extra, dict) else extra)
     if "added_tokens_decoder" not in arguments:  # before transformers 4.34
-        tokens = source.json("added_tokens.json") or {}
+        tokens = source.json("added_tokens.json", Index) or {}
         arguments["added_tokens_decoder"] = {token_id: token for token, token_id in tokens.items()}
     return files | arguments
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Token to id; ValueError when the file holds anything else."""
-    vocabulary = read_json(path)
-    if not all(isinstance(i, int) for i in vocabulary.values()):
-        raise ValueError(f"{path} should hold one JSON object of token to id")
-    return vocabulary
+    return read_json(path, Index)
 
 
 def read_merges(path: Path) -> list[Merge]:
@@ -89,7 +87,7 @@ def added_tokens(
     special_tokens: Sequence[str],
 ) -> dict[int, AddedToken]:
     """Id to added token: those declared, and special ones besides, unknown ones with new ids."""
-    added = {int(token_id): added_token(token) for token_id, token in declared.items()}
+    added = {token_id: added_token(token) for token_id, token in declared.items()}
     known = {**vocabulary, **{token.content: token_id for token_id, token in added.items()}}
     for token in special_tokens:
         token_id = known.setdefault(token, len(known))
@@ -102,7 +100,12 @@ def added_token(token: TokenDescription) -> AddedToken:
     if isinstance(token, str):
         token = AddedToken(token, normalized=False)
     elif isinstance(token, Mapping):
-        token = AddedToken(**{flag: token[flag] for flag in _FLAGS if flag in token})
+        try:
+            token = AddedToken(**{flag: token[flag] for flag in _FLAGS if flag in token})
+        except TypeError as error:
+            raise ValueError(f"added token {token!r:.80}: {error}") from error
+    if not isinstance(token, AddedToken) or not token.content:
+        raise ValueError(f"{token!r:.80} is no token: a string, or an object with its content")
     if token.lstrip or token.rstrip or token.single_word:
         raise ValueError(f"added token {token.content!r}: lstrip, rstrip and single_word are not supported")
     return token

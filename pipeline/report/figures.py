@@ -4,16 +4,18 @@ The files are read once, a batch at a time and only the columns that are needed,
 local disk. Memory does not grow with the rows. Loads neither Ray nor torch.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
+from pydantic_core import from_json
 
 from pipeline import storage
 from pipeline.description import NAME, load
@@ -32,6 +34,7 @@ from pipeline.rows.columns import (
     TEXT,
     VOICE_KEY,
 )
+from pipeline.rows.memory import MAX_CANDIDATES
 from pipeline.rows.token_measures import count_characters
 
 REPORT_VERSION = 1
@@ -69,6 +72,7 @@ GAIN_SHARES = (0.5, 0.9)  # of what the largest N gains over one candidate
 CELLS_PER_OCTAVE = 5  # of the map of duration against text length
 BANDS_PER_OCTAVE = 2  # of text length, within which durations are compared
 MAX_BARS = 64
+ABSURD = 2.0**40  # of a score or a duration; it would leave no bar to the others, and overflow their number
 # Columns, and the narrowest bars of each: a few values that hardly differ are no spread.
 DISTRIBUTIONS = {
     "score": ("score", 2**-12),
@@ -135,10 +139,8 @@ class Stored:
         if not any(files.values()) and not storage.exists(storage.join(self.uri, NAME)):
             raise RunError(f"{self.uri} holds no run: no {NAME}, data or errors are in it")
         self.description = _description(self.uri)
-        settings = _settings(self.uri)
-        scoring = settings.get("scoring", {})
-        self._num_candidates, self._keep = settings.get("num_candidates"), scoring.get("keep")
-        self.best_of_n = BestOfN(by_score_alone=scoring.get("unfinished_last") is False)
+        self._told = _settings(self.uri)
+        self.best_of_n = BestOfN(by_score_alone=not self._told.scoring.unfinished_last)
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
         database.execute(TABLES)
@@ -206,13 +208,16 @@ class Stored:
         self._insert("rows", {**rows, "characters": characters, "published": [published] * len(batch)})
         stored = _numbers(lists.value_lengths()).astype(np.int64)
         owners = np.repeat(np.arange(len(batch)), stored)
-        self._insert("candidates", {"row": number[owners], "characters": characters[owners], **fields})
+        columns = {name: pa.array(values, from_pandas=True) for name, values in fields.items()}
+        self._insert("candidates", {"row": number[owners], "characters": characters[owners], **columns})
         sampled = stored.copy()  # of which only the best may be stored
         np.maximum.at(sampled, owners, fields["candidate"].astype(np.int64) + 1)
-        if self._num_candidates and self._keep:
-            cut = stored >= self._keep
-            sampled[cut] = np.maximum(sampled[cut], self._num_candidates)
-        self.best_of_n.add(sampled, stored, fields["score"], fields["rank"], fields["finished"])
+        if self._told.num_candidates and self._told.scoring.keep:
+            cut = stored >= self._told.scoring.keep
+            sampled[cut] = np.maximum(sampled[cut], self._told.num_candidates)
+        scored = np.isin(np.arange(len(batch)), owners[~np.isfinite(fields["score"])], invert=True)
+        items = [fields[name][scored[owners]] for name in ("score", "rank", "finished")]
+        self.best_of_n.add(sampled[scored], stored[scored], *items)
         for name in batch.schema.names:
             if name.startswith(EXTRA_PREFIX) or (published and name not in _OWN):
                 self._add_values(name.removeprefix(EXTRA_PREFIX), number, batch.column(name))
@@ -406,18 +411,32 @@ def _description(output: str) -> Any:
     """What `run.json` holds; None where there is none or it is no JSON."""
     uri = storage.join(output, NAME)
     try:
-        return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
-    except (ValueError, RecursionError):
+        return from_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+    except ValueError:
         return None
 
 
-def _settings(output: str) -> Mapping[str, Any]:
-    """Those that the run was told; none where there is no `run.json` that this version reads."""
+@dataclass(frozen=True)
+class _Scoring:
+    keep: Annotated[int, Field(ge=1)] | None = None
+    unfinished_last: bool = True
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the figures need of the settings in `run.json`."""
+
+    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
+    scoring: _Scoring = _Scoring()
+
+
+def _settings(output: str) -> _Told:
+    """What the run was told; the defaults where there is no `run.json` that this version reads."""
     try:
         description = load(OutputFolder(output))
-    except RunError:
-        return {}
-    return {} if description is None else description.settings
+        return TypeAdapter(_Told).validate_python(description.settings if description else {})
+    except (RunError, ValueError):
+        return _Told()
 
 
 def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:
@@ -437,8 +456,11 @@ def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:
 
 
 def _numbers(array: pa.Array) -> np.ndarray:
-    """A numpy array [k] with zero (False) for null."""
-    return array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
+    """A numpy array [k] with zero (False) for null, and NaN, null in the database, for an absurd number."""
+    known = array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
+    if known.dtype.kind == "f":
+        known = np.where(np.abs(known) < ABSURD, known, known.dtype.type(np.nan))
+    return known
 
 
 def _column(batch: pa.RecordBatch, name: str, file: str) -> pa.Array:

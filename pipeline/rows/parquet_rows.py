@@ -40,6 +40,8 @@ class _RowGroup:
     def next(self, at_most: int) -> pa.RecordBatch:
         if not len(self.rest):
             self.rest = next(self.batches, self.rest)
+        # Of rows that are all alike, a file holds much less than memory will.
+        at_most = min(at_most, max(1, PIECE_BYTES * len(self.rest) // max(self.rest.nbytes, 1)))
         batch, self.rest = self.rest.slice(0, at_most), self.rest.slice(at_most)
         if not len(batch):
             raise OSError(f"a row group ends after {self.position:,} rows; the file is damaged")

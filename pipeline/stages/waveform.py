@@ -23,9 +23,18 @@ from clvp.waveform.latents import speech_latents
 from clvp.waveform.measures import WaveformMeasures, fade_out, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
 from pipeline import storage
-from pipeline.errors import ERROR, RowError, RunError
 from pipeline.description import differing_fields
-from pipeline.rows.columns import CANDIDATES, ENGINE, EXTRA_PREFIX, ID, INPUT_IDS, VOICE_KEY, map_rows, set_columns
+from pipeline.errors import ERROR, RowError, RunError
+from pipeline.rows.columns import (
+    CANDIDATES,
+    ENGINE,
+    EXTRA_PREFIX,
+    ID,
+    INPUT_IDS,
+    VOICE_KEY,
+    map_rows,
+    set_columns,
+)
 from pipeline.settings import AudioSettings, ExecutionSettings, ResultSettings
 from pipeline.stages.device import pick_device
 from pipeline.stages.voices import SPOKEN_VOICE, VOICE, spoken_mels, voice_mels
@@ -80,7 +89,9 @@ class WaveformMaker:
         models = load_waveform_models(model, device=device)
         self.decoder = WaveformDecoder(models.diffusion, models.vocoder, execution.waveform_engine)
         self.facts = self.decoder.facts()
-        if expected_facts is not None and (differing := differing_fields(expected_facts, self.facts, "waveform")):
+        if expected_facts is not None and (
+            differing := differing_fields(expected_facts, self.facts, "waveform")
+        ):
             raise RunError(
                 f"this machine may decode other waveforms than the output holds ({'; '.join(differing)}): use "
                 "the same kind of device and the same versions, or another output"
@@ -145,7 +156,8 @@ class WaveformMaker:
     def _columns(self, table: pa.Table, made: Sequence[list[dict[str, Any]] | None]) -> dict[str, pa.Array]:
         best = [row[0] if row else None for row in made]
         others = [
-            None if row is None else [{"rank": rank, **item} for rank, item in enumerate(row[1:], 2)] for row in made
+            None if row is None else [{"rank": rank, **item} for rank, item in enumerate(row[1:], 2)]
+            for row in made
         ]
         engines = [json.loads(engine or "{}") for engine in table["engine"].to_pylist()]
         return {
@@ -155,7 +167,8 @@ class WaveformMaker:
             ),
             OTHERS.name: pa.array(others, OTHERS.type),
             ENGINE.name: pa.array(
-                [json.dumps({**engine, "waveform": self.facts}, sort_keys=True) for engine in engines], ENGINE.type
+                [json.dumps({**engine, "waveform": self.facts}, sort_keys=True) for engine in engines],
+                ENGINE.type,
             ),
         }
 

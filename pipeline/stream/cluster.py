@@ -3,16 +3,19 @@
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.errors import RunError, Terminated
+from pipeline import storage
+from pipeline.errors import RunError, Terminated, printable
 from pipeline.settings import Pool
 from pipeline.stages import Stage
 from pipeline.stream.envelope import Envelope
@@ -22,6 +25,8 @@ from pipeline.stream.workers import raise_stopped
 TASK_RETRIES = 1
 # A cluster may wait hours for spot capacity; Ray Data's own limit is half an hour.
 NO_PROGRESS_SECONDS = 6 * 3600
+# Seconds that Ray's processes may be out of reach. The GCS of a cluster may come back: Ray waits a minute.
+RAYLET_PATIENCE, GCS_PATIENCE = 2.0, 40.0
 
 # What Ray raises for a block whose process or node has died. Whatever else it raises concerns the run.
 LOST = (
@@ -99,28 +104,108 @@ def connected(worker_logs: bool) -> Iterator[None]:
         DataContext.get_current().enable_progress_bars = False
         DataContext.get_current().execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
         logging.getLogger("ray.data").setLevel(logging.ERROR if worker_logs else logging.CRITICAL)
-        yield
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with _watched() if started and in_main_thread else nullcontext():
+            yield
     finally:
         if started:
             ray.shutdown()
 
 
+class _ClusterLost(BaseException):
+    """Raised in the main thread by a signal. Like KeyboardInterrupt, none handles it by mistake."""
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Raise RunError in the main thread soon after the raylet of this node or the GCS is gone.
+
+    Ray itself ends the process by native code, up to a minute later, and with no word of what it was.
+    """
+
+    def interrupt(*_: Any) -> None:
+        raise _ClusterLost
+
+    lost: list[str] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(stop, lost), name="watch", daemon=True)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread.start()
+    try:
+        yield
+    except _ClusterLost:
+        raise RunError(
+            f"Ray's {lost[0]} is gone (killed, or out of memory?); the same command continues where it ended"
+        ) from None
+    finally:
+        stop.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _watch(stop: threading.Event, lost: list[str]) -> None:
+    """Ends when told to, or with the name of what is lost and a signal to the main thread."""
+    here = ray.get_runtime_context()
+    host, _, port = here.gcs_address.rpartition(":")
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    patience = GCS_PATIENCE if os.environ.get("RAY_ADDRESS") else RAYLET_PATIENCE
+    watched = {
+        "raylet": ((node["NodeManagerAddress"], node["NodeManagerPort"]), RAYLET_PATIENCE),
+        "GCS": ((host.strip("[]"), int(port)), patience),
+    }
+    seen = dict.fromkeys(watched, time.monotonic())
+    while not stop.wait(0.5):
+        for name, (address, patience) in watched.items():
+            try:
+                socket.create_connection(address, timeout=1).close()
+                seen[name] = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen[name] > patience:
+                    lost.append(name)
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                    return
+
+
 def _start_or_join(worker_logs: bool) -> None:
+    """Raises RunError where there is no cluster to join, or none comes up: a start may be too slow once."""
     # Read by an instance that is started here. With as many actors as cores, Ray would end every task worker
     # that is idle for a second, and the next block would wait for a new one to import torch. A task that
     # takes more memory than there is would be tried for ever.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_task_oom_retries", str(TASK_RETRIES))
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    if not worker_logs:  # else Ray prints 50 lines of its state when a raylet dies, and more with each worker
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=worker_logs)
+        for is_last in (False, True):
+            try:
+                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=worker_logs)
+                return
+            except Exception as error:  # of any type, Exception itself included
+                ray.shutdown()
+                if is_last or "timed out" not in str(error).lower():
+                    raise RunError(_why_not_started(error)) from error
     except SystemExit as error:  # from the handler that Ray puts in the place of ours
         raise Terminated from error
     finally:
         if in_main_thread and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _why_not_started(error: Exception) -> str:
+    address = os.environ.get("RAY_ADDRESS")
+    reason = printable(f"{error}; {error.__cause__}" if error.__cause__ else f"{error}", 600).rstrip(".")
+    if "ersion mismatch" in reason:
+        hint = "install the cluster's versions of Ray and Python here, or run the job in the cluster's image"
+    elif address:
+        hint = f"is the cluster of RAY_ADDRESS={storage.public(address)} up, and can it be reached from here?"
+    else:
+        hint = (
+            "is there enough memory, disk and time on this machine? Ray's logs are in /tmp/ray/session_latest"
+        )
+    return f"Ray could not be {'joined' if address else 'started'}: {reason}; {hint}"
 
 
 def block_reports(dataset: Dataset, lost_blocks: int) -> Iterator[tuple[Envelope, dict[str, Any]]]:

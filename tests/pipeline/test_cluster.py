@@ -1,8 +1,10 @@
 import pytest
 
 from clvp.sampling import EngineConfig
+from pipeline.errors import RunError
 from pipeline.settings import ExecutionSettings, Pool
-from pipeline.stream.cluster import Cluster, summary
+from pipeline.stream import cluster as module
+from pipeline.stream.cluster import Cluster, connected, summary
 from pipeline.stream.stream import rows_per_block
 
 
@@ -10,6 +12,65 @@ def test_the_summary_of_an_error_leaves_tracebacks_out() -> None:
     text = "ray::prepare() (pid=1)\n  File x\nTraceback (most recent call last)\nThe node died.\nIt was lost."
     assert summary(RuntimeError(text)) == "The node died. It was lost."
     assert summary(RuntimeError("")) == "RuntimeError"
+
+
+TIMED_OUT = Exception("The current node timed out during startup. This could happen because of this or that.")
+UNREACHABLE = ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+MISMATCH = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9\n    Python: 3.12\n")
+
+
+class Starts:
+    """Stands for Ray: starts that fail in these ways, and then one that does not."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, failures: list[BaseException]) -> None:
+        self.failures, self.tried = failures, 0
+        patch.setattr(module.ray, "is_initialized", lambda: False)
+        patch.setattr(module.ray, "init", self.init)
+        patch.setattr(module.ray, "shutdown", lambda: None)
+        patch.setattr(module, "_watch", lambda *_: None)
+
+    def init(self, **_: object) -> None:
+        self.tried += 1
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def test_a_start_that_times_out_is_tried_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = Starts(monkeypatch, [TIMED_OUT])
+    with connected(worker_logs=True):
+        assert ray.tried == 2
+    ray = Starts(monkeypatch, [TIMED_OUT, TIMED_OUT])
+    with (
+        pytest.raises(RunError, match=r"^Ray could not be started: .* timed out .* memory") as refused,
+        connected(worker_logs=True),
+    ):
+        pass
+    assert ray.tried == 2
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("failure", "cause", "hint"),
+    [
+        (UNREACHABLE, None, "is the cluster of RAY_ADDRESS=10.0.0.1:6379 up"),
+        (UNREACHABLE, MISMATCH, "install the cluster's versions of Ray and Python"),
+        (MISMATCH, None, "install the cluster's versions of Ray and Python"),
+        (ValueError("address"), None, "is the cluster of RAY_ADDRESS=10.0.0.1:6379 up"),
+        (KeyError("any"), None, "is the cluster of RAY_ADDRESS=10.0.0.1:6379 up"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, cause: Exception | None, hint: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    failure.__cause__ = cause
+    ray = Starts(monkeypatch, [failure])
+    with pytest.raises(RunError, match=r"^Ray could not be joined: ") as refused, connected(worker_logs=True):
+        pass
+    assert ray.tried == 1
+    assert hint in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_pools_follow_the_cluster() -> None:

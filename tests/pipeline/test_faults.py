@@ -98,6 +98,22 @@ def test_signals_a_lost_folder_and_a_dead_sampler_change_no_token(
     assert differences(stored, undisturbed) == []
 
 
+def test_ray_s_own_processes_end_a_run_with_one_line_and_the_next_goes_on(
+    workload: Workload, undisturbed: Stored, tmp_path: Path
+) -> None:
+    """Ray itself would end the driver up to a minute later, past every `finally`, and print its state."""
+    for name, title in (("raylet", "raylet/raylet "), ("GCS", "gcs/gcs_server ")):
+        with Run(workload, str(tmp_path)) as run:
+            wait_for_rows(run, tmp_path)
+            found = [process for process in processes_of(run.pid) if title in process.title]
+            assert len(found) == 1
+            kill(found)
+            assert failed(run).startswith(f"Ray's {name} is gone")
+            assert "state-dump" not in run.text()
+        check_stored(read_stored(OutputFolder(str(tmp_path))), workload)
+    finish(workload, tmp_path, undisturbed)
+
+
 def test_a_row_that_ends_its_process_every_time_takes_no_other_with_it(
     workload: Workload, undisturbed: Stored, tmp_path: Path
 ) -> None:

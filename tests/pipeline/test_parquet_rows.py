@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.rows import parquet_rows
-from pipeline.rows.memory import PIECE_ROWS
+from pipeline.rows.memory import PIECE_BYTES, PIECE_ROWS
 from pipeline.rows.parquet_rows import row_batches
 
 GROUP = 700  # rows
@@ -44,6 +44,18 @@ def test_any_order_of_ranges_gives_the_rows_of_the_table(
         end = min(begin + count, GROUP)
         expected = TABLE.slice(group * GROUP + begin, end - begin)
         assert read(file, group, begin, end).equals(expected)
+
+
+def test_rows_that_a_file_holds_in_few_bytes_come_in_small_batches(tmp_path: Path) -> None:
+    """As many equal tokens as the most candidates of 64 rows can have are 800 MB of Python objects."""
+    tokens = pa.array([83] * (4096 * 100 * PIECE_ROWS), pa.uint16())
+    lists = pa.ListArray.from_arrays(pa.array(range(0, len(tokens) + 1, len(tokens) // PIECE_ROWS)), tokens)
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"id": list(map(str, range(PIECE_ROWS))), "lists": lists}), path)
+    assert path.stat().st_size < PIECE_BYTES / 10
+    batches = list(row_batches(str(path), 0, ("id", "lists"), 0, PIECE_ROWS))
+    assert sum(map(len, batches)) == PIECE_ROWS
+    assert max(batch.nbytes for batch in batches) <= PIECE_BYTES
 
 
 def test_ranges_in_ascending_order_decode_a_row_group_once(

@@ -3,15 +3,26 @@
 Compared with what Python's own JSON of the rows says, not with what Arrow reads.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline.checkpoint import describe_checkpoint
 from pipeline.output.folder import OutputFolder
-from tests.pipeline.synthetic_output import data_table, make_rows
+from pipeline.output.stored_candidates import open_stored
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.memory import MAX_CANDIDATES
+from pipeline.rows.payloads import SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
+from pipeline.rows.plan import make_plan
+from pipeline.rows.scan import scan
+from pipeline.settings import RankingSettings, ResultSettings, Run
+from pipeline.stages import Chain, Work, stages_of
+from tests.pipeline.synthetic_output import candidate, data_table, make_rows
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
@@ -74,11 +85,11 @@ def test_rows_and_their_candidates_come_back(read: Reader, output: Path, written
         found = rows[row["id"]]
         assert (found["text"], found["seed"]) == (row["text"], row["seed"])
         assert [c["rank"] for c in found["candidates"]] == list(range(1, CANDIDATES + 1))
-        for candidate, expected in zip(found["candidates"], row["candidates"], strict=True):
-            assert np.array_equal(candidate["speech_ids"], expected["speech_ids"])
-            assert np.float32(candidate["score"]) == np.float32(expected["score"])
+        for item, expected in zip(found["candidates"], row["candidates"], strict=True):
+            assert np.array_equal(item["speech_ids"], expected["speech_ids"])
+            assert np.float32(item["score"]) == np.float32(expected["score"])
             for name in ("candidate", "num_tokens", "finished"):
-                assert candidate[name] == expected[name]
+                assert item[name] == expected[name]
 
 
 def test_the_best_candidates_are_one_query_away_in_duckdb(output: Path, written: list[Row]) -> None:
@@ -98,3 +109,50 @@ def test_polars_reads_scores_without_the_tokens(output: Path, written: list[Row]
     assert scores.height == ROWS * CANDIDATES
     expected = sorted(candidate["score"] for row in written for candidate in row["candidates"])
     assert np.allclose(sorted(scores["score"].to_list()), expected)
+
+
+@pytest.fixture(scope="module")
+def most(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output of two rows with as many candidates as a run can be told, each as long as positions allow."""
+    assert ResultSettings(num_candidates=MAX_CANDIDATES)
+    with pytest.raises(ValueError, match="num_candidates"):
+        ResultSettings(num_candidates=MAX_CANDIDATES + 1)
+    items = [{**candidate(k, -k, [8191] * 608), "rank": k + 1} for k in range(MAX_CANDIDATES)]
+    rows = [
+        {"id": name, "text": "so it is", "voice_key": "v", "seed": 0, "candidates": items} for name in "ab"
+    ]
+    folder = tmp_path_factory.mktemp("most")
+    OutputFolder(str(folder)).write_table("data", "a.parquet", data_table(rows))
+    lines = [
+        {"id": name, "text": "so it is", "speech_ids": [item["speech_ids"] for item in items]}
+        for name in "ab"
+    ]
+    (folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(("place", "payload"), [("data", STORED_PAYLOAD), ("m.jsonl", SPEECH_PAYLOAD)])
+def test_what_one_limit_lets_in_another_does_not_refuse(
+    most: Path, checkpoint: Path, place: str, payload: Payload
+) -> None:
+    """Ranked again from an output, and as a manifest of JSON: no row of them is an error."""
+    opened, index = scan(open_manifest((str(most / place),), payload))
+    assert len(index.ids) == 2
+    run = Run((str(most / place),), str(most), str(checkpoint), RankingSettings())
+    work = Work(run, opened, describe_checkpoint(str(checkpoint)), OutputFolder(str(most)), None)
+    read, validate, *_ = stages_of(run)
+    slices = make_plan(index, np.arange(2), 2).slices_of(0)
+    table = Chain([read, validate], work)(slices)
+    assert table["error"].null_count == 2, table["error"].to_pylist()
+    items, again = table["speech_ids"]
+    assert len(items) == len(again) == MAX_CANDIDATES
+    last = {"candidate": MAX_CANDIDATES - 1, "finished": True, "speech_ids": [8191] * 608}
+    assert items[-1].as_py() == last
+
+
+def test_the_most_candidates_can_be_taken_over(most: Path) -> None:
+    """By a run that extends this one."""
+    stored = open_stored(OutputFolder(str(most)), MAX_CANDIDATES)
+    rows = pa.table({"id": ["a"], "text": ["so it is"], "voice_key": ["v"], "error": pa.nulls(1)})
+    (found,) = stored.attach(rows)["stored"]
+    assert len(found) == MAX_CANDIDATES
