@@ -19,7 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.errors import shown
-from pipeline.settings import PRESETS, Pool, ResultSettings, Run
+from clvp.waveform.params import PRESETS
+from pipeline.settings import Pool, ResultSettings, Run
 
 GROUPS = {
     "": "input and output (paths or URIs such as s3://bucket/folder)",
@@ -126,9 +127,9 @@ def add_options(parser: argparse.ArgumentParser, template: Run, without: Collect
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     settings = {setting.path: setting for setting in settings_of(template) if setting.path not in without}
     if isinstance(template.results, ResultSettings):
-        counts = ", ".join(f"{name} {count}" for name, count in PRESETS.items())
+        presets = ", ".join(f"{name} {p.candidates}/{p.waveform.steps}" for name, p in PRESETS.items())
         groups["results"].add_argument(
-            "--preset", choices=PRESETS, help=f"candidates per row by name: {counts}"
+            "--preset", choices=PRESETS, help=f"candidates per row and steps of diffusion by name: {presets}"
         )
     for path, setting in settings.items():
         if not path.endswith(".max_size"):  # given with the smallest size
@@ -158,7 +159,9 @@ def read_run(
         if options.config:
             values |= _file_values(options.config, settings)
         if getattr(options, "preset", None):
-            values["results.num_candidates"] = PRESETS[options.preset]
+            preset = PRESETS[options.preset]
+            values["results.num_candidates"] = preset.candidates
+            values |= {f"results.waveform.{name}": value for name, value in vars(preset.waveform).items()}
         for path, value in _given(options):
             if path in settings:
                 values[path] = settings[path].read(value, f"argument {settings[path].flag}")

@@ -25,6 +25,7 @@ import pyarrow.fs as pafs
 from filelock import FileLock
 
 from clvp.checkpoint import WEIGHT_FILES, CheckpointSource, read_json, weight_map
+from clvp.waveform.files import DIFFUSION_FILE, VOCODER_FILE, WAVEFORM_CONFIG_FILE
 from pipeline import storage
 from pipeline.errors import RunError
 
@@ -136,6 +137,9 @@ def used_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
     if weights is not None and weights.name.endswith(".index.json"):
         for shard in sorted(set(weight_map(weights).values())):
             take(shard, required=True)
+    if take(WAVEFORM_CONFIG_FILE):
+        take(DIFFUSION_FILE, required=True)
+        take(VOCODER_FILE, required=True)
     return found
 
 

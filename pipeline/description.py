@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 4
 NAME = "run.json"
+# Of a checkpoint; they decide nothing where no candidate becomes sound.
+SOUND_FILES = ("waveform_config.json", "diffusion_decoder.safetensors", "vocoder.safetensors")
 PACKAGE = "clvp"
 
 
@@ -71,12 +73,13 @@ class Description:
 def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Description:
     """The description of a run about to begin. `columns` are those of the output beside its own."""
     settings = json.loads(json.dumps(dataclasses.asdict(run.results)))
+    sound = settings.get("audio", {}).get("audio", "none") != "none"
     return Description(
         SCHEMA_VERSION,
         importlib.metadata.version(PACKAGE),
         "synthesize" if "sampling" in settings else "rank",
         settings,
-        dict(checkpoint.files),
+        {name: digest for name, digest in checkpoint.files.items() if sound or name not in SOUND_FILES},
         {column.name: str(column.type) for column in columns},
         about=About(
             tuple(storage.public(storage.absolute(uri)) for uri in run.manifest),
@@ -145,8 +148,12 @@ def _holds_rows(output: OutputFolder) -> bool:
 
 
 def settle_engine(output: OutputFolder, description: Description, facts: Mapping[str, Any]) -> Description:
-    """Record the engine's facts with the first block. Raises RunError for a block of another engine."""
-    if description.engine is None:
+    """Record the engine's facts with the first block. Raises RunError for a block of another engine.
+
+    What is known of an earlier run that this one extends may lack the facts of what makes sound.
+    """
+    known = description.engine
+    if known is None or ("waveform" not in known and known == {name: facts.get(name) for name in known}):
         return save(output, replace(description, engine=dict(facts)))
     if differing := differing_fields(description.engine, facts, "engine"):
         raise RunError(
@@ -167,6 +174,17 @@ def differences(before: Description, now: Description) -> list[str]:
 def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     """What differs in two nested objects, as text: the path of each field with both values."""
     return sorted(_differences(before, now, path))
+
+
+def trusted(uri: str, output: OutputFolder) -> str:
+    """A path that run.json names, or a URI on the output's own host or bucket, with its options.
+
+    Raises RunError for others: a request to wherever somebody's run.json says may carry credentials.
+    """
+    found = uri if storage.is_local(uri) else storage.placed(uri, output.uri)
+    if found is None:
+        raise RunError(f"run.json names {uri}, on another host or bucket: name it yourself if you trust it")
+    return found
 
 
 def from_json(kind: Any, value: Any, name: str = "run.json") -> Any:

@@ -8,10 +8,11 @@ dropped cannot be among the best of more.
 
 from dataclasses import replace
 
-from pipeline.description import Description, differences, load
+from pipeline.description import SOUND_FILES, SOUND_FILES, Description, differences, load
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import ResultSettings
+from pipeline.stages.waveform import SOUND_COLUMNS
 
 
 def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Description) -> Description:
@@ -37,7 +38,16 @@ def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Descripti
         "num_candidates": new.num_candidates,
         "scoring": {**before.settings.get("scoring", {}), "keep": keep},
     }
-    differing = differences(replace(before, settings={**before.settings, **more}), now)
+    told = replace(before, settings={**before.settings, **more})
+    differing = differences(_without_sound(told), _without_sound(now))
     if differing:
         raise RunError(f"{earlier.uri} cannot be extended with other settings: {'; '.join(differing)}")
     return replace(before, settings={**before.settings, "num_candidates": old.num_candidates})
+
+
+def _without_sound(description: Description) -> Description:
+    """What tokens and scores depend on: an earlier run's become sound in whatever way."""
+    settings = {k: v for k, v in description.settings.items() if k not in ("waveform", "audio")}
+    files = {k: v for k, v in description.model_files.items() if k not in SOUND_FILES}
+    columns = {k: v for k, v in description.columns.items() if k not in SOUND_COLUMNS}
+    return replace(description, settings=settings, model_files=files, columns=columns, engine=None)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from clvp.sampling import EngineConfig
 from pipeline import storage
 from pipeline.checkpoint import describe_checkpoint
-from pipeline.description import Description, describe, differences, load
+from pipeline.description import Description, describe, differences, load, trusted
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
@@ -81,9 +81,9 @@ class Replayer:
             raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
         self.before = before
         run = Run(
-            tuple(manifest) or tuple(_trusted(uri, folder) for uri in before.about.manifest),
+            tuple(manifest) or tuple(trusted(uri, folder) for uri in before.about.manifest),
             folder.uri,
-            model or _trusted(before.about.model, folder),
+            model or trusted(before.about.model, folder),
             before.results,
             ExecutionSettings(
                 engine=_engine(before), torch_threads=torch_threads, audio_hosts=tuple(audio_hosts)
@@ -91,7 +91,9 @@ class Replayer:
         )
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
-        self.work = Work(run, opened, checkpoint, folder, before.results.sampling.seed)
+        # Loose files of the output stay as they are.
+        quiet = replace(before.results, audio=replace(before.results.audio, audio_files=False))
+        self.work = Work(replace(run, results=quiet), opened, checkpoint, folder, quiet.sampling.seed)
         self.now = describe(run, checkpoint, output_columns(run, opened))
         self._chain: Chain | None = None
 
@@ -136,17 +138,6 @@ class Replayer:
                 f"the row fails now, in stage {error['stage']}: {error['type']}: {error['message']}"
             )
         return row
-
-
-def _trusted(uri: str, output: OutputFolder) -> str:
-    """A path that run.json names, or a URI on the output's own host or bucket, with its options.
-
-    Raises RunError for others: a request to wherever somebody's run.json says may carry credentials.
-    """
-    found = uri if storage.is_local(uri) else storage.placed(uri, output.uri)
-    if found is None:
-        raise RunError(f"run.json names {uri}, on another host or bucket: name it yourself if you trust it")
-    return found
 
 
 def _engine(description: Description) -> EngineConfig:

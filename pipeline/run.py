@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from clvp import ClvpConfig
+from clvp.waveform.files import WAVEFORM_CONFIG_FILE
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
-from pipeline.description import Description, describe, load, settle, settle_engine
+from pipeline.description import Description, describe, load, settle, settle_engine, trusted
 from pipeline.errors import RunError, safe, shown
 from pipeline.extend import check_extendable
 from pipeline.metrics import MetricsLog
@@ -92,6 +93,7 @@ def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
     output = OutputFolder(storage.absolute(run.output))
     opened = open_manifest(run.manifest, payload, output.uri)
     checkpoint = describe_checkpoint(run.model)
+    run = decided(run, checkpoint)
     check_model(checkpoint, run)
     manifest, index = scan(opened)
     now = describe(run, checkpoint, output_columns(run, manifest))
@@ -200,6 +202,45 @@ def _stream(
                 metrics.add(progress.sample(cluster.gpus), last=True)
             raise
         metrics.add(progress.sample(cluster.gpus), last=True)
+
+
+def decode(run: Run, source: str) -> Summary:
+    """Make the candidates that the run in `source` has stored audible, in an output of its own.
+
+    Of `run.results`, `audio` and `waveform` count; manifest and model are where the run had them, unless given.
+
+    Raises RunError when `source` holds no run that sampled.
+    """
+    folder = OutputFolder(storage.absolute(source))
+    before = load(folder)
+    if before is None or not isinstance(before.results, ResultSettings):
+        raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
+    assert isinstance(run.results, ResultSettings)
+    audio = replace(run.results.audio, audio="best") if run.results.audio.audio == "auto" else run.results.audio
+    return synthesize(
+        replace(
+            run,
+            manifest=run.manifest or tuple(trusted(uri, folder) for uri in before.about.manifest),
+            model=run.model or trusted(before.about.model, folder),
+            results=replace(before.results, waveform=run.results.waveform, audio=audio),
+            extend=folder.uri,
+        )
+    )
+
+
+def decided(run: Run, checkpoint: Checkpoint) -> Run:
+    """The run with `audio="auto"` replaced by what the checkpoint can. Raises RunError where it cannot."""
+    if not isinstance(run.results, ResultSettings):
+        return run
+    audio, can = run.results.audio, WAVEFORM_CONFIG_FILE in checkpoint.files
+    if audio.audio not in ("auto", "none") and not can:
+        raise RunError(
+            f"the model {checkpoint.location} has no files for sound ({WAVEFORM_CONFIG_FILE}): add them with "
+            "python -m jobs.convert --diffusion FILE --vocoder FILE --output FOLDER, or use --audio none"
+        )
+    if audio.audio == "auto":
+        audio = replace(audio, audio="best" if can else "none")
+    return replace(run, results=replace(run.results, audio=audio))
 
 
 def check_model(checkpoint: Checkpoint, run: Run) -> None:

@@ -9,7 +9,6 @@ what is done where nothing is given. A field that is added here is an option, a 
 and, if it changes results, a part of run.json.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ from pydantic import Field
 from clvp.fields import Checked, Count
 from clvp.sampling import EngineConfig, SamplingParams
 from clvp.scoring import SCORING_LENGTH
+from clvp.waveform.params import PRESETS, WaveformEngineConfig, WaveformParams
 from pipeline import storage
 from pipeline.rows.memory import MAX_CANDIDATES
 
@@ -25,9 +25,8 @@ Normalizer = Literal["tortoise", "english"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Amount = Annotated[float, Field(ge=0, le=1024)]  # of GPUs or cores, for one actor
 
-# Number of candidates of Tortoise's presets; all of them sample with Tortoise's one set of parameters, which
-# are the defaults of SamplingParams and the fake prompt token that its repetition penalty sees.
-PRESETS: Mapping[str, int] = {"ultra_fast": 16, "fast": 96, "standard": 256, "high_quality": 256}
+# Tortoise's presets all sample with its one set of parameters, which are the defaults of SamplingParams and the
+# fake prompt token that its repetition penalty sees.
 TORTOISE_SAMPLING = SamplingParams(penalized_tokens=(1,))
 
 
@@ -64,14 +63,36 @@ class RankingSettings(Checked):
 
 
 @dataclass(frozen=True)
+class AudioSettings(Checked):
+    """Which candidates become sound, and how it is stored."""
+
+    # candidates of a row that become sound, the best first; auto: the best, if the model can make sound
+    audio: Literal["auto", "none", "best", "all"] | Count = "auto"
+    format: Literal["flac", "wav", "opus"] = "flac"  # of 24 kHz, mono, 16 bits
+    audio_files: bool = False  # also write OUTPUT/audio/ID.FORMAT
+    # loudness (LUFS, ITU-R BS.1770) that waveforms are brought to; None: left as they are
+    loudness: Annotated[float, Field(ge=-70, le=0)] | None = None
+    fade_out: bool = False  # over the last 5 ms
+    whole_clips: bool = False  # know a voice by all of its clips that is read, not by 4.27 s of each
+
+    @property
+    def most(self) -> int:
+        """Candidates of a row that become sound."""
+        named = {"none": 0, "auto": 0, "best": 1, "all": MAX_CANDIDATES}
+        return named[self.audio] if isinstance(self.audio, str) else self.audio
+
+
+@dataclass(frozen=True)
 class ResultSettings(Checked):
     """All that decides a row's candidates, apart from the model's files and the row itself."""
 
     model: ModelSettings = ModelSettings()
     # candidates per row
-    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = PRESETS["ultra_fast"]
+    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = PRESETS["ultra_fast"].candidates
     sampling: SamplingParams = TORTOISE_SAMPLING
     scoring: ScoringSettings = ScoringSettings()
+    waveform: WaveformParams = WaveformParams()
+    audio: AudioSettings = AudioSettings()
     # of each reference clip: longer ones are cut, shorter ones padded
     audio_seconds: Annotated[float, Field(ge=0.1, le=600)] = 6.0
 
@@ -106,8 +127,10 @@ class ExecutionSettings(Checked):
     rows_per_block: Count | None = None  # rows that travel together; None: enough to fill the lanes
     samplers: Pool = Pool()  # actors that sample
     rankers: Pool = Pool()  # actors that score
+    decoders: Pool = Pool()  # actors that make sound
     gpus: Count | None = None  # GPUs that a growing cluster may come to; None: those there
     engine: EngineConfig = field(default_factory=EngineConfig)
+    waveform_engine: WaveformEngineConfig = WaveformEngineConfig()
     # of an actor without a GPU; None: half of its machine's cores
     torch_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     voices_cached: Count = 4096  # conditioning latents that a sampler keeps; one takes 4 KB

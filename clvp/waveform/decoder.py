@@ -79,20 +79,18 @@ class WaveformDecoder:
         }
 
     @torch.inference_mode()
-    def voice_latent(self, clips: Sequence[Tensor]) -> Tensor:
-        """What the decoder takes of a voice, from its clips [N], mono at 22.05 kHz: 4.27 s of each.
-
-        Raises ValueError for a clip of silence.
-        """
-        with thread_count(1):
-            mels = [mel_MT for clip_N in clips for mel_MT in clip_mels(clip_N)]
+    def voice_latent(self, mels: Sequence[Tensor]) -> Tensor:
+        """What the decoder takes of a voice, from the log-mels of its clips (`clip_mels`)."""
         return self.denoiser.voice_latent(mels).cpu()
 
     @torch.inference_mode()
     def decode(
-        self, requests: Sequence[WaveformRequest], params: WaveformParams
+        self, requests: Sequence[WaveformRequest], params: WaveformParams, seed: int
     ) -> list[DecodedSpeech | DecodeFailure]:
-        """The sound of each request, in order, or why it has none, which is no other's concern."""
+        """The sound of each request, in order, or why it has none, which is no other's concern.
+
+        `seed` is that of the noise, beside row and candidate.
+        """
         if self._plan is None or self._plan.params != params:
             self._plan, self._buckets = SamplingPlan(self.denoiser, params), {}
         results: dict[int, DecodedSpeech | DecodeFailure] = {}

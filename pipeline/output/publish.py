@@ -10,6 +10,7 @@ whoever comes second is refused by the store (`pipeline.conditional`). Numbers a
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,10 @@ from pipeline.rows.columns import (
 DATA = pa.schema([ID, TEXT, SEED, VOICE_KEY, ROW_DIGEST, CANDIDATES])
 ATTEMPT = pa.field("attempt", pa.int32())  # from 1; a row that is tried again and fails has a higher one
 ERRORS = pa.schema([ID, SOURCE, ROW_DIGEST, ATTEMPT, *ERROR_TYPE])
+
+# Tells `datasets` that the column holds sound.
+AUDIO_FEATURE = {"audio": {"_type": "Audio", "sampling_rate": 24_000}}
+AUDIO_METADATA = {"huggingface": json.dumps({"info": {"features": AUDIO_FEATURE}})}
 
 REJECTED_FILE = "manifest.parquet"  # in `errors`: rows without an id of their own, written anew by every run
 RETRIED = "_retried"  # what `errors` held of rows that are tried again
@@ -167,7 +172,8 @@ def _data_rows(table: pa.Table) -> pa.Table:
     plain = [field.with_name(field.name.removeprefix(EXTRA_PREFIX)) for field in extra]
     fields = [ID, TEXT, *plain, *list(DATA)[2:]]
     names = [*DATA.names[:2], *(field.name for field in extra), *DATA.names[2:]]
-    return pa.table([table[name] for name in names], schema=pa.schema(fields))
+    schema = pa.schema(fields, AUDIO_METADATA if "extra.audio" in table.schema.names else None)
+    return pa.table([table[name] for name in names], schema=schema)
 
 
 def _error_rows(table: pa.Table, attempts: Mapping[str, int]) -> pa.Table:

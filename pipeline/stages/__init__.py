@@ -7,6 +7,7 @@ errors, rows that are tried alone, replays, and how far which columns travel. A 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+from clvp.waveform.mel import clip_mels
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, fetch
 from pipeline.errors import ERROR, ManifestError
@@ -35,11 +37,12 @@ from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
 from pipeline.rows.plan import SLICES
 from pipeline.rows.read import read_block
 from pipeline.settings import Pool, ResultSettings, Run
-from pipeline.stages import rank, sample, tokens, voices, write
+from pipeline.stages import rank, sample, tokens, voices, waveform, write
 from pipeline.stages.rank import Ranker
 from pipeline.stages.sample import Sampler
 from pipeline.stages.tokens import TextToTokens, load_encoder
 from pipeline.stages.voices import AudioToMels
+from pipeline.stages.waveform import WaveformMaker
 from pipeline.stages.write import BlockWriter
 
 CLIPS_PER_ROW = 4  # different ones, for which memory is reserved
@@ -96,7 +99,10 @@ def declared(run: Run) -> list[Stage]:
         if run.extend is not None:
             stages.append(_extension())
         stages.append(_sampling(run, run.results))
-    return [*stages, _ranking(run), _writing()]
+    stages.append(_ranking(run))
+    if isinstance(run.results, ResultSettings) and run.results.audio.most:
+        stages.append(_decoding(run, run.results))
+    return [*stages, _writing()]
 
 
 def _reading(run: Run) -> Stage:
@@ -125,13 +131,14 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
         extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
         execution = run.execution
         named = storage.places([*execution.audio_hosts, *(file.uri for file in work.manifest.files)])
-        return AudioToMels(extractor.log_mel, results.audio_seconds, execution.audio_root, named)
+        spoken = partial(clip_mels, whole=results.audio.whole_clips) if results.audio.most else None
+        return AudioToMels(extractor.log_mel, results.audio_seconds, execution.audio_root, named, spoken)
 
     return Stage(
         "audio",
         make,
         input=voices.INPUT,
-        output=voices.OUTPUT,
+        output=pa.schema([*voices.OUTPUT, *([voices.SPOKEN_VOICE] if results.audio.most else [])]),
         group="prepare",
         memory=lambda work, rows: reading_memory(rows, results.audio_seconds, CLIPS_PER_ROW),
     )
@@ -156,7 +163,7 @@ def _sampling(run: Run, results: ResultSettings) -> Stage:
             voices_cached=run.execution.voices_cached,
             torch_threads=run.execution.torch_threads,
             sampled_before=work.stored.sampled if work.stored else 0,
-            expected_facts=work.engine,
+            expected_facts=work.engine and {k: v for k, v in work.engine.items() if k != "waveform"},
         ),
         input=sample.INPUT,
         output=sample.OUTPUT,
@@ -179,6 +186,23 @@ def _ranking(run: Run) -> Stage:
         output=rank.OUTPUT,
         pool=run.execution.rankers,
         gpu_share=0.25,
+    )
+
+
+def _decoding(run: Run, results: ResultSettings) -> Stage:
+    return Stage(
+        "waveform",
+        lambda work: WaveformMaker(
+            fetch(work.checkpoint),
+            settings=results,
+            execution=run.execution,
+            output=work.output.uri,
+            expected_facts=(work.engine or {}).get("waveform"),
+        ),
+        input=waveform.INPUT,
+        output=waveform.output_of(results.audio),
+        pool=run.execution.decoders,
+        gpu_share=0.5,
     )
 
 

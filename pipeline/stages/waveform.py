@@ -54,6 +54,8 @@ BEST_MEASURES = pa.field(f"{EXTRA_PREFIX}audio_measures", pa.struct(MEASURES))
 OTHERS_TYPE = pa.struct([("rank", pa.int16()), ("candidate", pa.int16()), ("audio", AUDIO_TYPE), *MEASURES])
 OTHERS = pa.field(f"{EXTRA_PREFIX}more_audio", pa.list_(OTHERS_TYPE))
 
+SOUND_COLUMNS = tuple(field.name.removeprefix(EXTRA_PREFIX) for field in (BEST, BEST_MEASURES, OTHERS))
+
 INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR])
 
 # By the name of a format: libsndfile's container and subtype.
