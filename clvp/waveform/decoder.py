@@ -54,7 +54,7 @@ class WaveformDecoder:
         denoiser.cast_products(self.dtype)
         self.bucket_frames = config.bucket_frames or (64 if on_gpu else 1)
         self.width = config.width or (8 if on_gpu else 1)
-        if not lanes_are_alike(denoiser, self.width):
+        if self.width > 1 and not lanes_are_alike(denoiser, self.width):
             logger.warning(
                 "bits depend on neighbours in batches of %d here: each candidate is decoded alone",
                 self.width,

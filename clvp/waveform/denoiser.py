@@ -272,7 +272,6 @@ class DiffusionDecoder(nn.Module):
     def modulate(self, times_S: Tensor) -> Tensor:
         """[S, blocks, 2C] scale and shift of all residual blocks at trained time steps 0 … 3999."""
         half = self.config.hidden_size // 2
-        # By the name of the file's units: float32 angles, as in training.
         frequencies = torch.exp(
             torch.arange(half, dtype=torch.float32, device=times_S.device) * (-math.log(10000) / half)
         )
