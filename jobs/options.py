@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from clvp.waveform.params import PRESETS
 from pipeline import storage
 from pipeline.errors import shown
-from clvp.waveform.params import PRESETS
 from pipeline.settings import Pool, ResultSettings, Run
 
 GROUPS = {
@@ -127,7 +127,9 @@ def add_options(parser: argparse.ArgumentParser, template: Run, without: Collect
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     settings = {setting.path: setting for setting in settings_of(template) if setting.path not in without}
     if isinstance(template.results, ResultSettings):
-        presets = ", ".join(f"{name} {p.candidates}/{p.waveform.steps}" for name, p in PRESETS.items())
+        presets = ", ".join(
+            f"{name} {p.candidates}/{p.waveform.diffusion_steps}" for name, p in PRESETS.items()
+        )
         groups["results"].add_argument(
             "--preset", choices=PRESETS, help=f"candidates per row and steps of diffusion by name: {presets}"
         )

@@ -155,7 +155,7 @@ def settle_engine(output: OutputFolder, description: Description, facts: Mapping
     known = description.engine
     if known is None or ("waveform" not in known and known == {name: facts.get(name) for name in known}):
         return save(output, replace(description, engine=dict(facts)))
-    if differing := differing_fields(description.engine, facts, "engine"):
+    if differing := differing_fields(known, facts, "engine"):
         raise RunError(
             f"the samplers of this run are not alike ({'; '.join(differing)}), so their tokens may differ: "
             "use one kind of device for an output. What was sampled alike is kept"

@@ -8,7 +8,7 @@ dropped cannot be among the best of more.
 
 from dataclasses import replace
 
-from pipeline.description import SOUND_FILES, SOUND_FILES, Description, differences, load
+from pipeline.description import SOUND_FILES, Description, differences, load
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import ResultSettings

@@ -207,7 +207,7 @@ def _stream(
 def decode(run: Run, source: str) -> Summary:
     """Make the candidates that the run in `source` has stored audible, in an output of its own.
 
-    Of `run.results`, `audio` and `waveform` count; manifest and model are where the run had them, unless given.
+    Of `run.results`, `audio` and `waveform` count. Manifest and model are where the run had them, if not given.
 
     Raises RunError when `source` holds no run that sampled.
     """
@@ -216,7 +216,9 @@ def decode(run: Run, source: str) -> Summary:
     if before is None or not isinstance(before.results, ResultSettings):
         raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
     assert isinstance(run.results, ResultSettings)
-    audio = replace(run.results.audio, audio="best") if run.results.audio.audio == "auto" else run.results.audio
+    audio = (
+        replace(run.results.audio, audio="best") if run.results.audio.audio == "auto" else run.results.audio
+    )
     return synthesize(
         replace(
             run,

@@ -25,8 +25,8 @@ Normalizer = Literal["tortoise", "english"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Amount = Annotated[float, Field(ge=0, le=1024)]  # of GPUs or cores, for one actor
 
-# Tortoise's presets all sample with its one set of parameters, which are the defaults of SamplingParams and the
-# fake prompt token that its repetition penalty sees.
+# Tortoise's presets all sample with its one set of parameters, which are the defaults of SamplingParams and
+# the fake prompt token that its repetition penalty sees.
 TORTOISE_SAMPLING = SamplingParams(penalized_tokens=(1,))
 
 
@@ -91,7 +91,7 @@ class ResultSettings(Checked):
     num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = PRESETS["ultra_fast"].candidates
     sampling: SamplingParams = TORTOISE_SAMPLING
     scoring: ScoringSettings = ScoringSettings()
-    waveform: WaveformParams = WaveformParams()
+    waveform: WaveformParams = field(default_factory=WaveformParams)
     audio: AudioSettings = AudioSettings()
     # of each reference clip: longer ones are cut, shorter ones padded
     audio_seconds: Annotated[float, Field(ge=0.1, le=600)] = 6.0
@@ -130,7 +130,7 @@ class ExecutionSettings(Checked):
     decoders: Pool = Pool()  # actors that make sound
     gpus: Count | None = None  # GPUs that a growing cluster may come to; None: those there
     engine: EngineConfig = field(default_factory=EngineConfig)
-    waveform_engine: WaveformEngineConfig = WaveformEngineConfig()
+    waveform_engine: WaveformEngineConfig = field(default_factory=WaveformEngineConfig)
     # of an actor without a GPU; None: half of its machine's cores
     torch_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     voices_cached: Count = 4096  # conditioning latents that a sampler keeps; one takes 4 KB

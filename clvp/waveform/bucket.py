@@ -28,8 +28,8 @@ class SamplingPlan:
     def __init__(self, model: DiffusionDecoder, params: WaveformParams) -> None:
         self.params = params
         device = model.inp_block.weight.device
-        schedule = schedule_of(thinned_times(params.steps, params.spacing))
-        self.table_SE = step_table(schedule, params.sampler, params.guidance).to(device)
+        schedule = schedule_of(thinned_times(params.diffusion_steps, params.diffusion_spacing))
+        self.table_SE = step_table(schedule, params.diffusion_sampler, params.guidance).to(device)
         self.modulation_SKE = model.modulate(schedule.times_S.to(device))
         # One replay is over before the next begins, so that the graphs of all lengths share their memory.
         self.graph_pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -81,7 +81,7 @@ class Bucket:
     def _conditions(self, aligned_RTC: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Each step, the noisiest first, and its condition [R, T, C]; several are computed at once."""
         at_once = max(1, FRAMES_AHEAD // (self.rows * self.frames))
-        for steps in torch.arange(self.plan.params.steps).flip(0).split(at_once):
+        for steps in torch.arange(self.plan.params.diffusion_steps).flip(0).split(at_once):
             modulation_RKE = self.plan.modulation_SKE[steps].repeat_interleave(self.rows, dim=0)
             conditions = self.model.condition(
                 aligned_RTC.repeat(len(steps), 1, 1), modulation_RKE, self.lengths_R.repeat(len(steps))
@@ -126,8 +126,8 @@ class Bucket:
         if self.rows > width:
             noise_BTM = guided(noise_BTM, noise_RTM[width:], step)
         fresh_BTM = None
-        if plan.params.sampler == "p":
-            draw_1 = plan.params.steps - self.step_1  # 1 in the noisiest step; 0 was the start
+        if plan.params.diffusion_sampler == "p":
+            draw_1 = plan.params.diffusion_steps - self.step_1  # 1 in the noisiest step; 0 was the start
             fresh_BTM = normal(self.keys_B, "mel", draw_1, *self.x_BTM.shape[1:])
         x_BTM, clean_BTM = advance(
             self.x_BTM, noise_BTM, variance_RTM[:width], self.clean_BTM, fresh_BTM, step

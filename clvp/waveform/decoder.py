@@ -15,7 +15,6 @@ from clvp.sampling.invariance import thread_count
 from clvp.waveform.bucket import Bucket, SamplingPlan
 from clvp.waveform.denoiser import DiffusionDecoder, frames_of
 from clvp.waveform.invariance import lanes_are_alike, thread_facts
-from clvp.waveform.mel import clip_mels
 from clvp.waveform.noise import noise_keys, normal
 from clvp.waveform.params import (
     DecodedSpeech,
@@ -50,10 +49,10 @@ class WaveformDecoder:
             from clvp.waveform.gpu_attention import attend  # FlexAttention compiles for CUDA alone
 
             denoiser.attend = attend
-        self.dtype = getattr(torch, config.dtype)
+        self.dtype = getattr(torch, config.diffusion_dtype)
         denoiser.cast_products(self.dtype)
         self.bucket_frames = config.bucket_frames or (64 if on_gpu else 1)
-        self.width = config.width or (8 if on_gpu else 1)
+        self.width = config.diffusion_batch or (8 if on_gpu else 1)
         if self.width > 1 and not lanes_are_alike(denoiser, self.width):
             logger.warning(
                 "bits depend on neighbours in batches of %d here: each candidate is decoded alone",
@@ -85,7 +84,7 @@ class WaveformDecoder:
 
     @torch.inference_mode()
     def decode(
-        self, requests: Sequence[WaveformRequest], params: WaveformParams, seed: int
+        self, requests: Sequence[WaveformRequest], params: WaveformParams, seed: int = 0
     ) -> list[DecodedSpeech | DecodeFailure]:
         """The sound of each request, in order, or why it has none, which is no other's concern.
 
@@ -105,7 +104,7 @@ class WaveformDecoder:
         for frames, places in by_length.items():
             for first in range(0, len(places), self.width):
                 batch = places[first : first + self.width]
-                decoded = self._decode_batch([requests[place] for place in batch], frames, self._plan)
+                decoded = self._decode_batch([requests[place] for place in batch], frames, self._plan, seed)
                 results.update(zip(batch, decoded, strict=True))
         return [results[place] for place in range(len(requests))]
 
@@ -123,7 +122,7 @@ class WaveformDecoder:
         return None
 
     def _decode_batch(
-        self, requests: Sequence[WaveformRequest], frames: int, plan: SamplingPlan
+        self, requests: Sequence[WaveformRequest], frames: int, plan: SamplingPlan, seed: int
     ) -> list[DecodedSpeech | DecodeFailure]:
         """The sound of requests of one padded length, `width` at most."""
         aligned = [
@@ -133,7 +132,7 @@ class WaveformDecoder:
             )
             for request in requests
         ]
-        keys = noise_keys(plan.params.seed, [(request.row_id, request.candidate) for request in requests])
+        keys = noise_keys(seed, [(request.row_id, request.candidate) for request in requests])
         keys_R = keys.to(self.device)
         mels = self._bucket(frames, plan).sample(aligned, keys_R)
         return [

@@ -13,6 +13,7 @@ from torchaudio.functional import resample
 from torchaudio.transforms import MelSpectrogram
 
 from clvp.audio.mel import SAMPLING_RATE as CLIP_RATE
+from clvp.sampling.invariance import thread_count
 from clvp.waveform.vocoder import HOP, SAMPLING_RATE
 
 NUM_MELS = 100
@@ -39,9 +40,10 @@ def clip_mels(waveform_N: Tensor, *, whole: bool = False) -> list[Tensor]:
 
     Raises ValueError for a clip of silence, which is no voice.
     """
-    samples_N = resample(waveform_N, CLIP_RATE, SAMPLING_RATE)
-    pieces = samples_N.split(PIECE)[: max(len(samples_N) // PIECE, 1) if whole else 1]
-    mels = [log_mel(functional.pad(piece, (0, PIECE - len(piece)))) for piece in pieces]
+    with thread_count(1):  # so that bits do not depend on it
+        samples_N = resample(waveform_N, CLIP_RATE, SAMPLING_RATE)
+        pieces = samples_N.split(PIECE)[: max(len(samples_N) // PIECE, 1) if whole else 1]
+        mels = [log_mel(functional.pad(piece, (0, PIECE - len(piece)))) for piece in pieces]
     heard = [mel_MT for mel_MT in mels if mel_MT.max() > math.log(FLOOR) + 1e-3]
     if not heard:
         raise ValueError(f"the clip is silent in its first {len(pieces) * PIECE / SAMPLING_RATE:.2f} seconds")

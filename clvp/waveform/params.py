@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
 
+from clvp.fields import Checked, Count
+
+TRAINED_STEPS = 4000
 Sampler = Literal["p", "ddim", "dpm++2m"]
 Spacing = Literal["time", "log_snr"]
 
-TRAINED_STEPS = 4000
-
 
 @dataclass(frozen=True)
-class WaveformParams:
-    """Everything that decides a waveform, apart from the models, the latents and the voice.
+class WaveformParams(Checked):
+    """Everything that decides a waveform, apart from the models, the latents, the voice and the seed.
 
     Raises:
         ValueError: a value is out of range; the message names the field.
@@ -22,28 +24,17 @@ class WaveformParams:
 
     # how noise becomes a mel: "p" is Tortoise's and draws noise in each step; "ddim" and "dpm++2m" draw at
     # the start alone, and need fewer steps
-    sampler: Sampler = "dpm++2m"
-    steps: int = 25  # passes through the denoiser; twice as many with guidance
+    diffusion_sampler: Sampler = "dpm++2m"
+    # passes through the denoiser; twice as many with guidance
+    diffusion_steps: Annotated[int, Field(ge=2, le=TRAINED_STEPS)] = 25
     # how these lie among the 4000 of training: evenly in "time", as Tortoise's, or in the logarithm of the
     # signal-to-noise ratio, which few steps of "ddim" and "dpm++2m" need
-    spacing: Spacing = "log_snr"
+    diffusion_spacing: Spacing = "log_snr"
     # how far each step goes beyond what the voice and the tokens ask for, away from a pass without them; 2:
     # Tortoise's, 0: off, half the work
-    guidance: float = 2.0
-    diffusion_temperature: float = 1.0  # of the first noise; lower: calmer
-    seed: int = 0  # of the noise
-
-    def __post_init__(self) -> None:
-        checks = {
-            "sampler": self.sampler in get_args(Sampler),
-            "spacing": self.spacing in get_args(Spacing),
-            "steps": 2 <= self.steps <= TRAINED_STEPS,
-            "guidance": 0 <= self.guidance <= 100,
-            "diffusion_temperature": 0 <= self.diffusion_temperature <= 100,
-        }
-        for name, good in checks.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)!r} is out of range")
+    guidance: Annotated[float, Field(ge=0, le=100)] = 2.0
+    # of the first noise; lower: calmer
+    diffusion_temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,20 +56,12 @@ PRESETS: Mapping[str, Preset] = {
 
 
 @dataclass(frozen=True)
-class WaveformEngineConfig:
+class WaveformEngineConfig(Checked):
     """How the decoder uses the machine. Bits depend on all of it, within float32's rounding: see `facts`."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of products; the rest is float32
-    width: int | None = None  # candidates in one batch; None: 1 on a CPU, 8 on a GPU
-    bucket_frames: int | None = None  # lengths are rounded up to these; None: 1 on a CPU, 64 on a GPU
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f'dtype={self.dtype!r} must be "float32" or "bfloat16"')
-        for name in ("width", "bucket_frames"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+    diffusion_dtype: Literal["float32", "bfloat16"] = "float32"  # of its products; the rest is float32
+    diffusion_batch: Count | None = None  # candidates in one batch; None: 1 on a CPU, 8 on a GPU
+    bucket_frames: Count | None = None  # lengths are rounded up to these; None: 1 on a CPU, 64 on a GPU
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ K candidates, N samples or text tokens.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import soundfile
@@ -23,6 +23,7 @@ from clvp.scoring import pad_and_fix_codes, score_candidates
 from clvp.waveform.decoder import WaveformDecoder
 from clvp.waveform.files import load_waveform_models
 from clvp.waveform.latents import speech_latents
+from clvp.waveform.mel import clip_mels
 from clvp.waveform.params import PRESETS, DecodeFailure, Preset, WaveformEngineConfig, WaveformRequest
 
 StrPath = str | os.PathLike[str]
@@ -83,9 +84,9 @@ class Speaker:
             text,
             best.candidate,
             speech_latents(speech_decoder, prefix_PD, best.tokens, best.finished),
-            self.decoder.voice_latent(waveforms),
+            self.decoder.voice_latent([mel_MT for clip_N in waveforms for mel_MT in clip_mels(clip_N)]),
         )
-        (speech,) = self.decoder.decode([request], replace(preset.waveform, seed=seed))
+        (speech,) = self.decoder.decode([request], preset.waveform, seed)
         if isinstance(speech, DecodeFailure):
             raise ValueError(speech.error)
         return speech.waveform_N

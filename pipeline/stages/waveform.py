@@ -91,9 +91,8 @@ class WaveformMaker:
         models = load_waveform_models(model, device=device)
         self.decoder = WaveformDecoder(models.diffusion, models.vocoder, execution.waveform_engine)
         self.facts = self.decoder.facts()
-        if expected_facts is not None and (
-            differing := differing_fields(expected_facts, self.facts, "waveform")
-        ):
+        differing = differing_fields(expected_facts or self.facts, self.facts, "waveform")
+        if differing:
             raise RunError(
                 f"this machine may decode other waveforms than the output holds ({'; '.join(differing)}): use "
                 "the same kind of device and the same versions, or another output"

@@ -20,7 +20,8 @@ from pipeline.settings import (
 
 def test_defaults_are_tortoise_s() -> None:
     settings = ResultSettings()
-    assert PRESETS == {"ultra_fast": 16, "fast": 96, "standard": 256, "high_quality": 256}
+    counts = {name: preset.candidates for name, preset in PRESETS.items()}
+    assert counts == {"ultra_fast": 16, "efficient": 96, "fast": 96, "standard": 256, "high_quality": 256}
     assert settings.num_candidates == 16
     sampling = settings.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty) == (

@@ -10,7 +10,7 @@ from clvp.waveform import Preset, Speaker, WaveformParams
 from clvp.waveform.latents import latent_tokens
 from clvp.waveform.speaker import read_clip
 
-FEW = Preset(4, WaveformParams(steps=2))
+FEW = Preset(4, WaveformParams(diffusion_steps=2))
 
 
 @pytest.fixture(scope="module")
