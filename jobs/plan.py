@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     run = read_run(parser, options, TEMPLATE, required=("manifest", "model"))
     if options.sample_rows is not None and options.sample_rows < 1:
-        parser.error(f"sample_rows={options.sample_rows} is out of range")
+        parser.error(f"argument --sample-rows: sample_rows={options.sample_rows} is out of range")
 
     def plan() -> str:
         forecast = run_trial(run, options.sample_rows, options.scratch)

@@ -106,8 +106,8 @@ def parse_line(line: bytes) -> Sample | None:
 
 
 def _is_count(value: Any) -> bool:
-    """A finite number, zero or above."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
+    """A number, zero or above, whose sums and products are finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18
 
 
 def speed_figures(sessions: Sequence[Session]) -> dict[str, Any] | None:

@@ -174,6 +174,6 @@ class _Lease(Held):
 def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
         value = json.loads(content or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

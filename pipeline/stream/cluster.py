@@ -112,10 +112,6 @@ def connected(worker_logs: bool) -> Iterator[None]:
             ray.shutdown()
 
 
-class _ClusterLost(BaseException):
-    """Raised in the main thread by a signal. Like KeyboardInterrupt, none handles it by mistake."""
-
-
 @contextmanager
 def _watched() -> Iterator[None]:
     """Raise RunError in the main thread soon after the raylet of this node or the GCS is gone.
@@ -124,7 +120,7 @@ def _watched() -> Iterator[None]:
     """
 
     def interrupt(*_: Any) -> None:
-        raise _ClusterLost
+        raise Terminated
 
     lost: list[str] = []
     stop = threading.Event()
@@ -133,7 +129,9 @@ def _watched() -> Iterator[None]:
     thread.start()
     try:
         yield
-    except _ClusterLost:
+    except Terminated:
+        if not lost:
+            raise
         raise RunError(
             f"Ray's {lost[0]} is gone (killed, or out of memory?); the same command continues where it ended"
         ) from None
@@ -146,21 +144,18 @@ def _watched() -> Iterator[None]:
 def _watch(stop: threading.Event, lost: list[str]) -> None:
     """Ends when told to, or with the name of what is lost and a signal to the main thread."""
     here = ray.get_runtime_context()
-    host, _, port = here.gcs_address.rpartition(":")
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    host, _, port = here.gcs_address.rpartition(":")
+    raylet, gcs = (node["NodeManagerAddress"], node["NodeManagerPort"]), (host.strip("[]"), int(port))
     patience = GCS_PATIENCE if os.environ.get("RAY_ADDRESS") else RAYLET_PATIENCE
-    watched = {
-        "raylet": ((node["NodeManagerAddress"], node["NodeManagerPort"]), RAYLET_PATIENCE),
-        "GCS": ((host.strip("[]"), int(port)), patience),
-    }
-    seen = dict.fromkeys(watched, time.monotonic())
+    seen = {"raylet": time.monotonic(), "GCS": time.monotonic()}
     while not stop.wait(0.5):
-        for name, (address, patience) in watched.items():
+        for name, address, most in (("raylet", raylet, RAYLET_PATIENCE), ("GCS", gcs, patience)):
             try:
                 socket.create_connection(address, timeout=1).close()
                 seen[name] = time.monotonic()
             except OSError:
-                if time.monotonic() - seen[name] > patience:
+                if time.monotonic() - seen[name] > most:
                     lost.append(name)
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                     return
@@ -195,16 +190,13 @@ def _start_or_join(worker_logs: bool) -> None:
 
 
 def _why_not_started(error: Exception) -> str:
-    address = os.environ.get("RAY_ADDRESS")
-    reason = printable(f"{error}; {error.__cause__}" if error.__cause__ else f"{error}", 600).rstrip(".")
+    address = storage.public(os.environ.get("RAY_ADDRESS", ""))
+    reason = printable(f"{error}; {error.__cause__ or ''}", 600).rstrip(" ;.")
+    hint = "has this machine memory, disk and time to spare? Ray's logs are in /tmp/ray/session_latest"
+    if address:
+        hint = f"is the cluster of RAY_ADDRESS={address} up, and can it be reached from here?"
     if "ersion mismatch" in reason:
         hint = "install the cluster's versions of Ray and Python here, or run the job in the cluster's image"
-    elif address:
-        hint = f"is the cluster of RAY_ADDRESS={storage.public(address)} up, and can it be reached from here?"
-    else:
-        hint = (
-            "is there enough memory, disk and time on this machine? Ray's logs are in /tmp/ray/session_latest"
-        )
     return f"Ray could not be {'joined' if address else 'started'}: {reason}; {hint}"
 
 
