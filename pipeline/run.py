@@ -207,7 +207,7 @@ def _stream(
 def decode(run: Run, source: str) -> Summary:
     """Make the candidates that the run in `source` has stored audible, in an output of its own.
 
-    Of `run.results`, `audio` and `waveform` count. Manifest and model are where the run had them, if not given.
+    Of `run.results`, `audio` and `waveform` count. Manifest and model are where the run had them by default.
 
     Raises RunError when `source` holds no run that sampled.
     """

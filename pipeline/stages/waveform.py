@@ -94,7 +94,7 @@ class WaveformMaker:
         differing = differing_fields(expected_facts or self.facts, self.facts, "waveform")
         if differing:
             raise RunError(
-                f"this machine may decode other waveforms than the output holds ({'; '.join(differing)}): use "
+                f"this machine may make other waveforms than the output holds ({'; '.join(differing)}): use "
                 "the same kind of device and the same versions, or another output"
             )
         self.voices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # the latest at the end
@@ -179,7 +179,32 @@ def encoded(waveform_N: np.ndarray, form: str) -> bytes:
     buffer = io.BytesIO()
     container, subtype = FORMATS[form]
     soundfile.write(buffer, waveform_N, SAMPLING_RATE, format=container, subtype=subtype)
-    return buffer.getvalue()
+    return _without_serial(buffer.getvalue()) if container == "OGG" else buffer.getvalue()
+
+
+def _without_serial(ogg: bytes) -> bytes:
+    """An Ogg file of one stream with 0 for the random number that libsndfile gives it (RFC 3533)."""
+    data, page = bytearray(ogg), 0
+    while page < len(data):
+        segments = data[page + 26]
+        end = page + 27 + segments + sum(data[page + 27 : page + 27 + segments])
+        data[page + 14 : page + 18] = data[page + 22 : page + 26] = bytes(4)
+        checksum = 0
+        for byte in data[page:end]:
+            checksum = (checksum << 8 & 0xFFFFFFFF) ^ _OGG_CRC[checksum >> 24 ^ byte]
+        data[page + 22 : page + 26] = checksum.to_bytes(4, "little")
+        page = end
+    return bytes(data)
+
+
+def _crc_of(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = value << 1 ^ (0x04C11DB7 if value >> 31 else 0)
+    return value & 0xFFFFFFFF
+
+
+_OGG_CRC = [_crc_of(byte) for byte in range(256)]
 
 
 def file_name(row_id: str, candidate: int | None, form: str) -> str:
