@@ -200,8 +200,8 @@ def _without_serial(ogg: bytes) -> bytes:
 def _crc_of(byte: int) -> int:
     value = byte << 24
     for _ in range(8):
-        value = value << 1 ^ (0x04C11DB7 if value >> 31 else 0)
-    return value & 0xFFFFFFFF
+        value = (value << 1 ^ (0x04C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
+    return value
 
 
 _OGG_CRC = [_crc_of(byte) for byte in range(256)]
