@@ -5,18 +5,20 @@ import torch
 
 torch.set_num_threads(1)
 
+STARTS_RAY = {"ray_instance", "workload", "undisturbed"}  # fixtures
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Slow tests share a process, beside another for all others (`--dist loadgroup`)."""
-    if item.get_closest_marker("slow"):
-        item.add_marker(pytest.mark.xdist_group("slow"))
+    """Tests that start Ray share a process, beside another for all others (`--dist loadgroup`)."""
+    if STARTS_RAY & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests begin first, and those that share a Ray instance last of them: it stands beside no other."""
+    """They begin first, and those that share a Ray instance last of them: it stands beside no other."""
     items.sort(
         key=lambda item: (
-            item.get_closest_marker("slow") is None,
+            item.get_closest_marker("xdist_group") is None,
             "ray_instance" in getattr(item, "fixturenames", ()),
         )
     )

@@ -1,6 +1,5 @@
 """Processes that die, errors that concern the run, and signals: real runs in processes of their own."""
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -69,11 +68,25 @@ def interrupt(workload: Workload, output: Path, number: signal.Signals, code: in
     check_stored(read_stored(OutputFolder(str(output))), workload)
 
 
-def test_signals_a_lost_folder_and_a_dead_sampler_change_no_token(
+def lose(workload: Workload, output: Path, part: str, name: str) -> None:
+    """Kill a process of Ray's own. Ray itself would end the driver up to a minute later, past every
+    `finally`, and print its state.
+    """
+    with Run(workload, str(output)) as run:
+        wait_for_rows(run, output)
+        (found,) = victims(run.pid, part)
+        kill([found])
+        assert failed(run).startswith(f"Ray's {name} is gone")
+        assert "state-dump" not in run.text()
+    check_stored(read_stored(OutputFolder(str(output))), workload)
+
+
+def test_signals_a_lost_folder_and_dead_processes_change_no_token(
     workload: Workload, undisturbed: Stored, tmp_path: Path
 ) -> None:
-    """One output, begun by four runs: two are told to end, the third finds a file in a folder's place
-    (permissions do not stop root), and in the last one the sampler's process is killed, and replaced.
+    """One output, begun by six runs: two are told to end, two lose Ray's own processes, one finds a file in a
+    folder's place (permissions do not stop root), and in the last one the sampler's process is killed, and
+    replaced.
     """
     (tmp_path / "file").write_text("")
     with Run(workload, str(tmp_path / "file" / "out")) as run:
@@ -81,6 +94,8 @@ def test_signals_a_lost_folder_and_a_dead_sampler_change_no_token(
     output = tmp_path / "out"
     interrupt(workload, output, signal.SIGINT, 130)
     interrupt(workload, output, signal.SIGTERM, 143)
+    lose(workload, output, "raylet", "raylet")
+    lose(workload, output, "gcs", "GCS")
     with Run(workload, str(output)) as run:
         wait_for_rows(run, output)
         wait_until(lambda: _replaced_by_file(output / "_scratch"), 60, "the folder to be replaced", pause=0)
@@ -96,22 +111,6 @@ def test_signals_a_lost_folder_and_a_dead_sampler_change_no_token(
     stored = read_stored(OutputFolder(str(output)))
     check_finished(stored, workload)
     assert differences(stored, undisturbed) == []
-
-
-def test_ray_s_own_processes_end_a_run_with_one_line_and_the_next_goes_on(
-    workload: Workload, undisturbed: Stored, tmp_path: Path
-) -> None:
-    """Ray itself would end the driver up to a minute later, past every `finally`, and print its state."""
-    for name, title in (("raylet", "raylet/raylet "), ("GCS", "gcs/gcs_server ")):
-        with Run(workload, str(tmp_path)) as run:
-            wait_for_rows(run, tmp_path)
-            found = [process for process in processes_of(run.pid) if title in process.title]
-            assert len(found) == 1
-            kill(found)
-            assert failed(run).startswith(f"Ray's {name} is gone")
-            assert "state-dump" not in run.text()
-        check_stored(read_stored(OutputFolder(str(tmp_path))), workload)
-    finish(workload, tmp_path, undisturbed)
 
 
 def test_a_row_that_ends_its_process_every_time_takes_no_other_with_it(
@@ -153,22 +152,6 @@ def test_a_model_whose_loading_ends_the_process_ends_the_run(workload: Workload,
     with Run(workload, str(tmp_path), environment={"FAULTS": '{"load": true}'}, command=FAULTY) as run:
         message = failed(run)
     assert "the process that loads the model of stage sample has died" in message
-
-
-def test_a_broken_checkpoint_ends_the_run_and_a_mended_one_begins_it(
-    workload: Workload, tmp_path: Path
-) -> None:
-    """No row was stored, so nothing binds the output to the broken weights."""
-    some = first_rows(workload, 8)
-    broken = tmp_path / "model"
-    shutil.copytree(workload.model, broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with Run(dataclasses.replace(some, model=broken), str(tmp_path / "out")) as run:
-        assert "model.safetensors" in failed(run)
-    with Run(some, str(tmp_path / "out")) as run:
-        ended(run, 0)
-    check_finished(read_stored(OutputFolder(str(tmp_path / "out"))), some)
 
 
 @pytest.fixture

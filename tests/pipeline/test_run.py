@@ -192,9 +192,10 @@ def test_ranking_what_was_sampled_finds_the_same_scores_and_order(
         assert row["seed"] is None
 
 
-def test_a_broken_checkpoint_ends_the_run_with_one_line(
+def test_a_broken_checkpoint_ends_the_run_with_one_line_and_a_mended_one_begins_it(
     ray_instance: None, voices: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
+    """No row was stored, so nothing binds the output to the broken weights."""
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in checkpoint.iterdir():
@@ -205,6 +206,7 @@ def test_a_broken_checkpoint_ends_the_run_with_one_line(
         run(manifest, tmp_path / "out", broken)
     assert "model.safetensors is no readable safetensors file" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+    assert run(manifest, tmp_path / "out", checkpoint).totals.rows == 1
 
 
 def test_what_is_wrong_beforehand_is_found_beforehand(checkpoint: Path, voices: Path, tmp_path: Path) -> None:
