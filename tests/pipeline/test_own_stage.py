@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import stages
 from pipeline.output.folder import OutputFolder
-from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
+from pipeline.settings import AudioSettings, ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
 from pipeline.stages import gpu_shares, stages_of
 from pipeline.stages.tokens import load_encoder
 from tests.soak.output import Stored, Watch, check_finished, read_stored
@@ -72,8 +72,13 @@ def test_heavy_columns_travel_no_further_than_they_are_used() -> None:
     assert "audio" in later["validate"]
     assert later["audio"] >= {"voice", "voice_key", "input_ids"}
     assert "audio" not in later["audio"]
-    assert "voice" not in later["sample"]
-    assert later["rank"] == {"id", "text", "source", "error", "candidates", "voice_key", "engine"}
+    assert "voice" not in later["sample"], "unless there is to be sound"
+    sounding = stages_of(Run((), "out", "model", ResultSettings(audio=AudioSettings(audio="best"))))
+    later_then = {stage.name: stage.later for stage in sounding}
+    assert later_then["rank"] >= {"voice", "spoken_voice", "input_ids"}
+    assert not later_then["waveform"] & {"voice", "spoken_voice", "input_ids"}
+    own = {"id", "text", "source", "row_digest", "error", "candidates", "voice_key", "engine"}
+    assert later["rank"] == own
 
 
 @pytest.mark.parametrize(

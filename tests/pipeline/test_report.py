@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
+from pipeline.description import SCHEMA_VERSION
 from pipeline.errors import RunError
 from pipeline.report import write_report
 from pipeline.report.figures import Stored
@@ -283,7 +284,7 @@ def test_an_output_without_any_row(tmp_path: Path) -> None:
     }
     assert figures["candidates"]["all"]["score"] is None
     assert figures["best_of_n"]["points"] == figures["failures"] == []
-    assert figures["run"]["schema_version"] == 3
+    assert figures["run"]["schema_version"] == SCHEMA_VERSION
 
 
 def test_an_output_of_errors_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from jobs import replay, synthesize
 from jobs.cli import describe as describe_summary
 from jobs.cli import job_parser, print_result
 from pipeline import storage
-from pipeline.description import describe, differences
+from pipeline.description import SCHEMA_VERSION, describe, differences
 from pipeline.errors import ManifestError, RowError, RunError, error_record, public, safe
 from pipeline.output.folder import OutputFolder
 from pipeline.progress import Progress
@@ -143,7 +143,7 @@ def test_a_hostile_output_cannot_write_to_the_terminal(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     content = {
-        "schema_version": 3,
+        "schema_version": SCHEMA_VERSION,
         "settings": {TERMINAL: 1},
         "model_files": {},
         "columns": {},
