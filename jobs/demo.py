@@ -39,8 +39,8 @@ ERRORS = "select id, stage, type, message from '{}/errors/*.parquet' order by id
 NUMBERS = ("rank", "candidate", "score", "tokens", "seconds")
 
 NOISE = """\
-The weights of this demo's model are random: its tokens are noise and its scores mean nothing. What you see is
-the machinery. With real weights:
+The weights of this demo's model are random: its tokens and its sound are noise, its scores mean nothing. What
+you see is the machinery. With real weights:
     make demo MODEL=susnato/clvp_dev      the published checkpoint, a download of 2.7 GB
     make demo MODEL=FOLDER                a folder that jobs.convert made from Tortoise's own files"""
 
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = options.model
         if model is None:
             model = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="clvp-random-"))
-            write_random_checkpoint(model)
+            write_random_checkpoint(model, audio=True)
             print(NOISE, end="\n\n", flush=True)
         shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
         arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
-        arguments += ["--num-candidates", str(NUM_CANDIDATES)]
+        arguments += ["--num-candidates", str(NUM_CANDIDATES), "--audio-files"]
         print("python -m jobs.synthesize", safe(shlex.join(arguments)), flush=True)
         # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
         code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
@@ -79,6 +79,8 @@ def print_results(output: Path, model: str) -> None:
     _print_found(RANKED.format(output))
     print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
     _print_found(ERRORS.format(output))
+    if sounds := sorted((output / "audio").glob("*.flac")):
+        print(f"\nSound of the best of each row, {len(sounds)} files of 24 kHz: {sounds[0]}, …")
 
 
 def _print_found(query: str) -> None:

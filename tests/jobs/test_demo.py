@@ -120,3 +120,6 @@ def test_the_demo_ranks_every_good_row_and_reports_the_bad_ones(
         "bad-no-text": "EmptyText",
     }
     assert all(f"\n{row['id']} " in printed for row in ROWS)
+    files = {path.name: path.read_bytes() for path in (tmp_path / demo.OUTPUT / "audio").iterdir()}
+    assert files == {row["audio"]["path"]: row["audio"]["bytes"] for row in data}
+    assert f"{len(data)} files of 24 kHz" in printed

@@ -14,9 +14,10 @@ import pytest
 
 from clvp.random_checkpoint import write_random_checkpoint
 from clvp.sampling import SamplingParams
+from clvp.waveform import WaveformParams
 from pipeline.errors import RunError
-from pipeline.run import rank_again, synthesize
-from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
+from pipeline.run import decode, rank_again, synthesize
+from pipeline.settings import AudioSettings, ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
 from tests.pipeline.clips import write_clip, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,11 @@ ROWS = 24
 CANDIDATES = 4
 SETTINGS = ResultSettings(num_candidates=CANDIDATES, sampling=SamplingParams(max_new_tokens=16, seed=3))
 EXECUTION = ExecutionSettings(
-    rows_per_block=8, samplers=Pool(1, 1, num_gpus=0), rankers=Pool(1, 1, num_gpus=0), torch_threads=1
+    rows_per_block=8,
+    samplers=Pool(1, 1, num_gpus=0),
+    rankers=Pool(1, 1, num_gpus=0),
+    decoders=Pool(1, 1, num_gpus=0),
+    torch_threads=1,
 )
 
 
@@ -211,6 +216,24 @@ def test_replaying_five_random_rows_finds_the_same_tokens(finished: Path) -> Non
     assert sum(line.endswith("tokens, identical") for line in lines) == 5 * CANDIDATES
     for row_id in chosen:
         assert f"row {row_id}: 4 of 4 candidates identical" in lines
+
+
+def test_tokens_become_sound_later_and_are_replayed_with_it(
+    finished: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """With the same model, to which what makes sound was added."""
+    model = write_random_checkpoint(tmp_path / "model", audio=True)
+    few = ResultSettings(waveform=WaveformParams(diffusion_steps=2), audio=AudioSettings(audio=2))
+    summary = decode(Run((), str(tmp_path / "out"), str(model), few, EXECUTION), str(finished))
+    assert (summary.totals.rows, summary.totals.failed) == (20, 4)
+    before, after = rows_of(finished), rows_of(tmp_path / "out")
+    assert {i: row["candidates"] for i, row in after.items()} == {
+        i: r["candidates"] for i, r in before.items()
+    }
+    assert all(row["audio"]["bytes"] and len(row["more_audio"]) == 1 for row in after.values())
+    done = replayed("--output", str(tmp_path / "out"), "--id", "r1", "r2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "audio" not in done.stdout, "nothing differs"
 
 
 def test_a_replay_says_where_the_tokens_part_and_which_fact_differs(

@@ -52,7 +52,7 @@ class _Soaks:
         self.table = [head, "|---|---|---|---|---|---|"]
 
     def all(self, rows: int) -> list[str]:
-        workload = make_workload(self.folder, rows)
+        workload = make_workload(self.folder, rows, sound=True)
         finished = str(self.folder / "synthesize")
         first = self._soak("synthesize", workload)
         self._soak("--extend", workload.extending(finished))

@@ -4,9 +4,18 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Victim = Literal["driver", "sampler", "ranker", "audio", "raylet", "gcs", "ray"]
+Victim = Literal["driver", "sampler", "ranker", "decoder", "audio", "raylet", "gcs", "ray"]
 Phase = Literal["startup", "streaming", "publishing", "end"]
-VICTIMS: tuple[Victim, ...] = ("driver", "sampler", "ranker", "audio", "raylet", "gcs", "ray")
+VICTIMS: tuple[Victim, ...] = (
+    "driver",
+    "sampler",
+    "ranker",
+    "decoder",
+    "audio",
+    "raylet",
+    "gcs",
+    "ray",
+)
 PHASES: tuple[Phase, ...] = ("streaming", "publishing", "startup")
 
 MAX_DELAY = {"startup": 9.0, "streaming": 1.5, "publishing": 0.1, "end": 0.4}  # seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 TITLES = {
     "sampler": "MapWorker(MapBatches(sample))",
     "ranker": "MapWorker(MapBatches(rank))",
+    "decoder": "MapWorker(MapBatches(waveform))",
     "audio": "ray::MapBatches(prepare)",
     "raylet": "/raylet/raylet ",
     "gcs": "/gcs_server ",

@@ -13,7 +13,7 @@ from tests.soak.processes import TITLES, kill, kill_session, processes_of, victi
 from tests.soak.workload import Run, Workload
 
 RUN_SECONDS = 900.0  # no phase of a run takes as long
-WORKERS = ("sampler", "ranker", "audio")  # which a run replaces
+WORKERS = ("sampler", "ranker", "decoder", "audio")  # which a run replaces
 POLL_SECONDS = {True: 0.01, False: 0.2}  # of a local output, of an object store
 
 

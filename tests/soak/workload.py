@@ -23,7 +23,8 @@ EXECUTION = {
     "--publish-bytes": "20000",  # a file for every few blocks, so that kills meet publishing as well
     "--rows-per-block": "4",
 }
-OPTIONS = {"--num-candidates": "3", "--max-new-tokens": "24", "--seed": "11", **EXECUTION}
+RESULTS = {"--num-candidates": "3", "--max-new-tokens": "24", "--diffusion-steps": "2", "--seed": "11"}
+OPTIONS = {**RESULTS, **EXECUTION}
 MISSING = "missing.wav"  # a clip that some rows name
 
 
@@ -53,8 +54,11 @@ class Workload:
         return replace(self, ids=frozenset(ids), rejected=0, job="jobs.rank", options=options)
 
 
-def make_workload(folder: Path, rows: int) -> Workload:
-    """`rows` manifest rows, about 20 of 300 bad: in their text, their audio or their id."""
+def make_workload(folder: Path, rows: int, sound: bool = False) -> Workload:
+    """`rows` manifest rows, about 20 of 300 bad: in their text, their audio or their id.
+
+    With `sound` the best candidates become sound.
+    """
     clips = {"a.wav": (0.4, 16_000), "b.flac": (0.5, 44_100), "c.wav": (0.3, 48_000), "d.ogg": (0.6, 24_000)}
     for name, (seconds, rate) in clips.items():
         write_clip(folder / name, seconds, rate)
@@ -80,7 +84,7 @@ def make_workload(folder: Path, rows: int) -> Workload:
     unique = frozenset(filter(None, ids))
     return Workload(
         write_jsonl(folder / "manifest.jsonl", made),
-        write_random_checkpoint(folder / "model"),
+        write_random_checkpoint(folder / "model", audio=sound),
         unique,
         len(ids) - len(unique),
     )
