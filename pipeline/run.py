@@ -182,9 +182,11 @@ def _stream(
     publisher: Publisher,
 ) -> None:
     results, execution = work.run.results, work.run.execution
-    candidates = results.num_candidates if isinstance(results, ResultSettings) else RANKED_CANDIDATES
+    candidates, sounds = RANKED_CANDIDATES, 0
+    if isinstance(results, ResultSettings):
+        candidates, sounds = results.num_candidates, min(results.num_candidates, results.audio.most)
     cluster = Cluster.current(execution.gpus)
-    size = rows_per_block(execution, candidates, cluster, len(todo))
+    size = rows_per_block(execution, candidates, cluster, len(todo), sounds)
     work = replace(work, engine=description.engine)
     metrics = MetricsLog(work.output.uri, execution.report_seconds)
     progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")

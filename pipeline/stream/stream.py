@@ -33,18 +33,25 @@ from pipeline.stream.workers import stage_actor, stage_task
 
 LANES_PER_BLOCK = {"cpu": 2, "cuda": 8}  # blocks hold this many times the candidates that run at once
 MAX_ROWS_PER_BLOCK = 256
+MAX_ROWS_WITH_SOUND = 64  # of each candidate that becomes sound: some hundred kilobytes
 NUMBERS = pa.schema([("id", pa.int64())])  # of blocks, where the stream begins
 
 
-def rows_per_block(execution: ExecutionSettings, num_candidates: int, cluster: Cluster, num_rows: int) -> int:
-    """Enough rows to keep a sampler's lanes full, few enough that every sampler gets several blocks."""
+def rows_per_block(
+    execution: ExecutionSettings, num_candidates: int, cluster: Cluster, num_rows: int, sounds: int = 0
+) -> int:
+    """Enough rows to keep a sampler's lanes full, few enough that every sampler gets several blocks.
+
+    `sounds` of the candidates of a row become sound, which the driver holds of 16 blocks at a time.
+    """
     if execution.rows_per_block is not None:
         return execution.rows_per_block
     kind = "cuda" if cluster.gpus else "cpu"
     lanes = execution.engine.lanes or DEFAULT_LANES[kind]
     wanted = math.ceil(LANES_PER_BLOCK[kind] * lanes / num_candidates)
     samplers = execution.samplers.max_size or max(int(cluster.gpus), 1)
-    return max(1, min(wanted, MAX_ROWS_PER_BLOCK, math.ceil(num_rows / (4 * samplers))))
+    most = MAX_ROWS_WITH_SOUND // sounds if sounds else MAX_ROWS_PER_BLOCK
+    return max(1, min(wanted, most, math.ceil(num_rows / (4 * samplers))))
 
 
 class Stream:
