@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes their tables into a report in Markdown.
 
-python -m tests.benchmarks                                  full size: 20–25 minutes on two cores
+python -m tests.benchmarks                                  full size: half an hour on two cores
 python -m tests.benchmarks --size small --tokens 16         a minute
 python -m tests.benchmarks --only versus_transformers limit
 """
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import growth, lengths, limit, mel, memory, rows, versus_transformers
+from . import growth, lengths, limit, mel, memory, rows, versus_transformers, waveform
 from .harness import add_arguments, options_from, tell
 from .report import Benchmark, command, header
 from .workload import Workload
@@ -22,6 +22,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "lengths": lengths.run,
     "memory": memory.run,
     "mel": mel.run,
+    "waveform": waveform.run,
 }
 
 
