@@ -260,6 +260,14 @@ def write_atomically(uri: str, data: bytes | pa.Buffer, scratch: str) -> None:
     os.replace(temporary, path)
 
 
+def upload(path: str, uri: str) -> None:
+    """Copy a local file to `uri` in pieces. Others may see a part of it."""
+    filesystem, target = resolve(uri)
+    if filesystem.type_name not in _OBJECT_STORES:
+        filesystem.create_dir(posixpath.dirname(target), recursive=True)
+    pafs.copy_files(path, target, _LOCAL, filesystem)
+
+
 def no_follow(path: str, flags: int) -> int:
     """For `open(…, opener=no_follow)`: a symbolic link is an OSError."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
