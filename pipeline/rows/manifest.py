@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ManifestError, shown
 from pipeline.rows.arrow_values import is_text_type
-from pipeline.rows.manifest_text import COMPRESSED, CSV, JSONL, CsvRows, is_csv, open_text
+from pipeline.rows.manifest_text import COMPRESSED, CSV, JSONL, csv_rows, is_csv, open_text
 from pipeline.rows.memory import MAX_COLUMNS
 from pipeline.rows.parquet_rows import open_parquet
 from pipeline.rows.payloads import Payload
@@ -41,10 +41,6 @@ class ManifestFile:
     parquet: str  # where its rows lie: in itself, or in a copy of some or all of them; "" for no copy yet
     columns: tuple[str, ...] = ()  # there
     first_row: int = 1  # record number in the file, from 1, of the first row there
-
-    @property
-    def folder(self) -> str:
-        return storage.parent(self.uri)
 
     @property
     def is_copy(self) -> bool:
@@ -105,19 +101,14 @@ def _open_file(uri: str, payload: Payload, types: ColumnTypes) -> ManifestFile:
         file = ManifestFile(uri, uri, tuple(schema.names))
     elif is_csv(uri):
         with open_text(uri) as stream:
-            schema = pa.schema([(column, pa.string()) for column in CsvRows(stream, uri).header])
+            schema = pa.schema([(column, pa.string()) for column in csv_rows(stream, uri)[0]])
     if len(schema):
         check_columns(uri, schema.names, payload)
         _check_types(uri, schema, payload)
         for column in schema:
-            if column.name not in own_columns(payload):
+            if column.name not in payload.own:
                 types.declare(column.name, column.type, uri)
     return file
-
-
-def own_columns(payload: Payload) -> tuple[str, ...]:
-    """Columns of a manifest that do not pass through to the output."""
-    return (*payload.required, *payload.replaced)
 
 
 def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
@@ -132,7 +123,7 @@ def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ManifestError(f"manifest file {uri} has more than one column named {_listed(repeated)}")
-    clashing = [name for name in RESERVED if name in names and name not in own_columns(payload)]
+    clashing = [name for name in RESERVED if name in names and name not in payload.own]
     if clashing:
         raise ManifestError(
             f"manifest file {uri}: the column {clashing[0]!r} clashes with the output's; rename or drop it"

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, BinaryIO
 
 from pipeline import storage
@@ -87,76 +86,71 @@ def _depth(value: Any) -> int:
     return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
-class CsvRows:
-    """The header of a CSV file, and iterated over, its rows as Python's csv module reads them: fields in
-    double quotes may hold commas and line breaks.
+def csv_rows(file: BinaryIO, uri: str) -> tuple[list[str], Values]:
+    """The header of a CSV file, and its rows as Python's csv module reads them: fields in double quotes may
+    hold commas and line breaks.
 
-    Raises ManifestError for a header that cannot be used, an endless record, and a quote never closed.
+    Raises ManifestError for a header that cannot be used, and while the rows are read for an endless one.
     """
+    records = _csv_records(file, uri)
+    header = next(records, ([""], 0, 0))[0]
+    problem = None
+    if isinstance(header, RowError):
+        problem = f"the CSV header cannot be read: {header}; lines must end in a line feed"
+    elif not all(map(is_unicode, header)):
+        problem = f"the file is not UTF-8 text; its first line holds {shown(header[0])}"
+    elif header == [""]:
+        problem = "the file is empty; its first line must name the columns"
+    elif len(set(header)) < len(header) or "" in header:
+        problem = f"column names must be unique and not empty, they are {shown(header)}"
+    if problem or isinstance(header, RowError):
+        raise ManifestError(f"manifest file {uri}: {problem}")
+    return header, ((_csv_row(header, fields, lines), size) for fields, size, lines in records)
 
-    def __init__(self, file: BinaryIO, uri: str) -> None:
-        self.uri = uri
-        self._row = self._size = 0  # of the record that is being read, 0 the header
-        csv.field_size_limit(2 * MAX_RECORD_BYTES)  # `_decoded` has the limit that counts
-        delimiter = "\t" if _suffix(uri) == ".tsv" else ","
-        self._records = self._read(csv.reader(self._decoded(file), delimiter=delimiter))
-        header = next(self._records, ([], 0, 0))[0]
-        problem = None
-        if isinstance(header, RowError):
-            problem = f"the CSV header cannot be read: {header}; lines must end in a line feed"
-        elif not header:
-            problem = "the file is empty; its first line must name the columns"
-        elif not all(map(is_unicode, header)):
-            problem = f"the file is not UTF-8 text; its first line holds {shown(header[0])}"
-        elif len(set(header)) < len(header) or "" in header:
-            problem = f"column names must be unique and not empty, they are {shown(header)}"
-        if problem or isinstance(header, RowError):
-            raise ManifestError(f"manifest file {uri}: {problem}")
-        self.header = header
 
-    def __iter__(self) -> Values:
-        for fields, size, lines in self._records:
-            value: Value
-            if isinstance(fields, RowError):
-                value = fields
-            elif len(fields) != len(self.header):
-                hint = f"; it goes over {lines:,} lines: is a quote missing?" if lines > 1 else ""
-                named = f"the record has {len(fields):,} fields, the header names {len(self.header):,}"
-                value = RowError("MalformedRow", named + hint)
-            elif not is_unicode("".join(fields)):
-                value = RowError("MalformedRow", "the record is not valid UTF-8")
-            else:
-                value = dict(zip(self.header, fields, strict=True))
-            yield value, size
+def _csv_row(header: list[str], fields: list[str] | RowError, lines: int) -> Value:
+    if isinstance(fields, RowError):
+        return fields
+    if len(fields) != len(header):
+        hint = f"; it goes over {lines:,} lines: is a quote missing?" if lines > 1 else ""
+        return RowError(
+            "MalformedRow", f"the record has {len(fields):,} fields, the header names {len(header):,}{hint}"
+        )
+    if not is_unicode("".join(fields)):
+        return RowError("MalformedRow", "the record is not valid UTF-8")
+    return dict(zip(header, fields, strict=True))
 
-    def _read(self, reader: Any) -> Iterator[tuple[list[str] | RowError, int, int]]:
-        """Fields, size and number of lines of all records but blank ones."""
-        lines = 0
-        while True:
-            fields: list[str] | RowError
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error:
-                fields = RowError("MalformedRow", "a carriage return stands in a field without quotes")
-            if fields:
-                yield fields, self._size, reader.line_num - lines
-                self._row += 1
-            self._size, lines = 0, reader.line_num
 
-    def _decoded(self, file: BinaryIO) -> Iterator[str]:
-        place = partial("manifest file {}: {}".format, self.uri)
+def _csv_records(file: BinaryIO, uri: str) -> Iterator[tuple[list[str] | RowError, int, int]]:
+    """Fields, size in bytes and number of lines of all records but blank ones, the header first."""
+    row = size = lines = 0  # of the record that is being read
+
+    def decoded() -> Iterator[str]:
+        nonlocal size
         for line in _lines(file):
-            self._size += len(line)
-            if self._size > MAX_RECORD_BYTES:
-                problem = f"{self._place} is longer than {MAX_RECORD_BYTES:,} bytes; is a quote never closed?"
-                raise ManifestError(place(problem))
+            size += len(line)
+            if size > MAX_RECORD_BYTES:
+                long = f"{place()} is longer than {MAX_RECORD_BYTES:,} bytes; is a quote never closed?"
+                raise ManifestError(f"manifest file {uri}: {long}")
             # Bytes that are no UTF-8 become lone surrogates, which mark the record as malformed later on.
             yield line.decode("utf-8", "surrogateescape")
-        if self._size:  # at the end of a record's lines, the module asks for more only within quotes
-            raise ManifestError(place(f"a quote in {self._place} is never closed"))
+        if size:  # at the end of a record's lines, the module asks for more only within quotes
+            raise ManifestError(f"manifest file {uri}: a quote in {place()} is never closed")
 
-    @property
-    def _place(self) -> str:
-        return f"row {self._row:,}" if self._row else "the header"
+    def place() -> str:
+        return f"row {row:,}" if row else "the header"
+
+    csv.field_size_limit(2 * MAX_RECORD_BYTES)  # `decoded` has the limit that counts
+    reader = csv.reader(decoded(), delimiter="\t" if _suffix(uri) == ".tsv" else ",")
+    while True:
+        fields: list[str] | RowError | None
+        try:
+            fields = next(reader, None)
+        except csv.Error:
+            fields = RowError("MalformedRow", "a carriage return stands in a field without quotes")
+        if fields is None:
+            return
+        if fields:
+            yield fields, size, reader.line_num - lines
+            row += 1
+        size, lines = 0, reader.line_num

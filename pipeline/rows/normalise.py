@@ -1,13 +1,13 @@
 """Text manifests become Parquet once, on the driver: whatever reads rows later knows Parquet alone.
 
 A record is a row of the copy, in its place; what makes it unusable stands in the copy's `error`. A row without
-a usable id has none there. Values stay as the manifest has them where a column of one type can hold them;
-mixed ones become the payload's own type.
+a usable id has none. Values stay as the manifest has them where one type can hold them; mixed ones become the
+payload's own type.
 """
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
-from pipeline.rows.columns import EXTRA_PREFIX, ID, TEXT
-from pipeline.rows.manifest import ManifestFile, check_columns, own_columns
-from pipeline.rows.manifest_text import CsvRows, Value, Values, is_csv, jsonl_rows, open_text
+from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT
+from pipeline.rows.manifest import ManifestFile, check_columns
+from pipeline.rows.manifest_text import Value, Values, csv_rows, is_csv, jsonl_rows, open_text
 from pipeline.rows.memory import MIB
-from pipeline.rows.payloads import Payload, checked_id, checked_text
-from pipeline.rows.row_types import ColumnTypes, convert, infer, is_hollow, num_fields
+from pipeline.rows.payloads import Payload, checked_id, checked_text, taken
+from pipeline.rows.row_types import ColumnTypes, convert, infer, num_fields
 
 CHUNK_ROWS, CHUNK_BYTES = 8192, 8 * MIB
 MAX_PAYLOAD_FIELDS = 16  # of objects that stay as they are
@@ -40,8 +40,8 @@ def normalised(file: ManifestFile, payload: Payload, types: ColumnTypes, folder:
     with open_text(file.uri) as stream, ExitStack() as writers:
         values: Values = jsonl_rows(stream)
         if is_csv(file.uri):
-            csv = CsvRows(stream, file.uri)
-            seen, values = dict.fromkeys(csv.header), _without_empty(csv, payload)
+            header, values = csv_rows(stream, file.uri)
+            seen, values = dict.fromkeys(header), _without_empty(values, payload)
         for chunk in _chunks(values):
             seen |= dict.fromkeys(chain.from_iterable(v for v in chunk if isinstance(v, dict)))
             table = _table(chunk, payload, types, file.uri, list(seen))
@@ -59,10 +59,12 @@ def normalised(file: ManifestFile, payload: Payload, types: ColumnTypes, folder:
     return parts
 
 
-def _without_empty(rows: Iterable[tuple[Value, int]], payload: Payload) -> Values:
+def _without_empty(rows: Values, payload: Payload) -> Values:
     """CSV knows no null: an empty field of a column that must have a value is a missing one."""
     for row, size in rows:
-        yield (row | {name: row.get(name) or None for name in payload.required} if isinstance(row, dict) else row), size
+        if isinstance(row, dict):
+            row |= {name: row.get(name) or None for name in payload.required}
+        yield row, size
 
 
 def _chunks(values: Values) -> Iterator[list[Value]]:
@@ -78,8 +80,10 @@ def _chunks(values: Values) -> Iterator[list[Value]]:
         yield chunk
 
 
-def _table(records: list[Value], payload: Payload, types: ColumnTypes, uri: str, names: list[str]) -> pa.Table:
-    """The rows of a copy: id, text, payload, the prefixed pass-through columns of these names, ERROR."""
+def _table(
+    records: list[Value], payload: Payload, types: ColumnTypes, uri: str, names: list[str]
+) -> pa.Table:
+    """The rows of a copy: id, text, payload, the pass-through columns of these names, ROW_DIGEST, ERROR."""
     errors = {i: value for i, value in enumerate(records) if isinstance(value, RowError)}
     rows: list[dict[str, Any]] = [{} if isinstance(value, RowError) else value for value in records]
     columns: dict[str, pa.Array] = {}
@@ -89,25 +93,23 @@ def _table(records: list[Value], payload: Payload, types: ColumnTypes, uri: str,
         errors.update(misfits | errors)
 
     def checked(name: str, check: Callable[[Any], Any]) -> list[Any]:
-        values: list[Any] = [None] * len(rows)
-        for i, row in enumerate(rows):
-            if i not in errors:
-                try:
-                    values[i] = check(row.get(name))
-                except RowError as error:
-                    errors[i] = error
-        return values
+        values = [taken(check, errors.get(i, row.get(name))) for i, row in enumerate(rows)]
+        errors.update({i: value for i, value in enumerate(values) if isinstance(value, RowError)})
+        return [None if isinstance(value, RowError) else value for value in values]
 
     add("id", checked("id", checked_id), ID.type)
     for name in names:
-        if name not in own_columns(payload):
+        if name not in payload.own:
             values = [row.get(name) for row in rows]
             add(EXTRA_PREFIX + name, values, types.observe(name, values, uri))
     add("text", checked("text", checked_text), TEXT.type)
-    values = [row.get(payload.column) for row in rows]
+    raw = values = [row.get(payload.column) for row in rows]
     kind = infer(values)
-    if kind is None or is_hollow(kind) or num_fields(kind) > MAX_PAYLOAD_FIELDS or not payload.accepts(kind):
+    if kind is None or num_fields(kind) > MAX_PAYLOAD_FIELDS or not payload.accepts(kind):
         values, kind = checked(payload.column, lambda value: payload.convert(value, "")), payload.field.type
     add(payload.column, values, kind)
-    records_of = [error_record("read", errors[i]) if i in errors else None for i in range(len(rows))]
-    return pa.table({**columns, "error": pa.array(records_of, ERROR.type)})
+    digests = [payload.digest(row.get("text"), value) for row, value in zip(rows, raw, strict=True)]
+    columns["row_digest"] = pa.array(digests, ROW_DIGEST.type)
+    known = [error_record("read", errors[i]) if i in errors else None for i in range(len(rows))]
+    columns["error"] = pa.array(known, ERROR.type)
+    return pa.table(columns)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.types as pat
@@ -34,6 +34,8 @@ SPEECH_IDS = pa.field("speech_ids", pa.list_(SAMPLED_TYPE))
 STORED = SPEECH_IDS.with_name("stored")
 
 
+Value = TypeVar("Value")
+
 _as_json = json.JSONEncoder(default=lambda _: None).encode
 
 
@@ -52,6 +54,11 @@ class Payload:
         """The columns that every file of a manifest must have."""
         return ("id", "text", self.column)
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Columns of a manifest that do not pass through to the output."""
+        return (*self.required, *self.replaced)
+
     def digest(self, text: Any, value: Any) -> int:
         """ROW_DIGEST of a row from its text and this column as the manifest holds them.
 
@@ -61,10 +68,16 @@ class Payload:
         return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "little")
 
 
+def taken(check: Callable[[Any], Value], value: Any) -> Value | RowError:
+    """What a check makes of a value; the RowError that it raises or that stands for the value."""
+    try:
+        return value if isinstance(value, RowError) else check(value)
+    except RowError as error:
+        return error
+
+
 def checked_id(value: Any) -> str:
     """A row's id as a string; whole numbers become decimal digits. Raises RowError for anything else."""
-    if isinstance(value, RowError):
-        raise value
     if value is None or value == "":
         raise RowError("MissingId", "id is null or empty")
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -78,8 +91,6 @@ def checked_id(value: Any) -> str:
 
 
 def checked_text(value: Any) -> str:
-    if isinstance(value, RowError):
-        raise value
     if value is None:
         raise RowError("MissingText", "text is null")
     if not isinstance(value, str):

@@ -18,7 +18,7 @@ from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT
 from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile
 from pipeline.rows.memory import MAX_EXTRA_BYTES, PIECE_ROWS
 from pipeline.rows.parquet_rows import row_batches
-from pipeline.rows.payloads import checked_text
+from pipeline.rows.payloads import checked_text, taken
 from pipeline.rows.plan import Slice, as_slices, block_name, source_of
 from pipeline.rows.row_types import convert
 
@@ -38,9 +38,8 @@ def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
             raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
     table = pa.concat_tables(tables).combine_chunks()
     if block_name(table["id"].to_pylist()) != slices["name"][0].as_py():
-        raise ManifestError(
-            f"{source_of(manifest, part.file, part.first_row)} has changed since the run began; start it again"
-        )
+        place = source_of(manifest, part.file, part.first_row)
+        raise ManifestError(f"{place} has changed since the run began; start the run again")
     return table
 
 
@@ -50,7 +49,7 @@ def _pieces(manifest: Manifest, part: Slice) -> Iterator[tuple[int, pa.RecordBat
     """
     file = manifest.files[part.file]
     present = [name for field in manifest.extra if (name := _stored_name(file, field)) in file.columns]
-    columns = (*manifest.payload.required, *present, *(["error"] if file.is_copy else []))
+    columns = (*manifest.payload.required, *present, *(["row_digest", "error"] if file.is_copy else []))
     position, failure = part.begin, None
     # The second time row by row, with a new reader.
     for names, max_rows in ((columns, PIECE_ROWS), (columns, 1), (("id",), PIECE_ROWS)):
@@ -85,19 +84,20 @@ def _table(
     records = column("error").to_pylist() if file.is_copy else [None] * count
     raw_texts = arrow_values.values(column("text"), "the text")
     raw_payloads = arrow_values.values(column(payload.column), payload.column)
-    folder = storage.bare(file.folder)
-    texts: list[str | None] = [None] * count
+    digests = map(payload.digest, raw_texts, raw_payloads)
+    folder = storage.bare(storage.parent(file.uri))
+    texts: list[Any] = [None] * count
     payloads: list[Any] = [None] * count
     for i in range(count):
         if records[i] is None and i not in errors:
-            try:
-                texts[i] = checked_text(raw_texts[i])
-                payloads[i] = payload.convert(raw_payloads[i], folder)
-            except RowError as error:
-                errors[i] = error
+            texts[i] = taken(checked_text, raw_texts[i])
+            payloads[i] = taken(lambda value: payload.convert(value, folder), raw_payloads[i])
+            found = [value for value in (texts[i], payloads[i]) if isinstance(value, RowError)]
+            if found:
+                errors[i], payloads[i] = found[0], None
     converted, misfits = convert(payload.column, payloads, payload.field.type)
     errors = misfits | errors
-    records = [record or (error_record("read", errors[i]) if i in errors else None) for i, record in enumerate(records)]
+    records = [error_record("read", errors[i]) if i in errors else records[i] for i in range(count)]
     # A row with an error takes neither its text nor its audio along.
     texts = [None if record else text for record, text in zip(records, texts, strict=True)]
     first = part.first_row - part.begin + position
@@ -109,7 +109,7 @@ def _table(
             pa.array(texts, TEXT.type),
             converted,
             pa.array([source_of(manifest, part.file, first + i) for i in range(count)], SOURCE.type),
-            pa.array(map(payload.digest, raw_texts, raw_payloads), ROW_DIGEST.type),
+            columns["row_digest"] if file.is_copy else pa.array(digests, ROW_DIGEST.type),
             pa.array(records, ERROR.type),
             *extra,
         ],

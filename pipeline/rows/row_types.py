@@ -35,9 +35,8 @@ class ColumnTypes:
         if merged is None:
             problem = f"column {name!r} holds {dtype}; in the files before it held {self._types[name]}"
         elif num_fields(merged) > MAX_FIELDS:
-            problem = (
-                f"the objects of column {name!r} have over {MAX_FIELDS:,} different fields; store them as text"
-            )
+            fields = f"the objects of column {name!r} have over {MAX_FIELDS:,} different fields"
+            problem = f"{fields}; store them as text"
         elif len(self._types.keys() | {name}) > MAX_COLUMNS:
             problem = f"over {MAX_COLUMNS:,} different columns; is every line a row?"
         else:
@@ -61,7 +60,7 @@ class ColumnTypes:
         whole = infer(values)
         kinds = [whole] if whole is not None else [infer([value]) for value in values]
         for kind in kinds:
-            if kind is None or is_hollow(kind):
+            if kind is None:
                 continue
             fits = _merge(self._types[name], kind) is not None
             if fits or (whole is not None and self._origin[name] != uri):
@@ -89,7 +88,9 @@ def convert(
                 pieces.append(pa.nulls(1, dtype))
                 value = values[i].as_py() if isinstance(values, pa.Array) else values[i]
                 kind = "has no value that can be stored" if pat.is_null(dtype) else f"is {dtype} here"
-                problems[i] = RowError("WrongColumnType", f"column {name!r} {kind}; the row holds {shown(value)}")
+                problems[i] = RowError(
+                    "WrongColumnType", f"column {name!r} {kind}; the row holds {shown(value)}"
+                )
         return pa.concat_arrays(pieces), problems
 
 
@@ -108,19 +109,21 @@ def num_fields(dtype: pa.DataType) -> int:
     return sum(num_fields(dtype.field(i).type) for i in range(dtype.num_fields))
 
 
-def is_hollow(dtype: pa.DataType) -> bool:
-    """Whether the type has objects without fields, which Parquet cannot store."""
+def _is_hollow(dtype: pa.DataType) -> bool:
+    """Whether the type has objects without fields, which Parquet does not know."""
     if pat.is_struct(dtype) and not dtype.num_fields:
         return True
-    return any(is_hollow(dtype.field(i).type) for i in range(dtype.num_fields))
+    return any(_is_hollow(dtype.field(i).type) for i in range(dtype.num_fields))
 
 
 def infer(values: Sequence[Any]) -> pa.DataType | None:
-    """The one type of JSON values, None if there is none."""
+    """The one type of JSON values, None if there is none or Parquet cannot store it."""
     try:
         dtype = pa.infer_type(values)
         # Objects of many different fields would make a table of all fields in all rows.
-        return dtype if num_fields(dtype) * len(values) > MAX_CELLS else pa.array(values).type
+        if num_fields(dtype) * len(values) <= MAX_CELLS:
+            dtype = pa.array(values).type
+        return None if _is_hollow(dtype) else dtype
     except _CONVERSION_ERRORS:
         return None
 

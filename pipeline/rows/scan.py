@@ -1,7 +1,7 @@
 """One pass over the manifest on the driver: ids, where each row lies, and the rows without a usable id.
 
-Text files become Parquet first. Texts and audio are never kept in memory. The index costs about 37 bytes a row
-and the ids themselves.
+Text files become Parquet first. Texts and audio are never kept in memory. The index costs about 37 bytes a
+row and the ids themselves.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from pipeline.rows import arrow_values
 from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile
 from pipeline.rows.normalise import normalised
 from pipeline.rows.parquet_rows import open_parquet
-from pipeline.rows.payloads import Payload, checked_id
+from pipeline.rows.payloads import Payload, checked_id, taken
 from pipeline.rows.row_types import ColumnTypes
 
 CHUNK_ROWS = 8192
@@ -67,12 +67,16 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
                 for places, found in _rows_of(part, manifest.payload):
                     places["file"] = index
                     locations.append(places)
-                    ids.append(pa.array([None if isinstance(i, RowError) else i for i in found], pa.large_string()))
+                    ids.append(
+                        pa.array([None if isinstance(i, RowError) else i for i in found], pa.large_string())
+                    )
                     problems |= {i: e for i, e in enumerate(found, position) if isinstance(e, RowError)}
                     position += len(found)
                     if len(problems) > MAX_PROBLEMS:
                         first = problems[min(problems)]
-                        raise ManifestError(f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}")
+                        raise ManifestError(
+                            f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}"
+                        )
         except UNREADABLE as error:
             raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
         files += parts
@@ -88,30 +92,28 @@ def _rows_of(file: ManifestFile, payload: Payload) -> Iterator[tuple[np.ndarray,
     with open_parquet(file.parquet) as parquet:
         for group in range(parquet.metadata.num_row_groups):
             info = parquet.metadata.row_group(group)
-            columns = ["id", "error"] if file.is_copy else ["id"]
+            columns = ["id", "error", "row_digest"] if file.is_copy else ["id"]
             begin, digests = 0, _digests(parquet, group, payload)
-            for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            for batch in parquet.iter_batches(
+                CHUNK_ROWS, row_groups=[group], columns=columns, use_threads=False
+            ):
                 places = np.empty(len(batch), LOCATION)
                 places["group"] = group
                 places["begin"] = np.arange(begin, begin + len(batch))
                 places["row"] = places["begin"] + first
                 places["num_bytes"] = info.total_byte_size // max(info.num_rows, 1)
-                places["digest"] = list(islice(digests, len(batch)))
-                errors = _column(batch, "error") if file.is_copy else repeat(None)
-                yield places, list(map(_checked_id, _column(batch, "id"), errors))
+                ids = _column(batch, "id")
+                if not file.is_copy:
+                    places["digest"] = list(islice(digests, len(batch)))
+                else:  # which says why there is no id
+                    places["digest"] = _column(batch, "row_digest")
+                    errors = zip(ids, _column(batch, "error"), strict=True)
+                    ids = [e and RowError(e["type"], e["message"]) if i is None else i for i, e in errors]
+                yield places, [taken(checked_id, value) for value in ids]
                 begin += len(batch)
             if begin != info.num_rows:
                 raise OSError(f"row group {group} has {begin:,} of {info.num_rows:,} rows; it is damaged")
             first += begin
-
-
-def _checked_id(value: Any, error: dict[str, str] | None) -> str | RowError:
-    if value is None and error is not None:
-        return RowError(error["type"], error["message"])
-    try:
-        return checked_id(value)
-    except RowError as problem:
-        return problem
 
 
 def _digests(parquet: pq.ParquetFile, group: int, payload: Payload) -> Iterator[int]:
