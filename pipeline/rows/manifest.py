@@ -38,7 +38,9 @@ UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError)
 @dataclass(frozen=True)
 class ManifestFile:
     uri: str
-    parquet: str  # where its rows lie: in itself, or in a copy of some or all of them; "" for no copy yet
+    parquet: str = (
+        ""  # where its rows lie: in itself, or in a copy of some or all of them; "" for no copy yet
+    )
     columns: tuple[str, ...] = ()  # there
     first_row: int = 1  # record number in the file, from 1, of the first row there
 
@@ -74,11 +76,9 @@ def open_manifest(patterns: Sequence[str], payload: Payload, output: str | None 
         raise ManifestError(f"no manifest was given, or all of it lies in the output folder {output}")
     types = ColumnTypes()
     files = []
-    for uri in uris:
-        try:
-            files.append(_open_file(uri, payload, types))
-        except UNREADABLE as error:
-            raise ManifestError(f"manifest file {uri} cannot be read: {error}") from error
+    for file in (ManifestFile(uri) for uri in uris):
+        with readable(file):
+            files.append(_opened(file, payload, types))
     return Manifest(tuple(files), payload, types.schema())
 
 
@@ -88,17 +88,26 @@ def _lies_in(uri: str, folder: str | None) -> bool:
     return storage.split_query(uri)[0].startswith(storage.split_query(folder)[0].rstrip("/") + "/")
 
 
-def _open_file(uri: str, payload: Payload, types: ColumnTypes) -> ManifestFile:
-    name = storage.name_of(uri).lower()
+@contextmanager
+def readable(file: ManifestFile) -> Iterator[None]:
+    """What reading a damaged file raises, as ManifestError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
+
+
+def _opened(file: ManifestFile, payload: Payload, types: ColumnTypes) -> ManifestFile:
+    """The file with its columns, where it states them (Parquet)."""
+    uri, name, schema = file.uri, storage.name_of(file.uri).lower(), NOTHING
     if not name.endswith(SUFFIXES):
         raise ManifestError(
             f"manifest file {uri}: the format is told by the suffix, one of {', '.join(SUFFIXES)}"
         )
-    file, schema = ManifestFile(uri, ""), NOTHING
     if name.endswith(PARQUET):
         with open_parquet(uri) as parquet:
             schema = parquet.schema_arrow
-        file = ManifestFile(uri, uri, tuple(schema.names))
+        file = replace(file, parquet=uri, columns=tuple(schema.names))
     elif is_csv(uri):
         with open_text(uri) as stream:
             schema = pa.schema([(column, pa.string()) for column in csv_rows(stream, uri)[0]])

@@ -1,7 +1,7 @@
 """Text manifests become Parquet once, on the driver: whatever reads rows later knows Parquet alone.
 
-A record is a row of the copy, in its place; what makes it unusable stands in the copy's `error`. A row without
-a usable id has none. Values stay as the manifest has them where one type can hold them; mixed ones become the
+A record is a row of the copy, in its place; what makes it unusable stands in the copy's `error`, and its id
+may be null. Values stay as the manifest has them where one type can hold them; mixed ones become the
 payload's own type.
 """
 

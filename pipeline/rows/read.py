@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record, shown
 from pipeline.rows import arrow_values
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT
-from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile
+from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, readable
 from pipeline.rows.memory import MAX_EXTRA_BYTES, PIECE_ROWS
 from pipeline.rows.parquet_rows import row_batches
 from pipeline.rows.payloads import checked_text, taken
@@ -31,11 +31,8 @@ def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
     """
     tables = []
     for part in as_slices(slices):
-        file = manifest.files[part.file]
-        try:
+        with readable(manifest.files[part.file]):
             tables += [_table(manifest, part, *piece) for piece in _pieces(manifest, part)]
-        except UNREADABLE as error:
-            raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
     table = pa.concat_tables(tables).combine_chunks()
     if block_name(table["id"].to_pylist()) != slices["name"][0].as_py():
         place = source_of(manifest, part.file, part.first_row)

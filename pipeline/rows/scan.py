@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError, RowError
 from pipeline.rows import arrow_values
-from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile
+from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, readable
 from pipeline.rows.normalise import normalised
 from pipeline.rows.parquet_rows import open_parquet
 from pipeline.rows.payloads import Payload, checked_id, taken
@@ -53,62 +53,57 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
 
     Raises ManifestError for a file that cannot be read or lacks a column.
     """
-    types = ColumnTypes(manifest.extra)
+    types, payload = ColumnTypes(manifest.extra), manifest.payload
     copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
     files: list[ManifestFile] = []
+    for file in manifest.files:
+        with readable(file):
+            files += [file] if file.parquet else normalised(file, payload, types, copies.name)
     ids: list[pa.Array] = []
-    locations = [np.empty(0, LOCATION)]
+    locations: list[np.ndarray] = []
     problems: dict[int, RowError] = {}
     position = 0
-    for file in manifest.files:
-        try:
-            parts = [file] if file.parquet else normalised(file, manifest.payload, types, copies.name)
-            for index, part in enumerate(parts, len(files)):
-                for places, found in _rows_of(part, manifest.payload):
-                    places["file"] = index
-                    locations.append(places)
-                    ids.append(
-                        pa.array([None if isinstance(i, RowError) else i for i in found], pa.large_string())
-                    )
-                    problems |= {i: e for i, e in enumerate(found, position) if isinstance(e, RowError)}
-                    position += len(found)
-                    if len(problems) > MAX_PROBLEMS:
-                        first = problems[min(problems)]
-                        raise ManifestError(
-                            f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}"
-                        )
-        except UNREADABLE as error:
-            raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
-        files += parts
+    for number, file in enumerate(files):
+        with readable(file):
+            for places, found in _rows_of(number, file, payload):
+                locations.append(places)
+                usable = [None if isinstance(value, RowError) else value for value in found]
+                ids.append(pa.array(usable, pa.large_string()))
+                problems |= {i: e for i, e in enumerate(found, position) if isinstance(e, RowError)}
+                position += len(found)
+                if len(problems) > MAX_PROBLEMS:
+                    first = problems[min(problems)]
+                    raise ManifestError(f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}")
     if not position:
         raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
-    index_of_all = RowIndex(pa.chunked_array(ids), np.concatenate(locations), problems, copies)
-    return replace(manifest, files=tuple(files), extra=types.schema()), index_of_all
+    index = RowIndex(pa.chunked_array(ids), np.concatenate(locations), problems, copies)
+    return replace(manifest, files=tuple(files), extra=types.schema()), index
 
 
-def _rows_of(file: ManifestFile, payload: Payload) -> Iterator[tuple[np.ndarray, list[str | RowError]]]:
-    """LOCATION but for `file`, and the id or why there is none, of all rows, some at a time."""
-    first = file.first_row
+def _rows_of(
+    number: int, file: ManifestFile, payload: Payload
+) -> Iterator[tuple[np.ndarray, list[str | RowError]]]:
+    """LOCATION, and the id or why there is none, of all rows of a file, some at a time."""
+    columns, first = ["id"], file.first_row
+    if file.is_copy:
+        columns += ["error", "row_digest"]
     with open_parquet(file.parquet) as parquet:
         for group in range(parquet.metadata.num_row_groups):
             info = parquet.metadata.row_group(group)
-            columns = ["id", "error", "row_digest"] if file.is_copy else ["id"]
+            row_bytes = info.total_byte_size // max(info.num_rows, 1)
             begin, digests = 0, _digests(parquet, group, payload)
-            for batch in parquet.iter_batches(
-                CHUNK_ROWS, row_groups=[group], columns=columns, use_threads=False
-            ):
-                places = np.empty(len(batch), LOCATION)
-                places["group"] = group
-                places["begin"] = np.arange(begin, begin + len(batch))
-                places["row"] = places["begin"] + first
-                places["num_bytes"] = info.total_byte_size // max(info.num_rows, 1)
+            for batch in _batches(parquet, group, columns):
                 ids = _column(batch, "id")
-                if not file.is_copy:
-                    places["digest"] = list(islice(digests, len(batch)))
-                else:  # which says why there is no id
-                    places["digest"] = _column(batch, "row_digest")
+                if file.is_copy:  # which says why there is no id
+                    digests = iter(_column(batch, "row_digest"))
                     errors = zip(ids, _column(batch, "error"), strict=True)
                     ids = [e and RowError(e["type"], e["message"]) if i is None else i for i, e in errors]
+                places = np.empty(len(batch), LOCATION)
+                places["begin"] = np.arange(begin, begin + len(batch))
+                places["row"] = places["begin"] + first
+                places["digest"] = list(islice(digests, len(batch)))
+                for name, value in (("file", number), ("group", group), ("num_bytes", row_bytes)):
+                    places[name] = value
                 yield places, [taken(checked_id, value) for value in ids]
                 begin += len(batch)
             if begin != info.num_rows:
@@ -123,9 +118,13 @@ def _digests(parquet: pq.ParquetFile, group: int, payload: Payload) -> Iterator[
         paths = (parquet.schema.column(i).path for i in range(len(parquet.schema)))
         columns += [p for p in paths if p.split(".")[0] == payload.column and not p.endswith(".bytes")]
     with suppress(*UNREADABLE):
-        for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=columns, use_threads=False):
+        for batch in _batches(parquet, group, columns):
             yield from map(payload.digest, _column(batch, "text"), _column(batch, payload.column))
     yield from repeat(0)
+
+
+def _batches(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
