@@ -38,9 +38,7 @@ UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError)
 @dataclass(frozen=True)
 class ManifestFile:
     uri: str
-    parquet: str = (
-        ""  # where its rows lie: in itself, or in a copy of some or all of them; "" for no copy yet
-    )
+    parquet: str = ""  # where its rows lie: in itself, or in a copy of some of them; "" for none yet
     columns: tuple[str, ...] = ()  # there
     first_row: int = 1  # record number in the file, from 1, of the first row there
 

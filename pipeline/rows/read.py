@@ -56,7 +56,7 @@ def _pieces(manifest: Manifest, part: Slice) -> Iterator[tuple[int, pa.RecordBat
                 position += len(batch)
             return
         except UNREADABLE as error:
-            if len(names) == 1:
+            if file.is_copy or len(names) == 1:
                 raise
             failure = error
 
@@ -94,7 +94,7 @@ def _table(
                 errors[i], payloads[i] = found[0], None
     converted, misfits = convert(payload.column, payloads, payload.field.type)
     errors = misfits | errors
-    records = [error_record("read", errors[i]) if i in errors else records[i] for i in range(count)]
+    records = [records[i] or (error_record("read", errors[i]) if i in errors else None) for i in range(count)]
     # A row with an error takes neither its text nor its audio along.
     texts = [None if record else text for record, text in zip(records, texts, strict=True)]
     first = part.first_row - part.begin + position
