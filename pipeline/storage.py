@@ -144,7 +144,8 @@ def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
         found = _files_below(pattern) if kind == pafs.FileType.Directory else []
     found = sorted(uri for uri in found if name_of(uri).lower().endswith(tuple(suffixes)))
     if not found:
-        raise FileNotFoundError(f"no such file, or no {', '.join(suffixes)} file in it: {public(pattern)}")
+        kinds = ", ".join(suffix for suffix in suffixes if suffix.count(".") == 1)
+        raise FileNotFoundError(f"no such file, or no {kinds} file in it: {public(pattern)}")
     return found
 
 

@@ -22,6 +22,7 @@ from pipeline.rows.row_types import ColumnTypes
 
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (*PARQUET, *(text + compressed for compressed in ("", *COMPRESSED) for text in (*JSONL, *CSV)))
+KNOWN = f"{', '.join((*PARQUET, *JSONL, *CSV))}; text also with {', '.join(COMPRESSED)} behind it"
 RESERVED = (
     "seed",
     "voice_key",
@@ -99,9 +100,7 @@ def _opened(file: ManifestFile, payload: Payload, types: ColumnTypes) -> Manifes
     """The file with its columns, where it states them (Parquet)."""
     uri, name, schema = file.uri, storage.name_of(file.uri).lower(), NOTHING
     if not name.endswith(SUFFIXES):
-        raise ManifestError(
-            f"manifest file {uri}: the format is told by the suffix, one of {', '.join(SUFFIXES)}"
-        )
+        raise ManifestError(f"manifest file {uri}: the format is told by the suffix, one of {KNOWN}")
     if name.endswith(PARQUET):
         with open_parquet(uri) as parquet:
             schema = parquet.schema_arrow

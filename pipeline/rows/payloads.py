@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pat
@@ -33,8 +33,6 @@ SPEECH_IDS = pa.field("speech_ids", pa.list_(SAMPLED_TYPE))
 # Candidates that an earlier run has stored; a block of a run that extends another one has this column too.
 STORED = SPEECH_IDS.with_name("stored")
 
-
-Value = TypeVar("Value")
 
 _as_json = json.JSONEncoder(default=lambda _: None).encode
 
@@ -68,7 +66,7 @@ class Payload:
         return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "little")
 
 
-def taken(check: Callable[[Any], Value], value: Any) -> Value | RowError:
+def taken(check: Callable[[Any], Any], value: Any) -> Any:
     """What a check makes of a value; the RowError that it raises or that stands for the value."""
     try:
         return value if isinstance(value, RowError) else check(value)

@@ -74,7 +74,7 @@ def _table(
     def column(name: str) -> pa.Array:
         return columns.get(name, pa.nulls(count))
 
-    extra, errors = _extra(manifest, [column(_stored_name(file, field)) for field in manifest.extra])
+    extra, errors = _extra(manifest, [column(_stored_name(file, field)) for field in manifest.extra], count)
     if failure is not None:
         message = f"the Parquet file is damaged at this row or before it: {failure}"
         errors = dict.fromkeys(range(count), RowError("UnreadableRow", message))
@@ -114,20 +114,25 @@ def _table(
     )
 
 
-def _extra(manifest: Manifest, columns: list[pa.Array]) -> tuple[list[pa.Array], dict[int, RowError]]:
-    """Pass-through columns of the manifest's types, and the rows that have a value which cannot be kept."""
+def _extra(
+    manifest: Manifest, columns: list[pa.Array], count: int
+) -> tuple[list[pa.Array], dict[int, RowError]]:
+    """Pass-through columns [count] of the manifest's types, and the rows with a value that cannot be kept."""
     problems = {
         i: RowError("InvalidUtf8", f"column {shown(field.name)} is not valid UTF-8")
         for field, column in zip(manifest.extra, columns, strict=True)
         for i in arrow_values.invalid_text_rows(column)
     }
     if sum(column.nbytes for column in columns) > MAX_EXTRA_BYTES:
-        for i in range(len(columns[0])):
+        for i in range(count):
             size = sum(column.slice(i, 1).nbytes for column in columns)
             if size > MAX_EXTRA_BYTES:
                 text = f"the row's other columns have {size:,} bytes; at most {MAX_EXTRA_BYTES:,}"
                 problems[i] = RowError("RowTooLarge", text)
-    kept = [arrow_values.with_nulls(column, list(problems)) for column in columns]
+    kept = list(columns)
+    if problems:
+        good = pa.array([None if i in problems else i for i in range(count)], pa.int64())
+        kept = [column.take(good) for column in columns]
     for i, field in enumerate(manifest.extra):
         kept[i], misfits = convert(field.name, kept[i], field.type)
         problems = misfits | problems
