@@ -125,7 +125,7 @@ class Replayer:
         """The row as it would be written, with these candidates."""
         places = np.flatnonzero(pc.equal(self.index.ids, row_id).fill_null(False).to_numpy())
         if not len(places):
-            names = ", ".join(file.uri for file in self.work.manifest.files)
+            names = ", ".join(dict.fromkeys(file.uri for file in self.work.manifest.files))
             raise RunError(f"row {row_id!r} is not in the manifest any more: {names}")
         if self._chain is None:
             self._chain = Chain(stages_of(self.work.run)[:-1], self.work)

@@ -33,7 +33,7 @@ from pipeline.output.publish import (
 from pipeline.output.publisher import Publisher
 from pipeline.output.stored_candidates import open_stored
 from pipeline.progress import Progress, Totals
-from pipeline.rows.manifest import open_manifest
+from pipeline.rows.manifest import open_manifest, shared
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import Selection, rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
@@ -129,9 +129,11 @@ def _finish(work: Work, index: RowIndex, description: Description, held: Held) -
         )
     if gone := recovered.done + recovered.failed - len(selection.done):
         progress.note(f"{gone:,} rows of the output are not in the manifest any more; they stay")
-    with publisher:
+    needed = np.unique(index.locations["file"][selection.todo])
+    with publisher, shared(work.manifest, output.folder("_manifest"), needed.tolist()) as manifest:
         if todo:
             with connected(execution.worker_logs):
+                work = replace(work, manifest=manifest)
                 _stream(work, index, selection.todo, description, progress, publisher)
     finished = progress.totals.rows + progress.totals.failed
     if finished != todo:

@@ -152,7 +152,8 @@ def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
         found = _files_below(pattern) if kind == pafs.FileType.Directory else []
     found = sorted(uri for uri in found if name_of(uri).lower().endswith(tuple(suffixes)))
     if not found:
-        raise FileNotFoundError(f"no such file, or no {', '.join(suffixes)} file in it: {public(pattern)}")
+        kinds = ", ".join(suffix for suffix in suffixes if suffix.count(".") == 1)
+        raise FileNotFoundError(f"no such file, or no {kinds} file in it: {public(pattern)}")
     return found
 
 
@@ -266,6 +267,14 @@ def write_atomically(uri: str, data: bytes | pa.Buffer, scratch: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def upload(path: str, uri: str) -> None:
+    """Copy a local file to `uri` in pieces. Others may see a part of it."""
+    filesystem, target = resolve(uri)
+    if filesystem.type_name not in _OBJECT_STORES:
+        filesystem.create_dir(posixpath.dirname(target), recursive=True)
+    pafs.copy_files(path, target, _LOCAL, filesystem)
 
 
 def no_follow(path: str, flags: int) -> int:

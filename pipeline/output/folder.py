@@ -4,6 +4,7 @@ OUTPUT/run.json           what the run was told, and what its results depend on
 OUTPUT/data/*.parquet     one row per utterance, ranked candidates inside
 OUTPUT/errors/*.parquet   one row per manifest row that failed
 OUTPUT/_parts/            blocks that are finished but not yet published, rows and errors in one file
+OUTPUT/_manifest/         the manifest's text files as Parquet, while a run reads them
 OUTPUT/_scratch/          files being written on a local disk
 OUTPUT/_lock              held by the one run at work on the output
 """
@@ -28,7 +29,7 @@ class OutputFolder:
 
     def refuse_links(self) -> None:
         """Raise RunError where a part of a local output is a symbolic link: a run deletes what is in it."""
-        for name in ("data", "errors", "metrics", "_parts", "_retried", "_scratch", "_lock"):
+        for name in ("data", "errors", "metrics", "_manifest", "_parts", "_retried", "_scratch", "_lock"):
             if storage.is_local(self.uri) and os.path.islink(link := self.folder(name)):
                 raise RunError(f"{link} is a symbolic link: remove it, or use another output")
 

@@ -1,6 +1,5 @@
 """Values of Arrow columns as Python sees them; one that cannot be had is a `RowError` in its place."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -50,11 +49,3 @@ def _is_valid(column: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def with_nulls(column: pa.Array, rows: Sequence[int]) -> pa.Array:
-    """The column with null at these rows."""
-    if not rows:
-        return column
-    hidden = set(rows)
-    return column.take(pa.array([None if i in hidden else i for i in range(len(column))], pa.int64()))

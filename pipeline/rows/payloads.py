@@ -15,7 +15,14 @@ import pyarrow.types as pat
 from pipeline import storage
 from pipeline.errors import RowError, is_unicode, public, shown
 from pipeline.rows.arrow_values import is_list_type, is_text_type
-from pipeline.rows.memory import MAX_CANDIDATES, MAX_CLIPS, MAX_EMBEDDED_BYTES, MAX_PATH_CHARS
+from pipeline.rows.memory import (
+    MAX_CANDIDATES,
+    MAX_CLIPS,
+    MAX_EMBEDDED_BYTES,
+    MAX_ID_CHARS,
+    MAX_PATH_CHARS,
+    MAX_TEXT_CHARS,
+)
 
 CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
@@ -25,6 +32,9 @@ SAMPLED_TYPE = pa.struct(
 SPEECH_IDS = pa.field("speech_ids", pa.list_(SAMPLED_TYPE))
 # Candidates that an earlier run has stored; a block of a run that extends another one has this column too.
 STORED = SPEECH_IDS.with_name("stored")
+
+
+_as_json = json.JSONEncoder(default=lambda _: None).encode
 
 
 @dataclass(frozen=True)
@@ -42,20 +52,64 @@ class Payload:
         """The columns that every file of a manifest must have."""
         return ("id", "text", self.column)
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Columns of a manifest that do not pass through to the output."""
+        return (*self.required, *self.replaced)
+
     def digest(self, text: Any, value: Any) -> int:
         """ROW_DIGEST of a row from its text and this column as the manifest holds them.
 
         Of audio it sees the names: the bytes of all clips would have to be read to find out what is to do.
         """
-        seen = json.dumps([text, names_in(value) if self.named else []], default=lambda _: None)
+        seen = _as_json([text, _names_in(value) if self.named else []])
         return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "little")
 
 
-def names_in(value: Any) -> list[Any]:
-    """Paths of clips as the manifest gives them, in whatever form it gives them, but for credentials."""
+def taken(check: Callable[[Any], Any], value: Any) -> Any:
+    """What a check makes of a value; the RowError that it raises or that stands for the value."""
+    try:
+        return value if isinstance(value, RowError) else check(value)
+    except RowError as error:
+        return error
+
+
+def checked_id(value: Any) -> str:
+    """A row's id as a string; whole numbers become decimal digits. Raises RowError for anything else."""
+    if value is None or value == "":
+        raise RowError("MissingId", "id is null or empty")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError("InvalidId", f"id must be a string or a whole number, not {shown(value)}")
+    text = str(value)  # JSON and Parquet have no whole number of so many digits that this fails
+    if len(text) > MAX_ID_CHARS:
+        raise RowError("InvalidId", f"id has {len(text):,} characters; at most {MAX_ID_CHARS:,}")
+    if not is_unicode(text):
+        raise RowError("InvalidId", f"id holds a lone surrogate: {shown(text)}")
+    return text
+
+
+def checked_text(value: Any) -> str:
+    if value is None:
+        raise RowError("MissingText", "text is null")
+    if not isinstance(value, str):
+        raise RowError("InvalidText", f"text must be a string, not {shown(value)}")
+    if len(value) > MAX_TEXT_CHARS:
+        raise RowError("TextTooLong", f"the text has {len(value):,} characters; at most {MAX_TEXT_CHARS:,}")
+    if not is_unicode(value):
+        raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text")
+    return value
+
+
+def paths_in(value: Any) -> list[Any]:
+    """Paths of clips as the manifest gives them, in whatever form it gives them."""
     items = value if isinstance(value, list) else [value]
     paths = [item.get("path") if isinstance(item, dict) else item for item in items]
-    return [public(path) if isinstance(path, str) else path for path in paths if path is not None]
+    return [path for path in paths if path is not None]
+
+
+def _names_in(value: Any) -> list[Any]:
+    """The same without credentials."""
+    return [public(path) if isinstance(path, str) else path for path in paths_in(value)]
 
 
 def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:

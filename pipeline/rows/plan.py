@@ -16,9 +16,21 @@ import pyarrow.compute as pc
 
 from pipeline.errors import RowError, error_record, public
 from pipeline.rows.columns import first_occurrences
-from pipeline.rows.manifest import Manifest, Slice
+from pipeline.rows.manifest import Manifest
 from pipeline.rows.memory import MAX_BLOCK_BYTES
 from pipeline.rows.scan import RowIndex
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive rows of one Parquet row group, in [begin, end)."""
+
+    file: int
+    group: int
+    begin: int
+    end: int
+    first_row: int  # record number in the file, from 1, of the first
+
 
 # Of a block, where a stream of blocks begins: one row for every `Slice`.
 SLICES = pa.schema(
@@ -28,7 +40,6 @@ SLICES = pa.schema(
         ("begin", pa.int64()),
         ("end", pa.int64()),
         ("first_row", pa.int64()),
-        ("rows", pa.list_(pa.int64())),
         ("name", pa.string()),  # of the block
     ]
 )
@@ -54,8 +65,7 @@ class Plan:
 
 def as_slices(table: pa.Table) -> list[Slice]:
     """The rows of SLICES."""
-    rows = table.drop_columns("name").to_pylist()
-    return [Slice(**{**row, "rows": row["rows"] and tuple(row["rows"])}) for row in rows]
+    return [Slice(**row) for row in table.drop_columns("name").to_pylist()]
 
 
 def block_name(ids: Sequence[str]) -> str:
@@ -132,12 +142,11 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     limit = unit * rows_per_block
     weight = np.clip(chosen["num_bytes"], unit, limit)
     blocks = np.unique((np.cumsum(weight) - weight) // limit, return_inverse=True)[1]
-    keys = np.stack([blocks, chosen["file"], chosen["group"]])
-    starts = np.flatnonzero(np.any(np.diff(keys, axis=1, prepend=-2) != 0, axis=0))
+    consecutive = chosen["begin"] - np.arange(len(chosen))  # the same for rows that follow each other
+    keys = np.stack([blocks, chosen["file"], chosen["group"], consecutive])
+    starts = np.flatnonzero(np.any(keys[:, 1:] != keys[:, :-1], axis=0)) + 1
+    starts = np.append(np.zeros(min(len(chosen), 1), np.int64), starts)
     ends = np.append(starts[1:], len(chosen))[: len(starts)]
-    numbers = [chosen["row"][a:b] for a, b in zip(starts, ends, strict=True)]
-    # None where the rows are consecutive, which is the rule.
-    rows = [None if run[-1] - run[0] + 1 == len(run) else run.tolist() for run in numbers]
     begins = np.flatnonzero(np.diff(blocks, prepend=-1))
     chosen_ids = index.ids.take(pa.array(todo)).combine_chunks()
     bounds = zip(begins, np.append(begins[1:], len(chosen)), strict=False)
@@ -147,9 +156,8 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
             "file": chosen["file"][starts],
             "group": chosen["group"][starts],
             "begin": chosen["begin"][starts],
-            "end": chosen["end"][ends - 1],
+            "end": chosen["begin"][ends - 1] + 1,
             "first_row": chosen["row"][starts],
-            "rows": pa.array(rows, type=pa.list_(pa.int64())),
             "name": pa.array(names, pa.string()).take(pa.array(blocks[starts])),
         },
         schema=SLICES,

@@ -31,91 +31,75 @@ class ColumnTypes:
         if dtype == self._types.get(name):
             return
         merged = _merge(self._types.get(name), dtype)
+        problem = None
         if merged is None:
-            raise ManifestError(
-                f"manifest file {uri}: column {name!r} holds {dtype}; "
-                f"in the files before it held {self._types[name]}"
-            )
-        if num_fields(merged) > MAX_FIELDS:
-            raise ManifestError(
-                f"manifest file {uri}: the objects of column {name!r} have over {MAX_FIELDS:,} different "
-                "fields; store them as text"
-            )
-        try:
-            pq.write_table(pa.schema([(name, merged)]).empty_table(), pa.BufferOutputStream())
-        except pa.ArrowException as error:
-            raise ManifestError(
-                f"manifest file {uri}: column {name!r} cannot be written to Parquet: {error}"
-            ) from error
+            problem = f"column {name!r} holds {dtype}; in the files before it held {self._types[name]}"
+        elif num_fields(merged) > MAX_FIELDS:
+            fields = f"the objects of column {name!r} have over {MAX_FIELDS:,} different fields"
+            problem = f"{fields}; store them as text"
+        elif len(self._types.keys() | {name}) > MAX_COLUMNS:
+            problem = f"over {MAX_COLUMNS:,} different columns; is every line a row?"
+        else:
+            try:
+                pq.write_table(pa.schema([(name, merged)]).empty_table(), pa.BufferOutputStream())
+            except pa.ArrowException as error:
+                problem = f"column {name!r} cannot be written to Parquet: {error}"
+        if problem is not None:
+            raise ManifestError(f"manifest file {uri}: {problem}")
         self._types[name] = merged
         self._origin.setdefault(name, uri)
-        if len(self._types) > MAX_COLUMNS:
-            raise ManifestError(
-                f"manifest file {uri}: over {MAX_COLUMNS:,} different columns; is every line a row?"
-            )
 
-    def observe(self, name: str, values: Sequence[Any], uri: str) -> None:
-        """Merge the types of JSON values.
+    def observe(self, name: str, values: Sequence[Any], uri: str) -> pa.DataType:
+        """The column's type once those of these JSON values are merged into it.
 
         A value that does not go with the ones before it in this file is left to `convert`, which makes it an
         error of its row. Raises ManifestError when another file's type for the column is a different one.
         """
-        self._types.setdefault(name, pa.null())  # what no value decides: all are null, or unusable
-        self._origin.setdefault(name, uri)
-        whole = _infer(values)
-        kinds = [whole] if whole is not None else [_infer([value]) for value in values]
+        if name not in self._types:
+            self.declare(name, pa.null(), uri)  # what no value decides: all are null, or unusable
+        whole = infer(values)
+        kinds = [whole] if whole is not None else [infer([value]) for value in values]
         for kind in kinds:
-            if kind is None or _is_hollow(kind):
+            if kind is None:
                 continue
-            fits = _merge(self._types.get(name), kind) is not None
+            fits = _merge(self._types[name], kind) is not None
             if fits or (whole is not None and self._origin[name] != uri):
                 self.declare(name, kind, uri)
+        return self._types[name]
 
     def schema(self) -> pa.Schema:
         return pa.schema(list(self._types.items()))
 
 
-def convert(name: str, values: Sequence[Any], dtype: pa.DataType) -> tuple[pa.Array, dict[int, RowError]]:
-    """An array of `dtype` [n] from Python values, with null and a RowError for each that does not fit."""
-    if pat.is_null(dtype):
-        values = [None if value == {} else value for value in values]  # an object without fields is nothing
-    try:
-        return pa.array(values, type=dtype), {}
-    except _CONVERSION_ERRORS:
-        problems = {i: _wrong_type(name, v, dtype) for i, v in enumerate(values) if not _fits(v, dtype)}
-        return pa.array([None if i in problems else v for i, v in enumerate(values)], type=dtype), problems
-
-
-def convert_array(name: str, column: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, dict[int, RowError]]:
-    """A column of a Parquet file as the `dtype` of the whole manifest, with null and a RowError for each
+def convert(
+    name: str, values: Sequence[Any] | pa.Array, dtype: pa.DataType
+) -> tuple[pa.Array, dict[int, RowError]]:
+    """Python values or a column of another type as an array of `dtype` [n], with null and a RowError for each
     value that does not fit.
     """
-    if column.type == dtype:
-        return column, {}
     try:
-        return column.cast(dtype), {}
+        return _array(values, dtype), {}
     except _CONVERSION_ERRORS:
         pieces, problems = [], {}
-        for i in range(len(column)):
+        for i in range(len(values)):
             try:
-                pieces.append(column.slice(i, 1).cast(dtype))
+                pieces.append(_array(values[i : i + 1], dtype))
             except _CONVERSION_ERRORS:
                 pieces.append(pa.nulls(1, dtype))
-                problems[i] = _wrong_type(name, column[i].as_py(), dtype)
+                value = values[i].as_py() if isinstance(values, pa.Array) else values[i]
+                kind = "has no value that can be stored" if pat.is_null(dtype) else f"is {dtype} here"
+                problems[i] = RowError(
+                    "WrongColumnType", f"column {name!r} {kind}; the row holds {shown(value)}"
+                )
         return pa.concat_arrays(pieces), problems
 
 
-def _wrong_type(name: str, value: Any, dtype: pa.DataType) -> RowError:
-    kind = "has no value that can be stored" if pat.is_null(dtype) else f"is {dtype} in this manifest"
-    return RowError("WrongColumnType", f"column {name!r} {kind}; the row holds {shown(value)}")
-
-
-def _fits(value: Any, dtype: pa.DataType) -> bool:
-    try:
-        pa.array([value], type=dtype)
-    except _CONVERSION_ERRORS:
-        return False
-    return True
+def _array(values: Sequence[Any] | pa.Array, dtype: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values if values.type == dtype else values.cast(dtype)
+    if pat.is_null(dtype):
+        values = [None if value == {} else value for value in values]  # an object without fields is nothing
+    return pa.array(values, dtype)
 
 
 def num_fields(dtype: pa.DataType) -> int:
@@ -126,17 +110,20 @@ def num_fields(dtype: pa.DataType) -> int:
 
 
 def _is_hollow(dtype: pa.DataType) -> bool:
-    """Whether the type has objects without fields, which Parquet cannot store."""
+    """Whether the type has objects without fields, which Parquet does not know."""
     if pat.is_struct(dtype) and not dtype.num_fields:
         return True
     return any(_is_hollow(dtype.field(i).type) for i in range(dtype.num_fields))
 
 
-def _infer(values: Sequence[Any]) -> pa.DataType | None:
+def infer(values: Sequence[Any]) -> pa.DataType | None:
+    """The one type of JSON values, None if there is none or Parquet cannot store it."""
     try:
         dtype = pa.infer_type(values)
         # Objects of many different fields would make a table of all fields in all rows.
-        return dtype if num_fields(dtype) * len(values) > MAX_CELLS else pa.array(values).type
+        if num_fields(dtype) * len(values) <= MAX_CELLS:
+            dtype = pa.array(values).type
+        return None if _is_hollow(dtype) else dtype
     except _CONVERSION_ERRORS:
         return None
 

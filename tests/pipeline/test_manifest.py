@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ManifestError
-from pipeline.rows import manifest_text
+from pipeline.rows import manifest_text, normalise
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD
 from pipeline.rows.scan import scan
@@ -40,6 +43,71 @@ def test_formats_agree(tmp_path: Path) -> None:
         assert paths == [[str(tmp_path / row["audio"])] for row in ROWS]
         assert table["source"].to_pylist() == [f"{file}, row {n}" for n in range(1, 8)]
         assert table["error"].null_count == 7
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda data: bytes(pa.Codec("zstd").compress(data)),
+    ".GZ": lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:]),  # as bgzip and `cat` make it
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_text_is_read_as_it_is_uncompressed(tmp_path: Path, suffix: str) -> None:
+    for plain in (write_csv(tmp_path / "m.csv"), write_jsonl(tmp_path / "m.jsonl", ROWS)):
+        expected = read_rows(plain).drop_columns("source")
+        packed = plain.with_name(plain.name + suffix)
+        packed.write_bytes(COMPRESS[suffix](plain.read_bytes()))
+        found = read_rows(packed)
+        assert found.drop_columns("source").equals(expected)
+        assert found["source"][0].as_py() == f"{packed}, row 1"
+
+
+def test_a_folder_leaves_out_no_compressed_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "part-0.jsonl", ROWS[:1])
+    for i, (name, suffix) in enumerate([("1.jsonl", ".gz"), ("2.JSONL", ".bz2"), ("3.json", ".zst")], 1):
+        line = json.dumps(ROWS[i]).encode()
+        (tmp_path / f"part-{name}{suffix}").write_bytes(COMPRESS[suffix](line))
+    assert read_rows(tmp_path)["id"].to_pylist() == [row["id"] for row in ROWS[:4]]
+
+
+def test_rows_do_not_depend_on_how_a_file_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns appear late, types widen, kinds of audio alternate; bad rows lie between."""
+    base = {"text": "t", "audio": "a.wav"}
+    changes: list[dict[str, object] | str] = [
+        {"n": 1, "d": {"a": 1}},
+        {"n": 2, "tags": []},
+        "no JSON",
+        {"n": 1.5, "audio": ["a.wav", {"path": "b.wav"}], "d": {"b": [True]}},
+        {"n": "many", "audio": 7},
+        {"n": None, "late": "x", "audio": {"path": "c.wav"}},
+        {"text": 5, "tags": ["q"]},
+        {"late": 3, "audio": ""},
+        {"n": 2**40, "d": {"a": 2.5}, "audio": "\ud800"},
+        {"id": None},
+    ]
+    lines = [c if isinstance(c, str) else {"id": f"r{i}"} | base | c for i, c in enumerate(changes)]
+    file = write_jsonl(tmp_path / "m.jsonl", lines)
+    whole = read_rows(file)
+    problems = scan(open_manifest([str(file)], AUDIO_PAYLOAD))[1].problems
+    assert sorted(problems) == [2, 9]
+    assert [error and error["type"] for error in whole["error"].to_pylist()] == [
+        *(None, None, None, "WrongColumnType", None, "InvalidText", "WrongColumnType", "InvalidAudioValue")
+    ]
+    for rows in (1, 2, 3, 7):
+        monkeypatch.setattr(normalise, "CHUNK_ROWS", rows)
+        cut = read_rows(file, rows_per_block=4)
+        assert cut.schema.equals(whole.schema)
+        assert cut.drop_columns("error").equals(whole.drop_columns("error"))
+        assert [error and error["type"] for error in cut["error"].to_pylist()] == [
+            error and error["type"] for error in whole["error"].to_pylist()
+        ]
+        again = scan(open_manifest([str(file)], AUDIO_PAYLOAD))[1]
+        assert {i: str(error) for i, error in again.problems.items()} == {
+            i: str(error) for i, error in problems.items()
+        }
+        assert again.locations["row"].tolist() == list(range(1, 11))
 
 
 def test_several_files_are_one_manifest_in_the_order_given(tmp_path: Path) -> None:
@@ -201,6 +269,9 @@ def bad_manifests() -> dict[str, tuple[dict[str, bytes], str]]:
             {"m.parquet": parquet(id=["1"], text=["a"], audio=[{"array": [0.1], "path": 3}])},
             "'audio' must be a path",
         ),
+        "blank before the header": ({"m.csv": b"\n\nid,text,wav\n1,a,b\n"}, "no column 'audio'"),
+        "no gzip": ({"m.jsonl.gz": good.encode()}, "cannot be read"),
+        "truncated gzip": ({"m.csv.gz": gzip.compress(b"id,text,audio\n1,a,b\n")[:-12]}, "cannot be read"),
         "null ids": ({"m.parquet": parquet(id=[None], text=["a"], audio=["b"])}, "it holds null"),
         "escape codes": ({"m.csv": b"id,text,\x1b[31maudio\n"}, r"'\x1b[31maudio'"),
         "endless quote": ({"m.csv": b'id,text,audio\n1,"' + b"a\n" * 60_000}, "is a quote never closed"),

@@ -1,11 +1,13 @@
 """Parts, publishing, and what is left after a run that ended anywhere."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas
 import polars
 import pyarrow as pa
@@ -29,8 +31,13 @@ from pipeline.output.publish import (
     recover,
 )
 from pipeline.rows.columns import CANDIDATE_TYPE
-from pipeline.rows.plan import block_name
+from pipeline.rows.manifest import open_manifest, shared
+from pipeline.rows.payloads import AUDIO_PAYLOAD
+from pipeline.rows.plan import block_name, make_plan
+from pipeline.rows.read import read_block
+from pipeline.rows.scan import scan
 from pipeline.stages.write import INPUT, REPORT, SAMPLED, BlockWriter
+from tests.pipeline.clips import write_jsonl
 from tests.s3_server import S3Server
 
 ENGINE = '{"device": "cpu"}'
@@ -101,6 +108,20 @@ def test_report_of_a_block(local: OutputFolder) -> None:
         **{"num_bytes": size, "rows": 2, "failed": 1, "candidates": 4, "tokens": 6, "unfinished": 2},
         "engine": ENGINE,
     }
+
+
+def test_copies_of_a_manifest_lie_where_all_nodes_read_them(output: OutputFolder, tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "text": f"text {i}", "audio": "a.wav"} for i in range(5)]
+    files = [str(write_jsonl(tmp_path / name, part)) for name, part in (("a", rows[:2]), ("b", rows[2:]))]
+    files = [shutil.move(file, file + ".jsonl") for file in files]
+    manifest, index = scan(open_manifest(files, AUDIO_PAYLOAD))
+    plan = make_plan(index, np.array([3, 4]), 2)
+    with shared(manifest, output.folder("_manifest"), [1]) as there:
+        assert index.copies is not None
+        index.copies.cleanup()  # what lies on the driver's machine alone
+        assert len(output.parquet_files("_manifest")) == 1, "what is not needed is not copied"
+        assert read_block(there, plan.slices_of(0))["text"].to_pylist() == ["text 3", "text 4"]
+    assert output.parquet_files("_manifest") == []
 
 
 def test_a_block_written_twice_replaces_itself(output: OutputFolder) -> None:

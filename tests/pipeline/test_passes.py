@@ -26,11 +26,9 @@ from pipeline.stream.retry import (
 
 
 def index_of(count: int) -> RowIndex:
-    """Rows r0, r1, … of one text file."""
+    """Rows r0, r1, … of one file."""
     locations = np.zeros(count, LOCATION)
-    locations["group"] = -1
-    locations["begin"] = np.arange(count) * 10
-    locations["end"] = locations["begin"] + 10
+    locations["begin"] = np.arange(count)
     locations["row"] = np.arange(1, count + 1)
     locations["num_bytes"] = 10
     ids = pa.chunked_array([[f"r{i}" for i in range(count)]], pa.large_string())
@@ -55,11 +53,7 @@ class FakeRay:
         self.sizes.append(plan.rows_per_block)
         lost = 0
         for number in range(plan.num_blocks):
-            rows = [
-                row - 1
-                for part in as_slices(plan.slices_of(number))
-                for row in part.rows or range(part.first_row, part.first_row + (part.end - part.begin) // 10)
-            ]
+            rows = [row for part in as_slices(plan.slices_of(number)) for row in range(part.begin, part.end)]
             if self.deadly & set(rows):
                 lost += 1
                 if lost > lost_blocks:

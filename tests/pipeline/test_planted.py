@@ -14,7 +14,9 @@ from pipeline.output.publish import Files, recover
 from pipeline.stream import workers
 
 
-@pytest.mark.parametrize("name", ["_lock", "_scratch", "_parts", "_retried", "data", "errors", "metrics"])
+@pytest.mark.parametrize(
+    "name", ["_lock", "_manifest", "_scratch", "_parts", "_retried", "data", "errors", "metrics"]
+)
 def test_a_link_in_an_output_leads_nowhere(tmp_path: Path, name: str) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,22 @@ def is_complete(output: Path, rows: list[dict[str, Any]]) -> bool:
     return made == {row["id"]: row["text"] for row in rows}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-@pytest.mark.parametrize("change", ["reversed", "rotated", "other"])
-def test_a_manifest_replaced_while_it_is_read_ends_the_run(tmp_path: Path, suffix: str, change: str) -> None:
-    manifest, output = tmp_path / f"m{suffix}", tmp_path / "out"
-    write(manifest, ROWS)
-    changed = {
+def changes(change: str) -> list[dict[str, Any]]:
+    return {
         "reversed": ROWS[::-1],
         "rotated": ROWS[3:] + ROWS[:3],
         "other": [row | {"id": f"x{row['id'][1:]}"} for row in ROWS],
     }[change]
 
+
+@pytest.mark.parametrize("change", ["reversed", "rotated", "other"])
+def test_a_parquet_manifest_replaced_while_it_is_read_ends_the_run(tmp_path: Path, change: str) -> None:
+    manifest, output = tmp_path / "m.parquet", tmp_path / "out"
+    write(manifest, ROWS)
+
     def between(number: int) -> None:
         if number == 8:
-            write(manifest, changed)
+            write(manifest, changes(change))
             parquet_rows._kept.clear()  # another worker reads, which has not opened the file yet
 
     with driver_only(between), pytest.raises(ManifestError, match="has changed since the run began"):
@@ -65,6 +68,52 @@ def test_a_manifest_replaced_while_it_is_read_ends_the_run(tmp_path: Path, suffi
     with driver_only():
         run(str(manifest), str(output))
     assert is_complete(output, ROWS)
+
+
+@pytest.mark.parametrize("change", ["reversed", "rotated", "other"])
+def test_a_text_manifest_replaced_while_it_is_read_is_read_as_it_was(tmp_path: Path, change: str) -> None:
+    manifest, output = tmp_path / "m.jsonl", tmp_path / "out"
+    write(manifest, ROWS)
+
+    def between(number: int) -> None:
+        if number == 8:
+            write(manifest, changes(change))
+            parquet_rows._kept.clear()
+
+    with driver_only(between):
+        run(str(manifest), str(output))
+    assert is_complete(output, ROWS)
+
+
+@pytest.mark.parametrize("end", ["whole", "failed", "nothing to do"])
+def test_copies_of_the_manifest_go_with_the_run(tmp_path: Path, end: str) -> None:
+    """And those that a killed run has left go with the next one."""
+    manifest, output, copies = tmp_path / "m.jsonl", tmp_path / "out", tmp_path / "out" / "_manifest"
+    write(manifest, ROWS)
+    if end == "nothing to do":
+        with driver_only():
+            run(str(manifest), str(output))
+    copies.mkdir(parents=True, exist_ok=True)
+    (copies / "left.parquet").write_bytes(b"by a run that was killed")
+    seen: list[list[str]] = []
+
+    def between(number: int) -> None:
+        seen.append(sorted(path.name for path in copies.iterdir()))
+        if end == "failed":
+            raise RunError("by the test")
+
+    with driver_only(between), pytest.raises(RunError) if end == "failed" else nullcontext():
+        run(str(manifest), str(output))
+    assert all(len(names) == 1 and names != ["left.parquet"] for names in seen)
+    assert (seen == []) == (end == "nothing to do")
+    assert list(copies.iterdir()) == []
+
+
+def test_a_manifest_that_cannot_be_used_leaves_no_output(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"id": "1", "text": "a"}\n')
+    with driver_only(), pytest.raises(ManifestError, match="no column 'audio'"):
+        run(str(tmp_path / "m.jsonl"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_ids_with_any_separator_are_rows_of_their_own(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clvp.sampling import SamplingParams
@@ -22,6 +23,8 @@ from pipeline.output.folder import OutputFolder
 from pipeline.progress import Progress
 from pipeline.replay import Replayer
 from pipeline.report import write_report
+from pipeline.rows.manifest import open_manifest
+from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import rejected_rows, select_rows
 from pipeline.rows.scan import scan
 from pipeline.run import synthesize as synthesize_rows
@@ -229,3 +232,24 @@ def test_a_run_with_credentials_in_every_uri_leaves_none_behind(
     everything = f"{texts} {[table.to_pylist() for table in tables]} {report.figures} {shown.out} {shown.err}"
     assert f"s3://{BUCKET}/{tmp_path.name}/m.jsonl" in everything
     assert not [bad for bad in ("hush", "quiet", "test:", "endpoint_override") if bad in everything]
+
+
+def test_a_copy_of_a_manifest_holds_no_credentials(tmp_path: Path) -> None:
+    """Those that rows bring along are the manifest's own, or an error."""
+    secret = "s3://KEY:hush@bucket/a.wav?endpoint_override=host&scheme=http"
+    rows = [
+        {"id": "plain", "text": "x", "audio": "a.wav"},
+        {"id": "one", "text": "x", "audio": secret},
+        {"id": "list", "text": "x", "audio": ["b.wav", {"path": secret}]},
+    ]
+    manifest, index = scan(open_manifest([str(write_jsonl(tmp_path / "m.jsonl", rows))], AUDIO_PAYLOAD))
+    assert index.ids.to_pylist() == ["plain", "one", "list"]
+    for file in manifest.files:
+        table = pq.read_table(file.parquet)
+        assert "hush" not in str(table.to_pylist())
+        assert "endpoint_override" not in str(table["audio"].to_pylist())
+        assert [row and row["type"] for row in table["error"].to_pylist()] == [
+            None,
+            "AudioNotAllowed",
+            "AudioNotAllowed",
+        ]
