@@ -23,17 +23,7 @@ from pipeline.errors import RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import BestOfN
-from pipeline.rows.columns import (
-    CANDIDATE_TYPE,
-    CANDIDATES,
-    ENGINE,
-    EXTRA_PREFIX,
-    ID,
-    SEED,
-    SOURCE,
-    TEXT,
-    VOICE_KEY,
-)
+from pipeline.rows.columns import CANDIDATE_TYPE, EXTRA_PREFIX
 from pipeline.rows.memory import MAX_CANDIDATES
 from pipeline.rows.token_measures import count_characters
 
@@ -89,8 +79,8 @@ _FIELDS = [
 ]
 _PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
 _ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
-_OWN = {field.name for field in (ID, TEXT, SOURCE, SEED, VOICE_KEY, ENGINE, CANDIDATES)}
-_UNUSED = {SEED.name, VOICE_KEY.name, ENGINE.name}
+_UNUSED = {"seed", "voice_key", "engine"}
+_OWN = {"id", "text", "source", "candidates", *_UNUSED}
 
 TABLES = """
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean);
