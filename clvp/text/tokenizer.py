@@ -20,15 +20,19 @@ from clvp.batch import (
     Padding,
     Side,
     TensorType,
+    Truncation,
     check_choice,
     columns_of,
+    list_of_texts,
+    pad_rows,
+    read_lengths,
     stack,
+    to_python,
     to_tensor,
     type_of,
 )
 from clvp.checkpoint import CheckpointSource, content_of, read_json, write_json
 from clvp.fields import Checked, Index
-from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths, to_python
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 from clvp.text.vocabulary import (
     CONFIG_KEYS,
