@@ -74,17 +74,9 @@ class CheckpointSource:
         folder = Path(self.location)
         if folder.is_dir():
             return folder / name if (folder / name).is_file() else None
+        options: dict[str, Any] = {option: getattr(self, option) for option in HUB_OPTIONS}
         try:
-            return Path(
-                hf_hub_download(
-                    str(self.location),
-                    name,
-                    revision=self.revision,
-                    cache_dir=self.cache_dir,
-                    token=self.token,
-                    local_files_only=self.local_files_only,
-                )
-            )
+            return Path(hf_hub_download(str(self.location), name, **options))
         except LocalEntryNotFoundError as error:
             if self._is_cached():  # without a connection, what was downloaded is all there is
                 return None

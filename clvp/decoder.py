@@ -195,7 +195,6 @@ def _masking(attention_mask: Tensor | None, embeds_BLD: Tensor, past: int) -> tu
     if attention_mask is not None:
         check_mask(attention_mask, embeds_BLD, past)
         attention_mask = attention_mask.to(embeds_BLD.device)
-        return causal_mask(attention_mask, length, past + length, embeds_BLD.device), False
-    if past == 0:
+    elif past == 0 or length == 1:
         return None, length > 1
-    return (None if length == 1 else causal_mask(None, length, past + length, embeds_BLD.device)), False
+    return causal_mask(attention_mask, length, past + length, embeds_BLD.device), False

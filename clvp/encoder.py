@@ -24,21 +24,6 @@ from clvp.outputs import ClvpEncoderOutput
 from clvp.pretrained import ClvpPreTrainedModel
 
 
-class ClvpRMSNorm(nn.Module):
-    """Division by the root mean square, computed in float32 (Zhang and Sennrich, 2019)."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
-
-
 class ClvpGatedLinearUnit(nn.Module):
     """x * activation(gate), where the projection gives x in its first half and the gate in its second."""
 
@@ -80,8 +65,8 @@ class ClvpEncoderLayer(nn.Module):
             dropout=config.attention_dropout,
         )
         self.mlp = ClvpEncoderMLP(config)
-        self.input_rmsnorm = ClvpRMSNorm(config.hidden_size, eps)
-        self.post_attention_rmsnorm = ClvpRMSNorm(config.hidden_size, eps)
+        self.input_rmsnorm = nn.RMSNorm(config.hidden_size, eps)  # computes in float32
+        self.post_attention_rmsnorm = nn.RMSNorm(config.hidden_size, eps)
 
     def forward(
         self, x_BLD: Tensor, rotation: Rotation | None, mask: Tensor | None, output_attentions: bool

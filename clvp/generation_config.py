@@ -68,11 +68,9 @@ class ClvpGenerationConfig(SamplingParams):
     def from_pretrained(cls, pretrained_model_name: str | os.PathLike[str], **overrides: Any) -> Self:
         """Settings from the `generation_config.json` of a folder or hub id; `overrides` replace fields."""
         source = CheckpointSource(pretrained_model_name)
-        content = source.json(GENERATION_CONFIG_FILE)
-        if content is None:
+        if source.file(GENERATION_CONFIG_FILE) is None:
             raise FileNotFoundError(f"{pretrained_model_name} holds no {GENERATION_CONFIG_FILE}")
-        with content_of(GENERATION_CONFIG_FILE, source):
-            return cls.from_dict(content, **overrides)
+        return cls().beside(source).replace(**overrides)
 
     def beside(self, source: CheckpointSource) -> Self:
         """The settings beside a checkpoint, or these where it has none."""

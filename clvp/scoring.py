@@ -22,13 +22,14 @@ FIXING_CODES = ClvpDecoderConfig.decoder_fixing_codes
 SCORING_BATCH = 32
 
 
-def ending(length: int, fixing_codes: Sequence[int]) -> Tensor:
-    """[length] what stands after the end of speech: the first of `fixing_codes`, at last the others."""
-    codes = torch.full((length,), fixing_codes[0], dtype=torch.long)
-    last = min(len(fixing_codes) - 1, length)
-    if last:
-        codes[-last:] = torch.tensor(fixing_codes[-last:])
-    return codes
+def write_ending(codes_L: Tensor, end: int, fixing_codes: Sequence[int]) -> None:
+    """Fill [L] codes from the end of speech with the first of `fixing_codes`, and at last with the others.
+
+    These keep their places, so that they take those of a speech which ends too late for them.
+    """
+    first = max(len(codes_L) - len(fixing_codes) + 1, 0)
+    codes_L[min(end, first) :] = fixing_codes[0]
+    codes_L[first:] = codes_L.new_tensor(fixing_codes[first - len(codes_L) :] if len(codes_L) else ())
 
 
 def pad_and_fix_codes(
@@ -46,7 +47,6 @@ def pad_and_fix_codes(
     Raises ValueError naming a candidate that is longer than `length`.
     """
     codes_KL = torch.empty(len(tokens), length, dtype=torch.long)
-    end_L = ending(length, fixing_codes)
     for index, (row, done) in enumerate(zip(tokens, finished, strict=True)):
         if len(row) > length:
             raise ValueError(
@@ -54,8 +54,7 @@ def pad_and_fix_codes(
             )
         codes_KL[index, : len(row)] = row
         if len(row) < length or done:
-            start = min(len(row), max(length - len(fixing_codes) + 1, 0))
-            codes_KL[index, start:] = end_L[start:]
+            write_ending(codes_KL[index], len(row), fixing_codes)
     return codes_KL
 
 
@@ -68,8 +67,7 @@ def fix_rows(codes_BL: Tensor, lengths: Sequence[int], decoder: ClvpDecoderConfi
     for row, length in zip(fixed, lengths, strict=True):
         stops = (row[:length] == decoder.eos_token_id).nonzero()
         if len(stops):
-            start = min(int(stops[0]), max(length - len(decoder.decoder_fixing_codes) + 1, 0))
-            row[start:length] = ending(length, decoder.decoder_fixing_codes).to(row.device)[start:]
+            write_ending(row[:length], int(stops[0]), decoder.decoder_fixing_codes)
     return fixed
 
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from pipeline.errors import safe
 from pipeline.metrics import Sample
+from pipeline.readable import clock
 from pipeline.rows.columns import TOKENS_PER_SECOND
 from pipeline.stream.envelope import Timing
 
@@ -69,7 +70,7 @@ class Progress:
     def note(self, message: str) -> None:
         """Print one line; a terminal or pipe that is closed by now ends no run."""
         with suppress(OSError):
-            print(f"[{format_seconds(self.elapsed)}] {safe(message)}", file=self.stream, flush=True)
+            print(f"[{clock(self.elapsed)}] {safe(message)}", file=self.stream, flush=True)
 
     def sample(self, gpus: float) -> Sample:
         """The sums so far, for the run's metrics."""
@@ -104,7 +105,7 @@ class Progress:
             seconds = max(self._last[0] - then, 1e-9)
             rows = totals.rows + totals.failed
             current, overall = (totals.tokens - tokens) / seconds, totals.tokens / max(self.elapsed, 1e-9)
-            left = f"{format_seconds(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
+            left = f"{clock(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
             shares = ", ".join(
                 f"{name} {(spent - busy.get(name, 0.0)) / seconds:.1f}/{len(totals.workers[name])}"
                 for name, spent in totals.busy_s.items()
@@ -118,10 +119,3 @@ class Progress:
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):
             self.note(self.line())
-
-
-def format_seconds(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

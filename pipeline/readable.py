@@ -38,9 +38,14 @@ def seconds(value: float | None) -> str:
         return _MISSING
     if value < 60:
         return f"{number(value, 3)} s"
-    minutes, rest = divmod(round(value), 60)
+    return f"{clock(value)} {'h' if round(value) >= 3600 else 'min'}"
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+    return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def hours(value: float | None) -> str:

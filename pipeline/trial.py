@@ -19,7 +19,7 @@ import ray
 
 from pipeline import storage
 from pipeline.errors import ManifestError, RunError
-from pipeline.metrics import Sample, read_sessions
+from pipeline.metrics import read_sessions
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
 from pipeline.rows.manifest import Manifest, open_manifest
@@ -95,7 +95,11 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
     with connected(execution.worker_logs), _scratch_folder(scratch) as folder:
-        cluster = _cluster_at_hand(execution.gpus)
+        cluster = Cluster.current()
+        if execution.gpus and not cluster.gpus:
+            if not os.environ.get("RAY_ADDRESS"):
+                raise RunError("this machine has no GPU: a forecast for GPUs needs a trial on one of them")
+            cluster = Cluster.current(1)  # one that grows: the trial waits for a GPU
         alive = sum(node["Alive"] for node in ray.nodes())
         if scratch is None and (alive > 1 or not cluster.cpus):
             raise RunError(
@@ -119,16 +123,6 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
         output = storage.join(folder, "output")
         synthesize(replace(run, manifest=(sample,), output=output, execution=at_hand))
         return Forecast(_measured(OutputFolder(output)), len(todo), cluster, planned)
-
-
-def _cluster_at_hand(gpus: int | None) -> Cluster:
-    """What there is. A cluster that grows may have no GPU yet: then the trial waits for one."""
-    cluster = Cluster.current()
-    if gpus is None or cluster.gpus:
-        return cluster
-    if not os.environ.get("RAY_ADDRESS"):
-        raise RunError("this machine has no GPU: a forecast for GPUs needs a trial on one of them")
-    return Cluster.current(1)
 
 
 @contextmanager
@@ -163,29 +157,25 @@ def _write_sample(uri: str, manifest: Manifest, index: RowIndex, positions: np.n
 
 def _measured(output: OutputFolder) -> Trial:
     (session,) = read_sessions(output.uri)
-    last = session.samples[-1]
-    rows, num_bytes, best_s = last.rows + last.failed, 0, 0.0
-    for folder in ("data", "errors"):
-        for name in output.parquet_files(folder):
-            num_bytes += len(storage.read_bytes(output.file(folder, name)))
+    first, last = session.samples[0], session.samples[-1]
+    rows, best_s = last.rows + last.failed, 0.0
+    # Between the first finished block and the last, or over all where there is but one.
+    since = rows - first.rows - first.failed
+    pace = (last.elapsed_s - first.elapsed_s) / since if since else last.elapsed_s / rows
     for name in output.parquet_files("data"):
         table = output.read_table("data", name, ["candidates.list.element.duration_s"])
         best_s += sum(row[0]["duration_s"] for row in table["candidates"].to_pylist())
+    files = [
+        output.file(folder, name) for folder in ("data", "errors") for name in output.parquet_files(folder)
+    ]
     return Trial(
         rows=rows,
         failed=last.failed,
         candidates=last.candidates,
         all_s=last.audio_s,
         best_s=best_s,
-        num_bytes=num_bytes,
+        num_bytes=sum(len(storage.read_bytes(file)) for file in files),
         seconds=last.elapsed_s,
-        pace=_pace(session.samples),
+        pace=pace,
         stages={name: seconds / rows for name, seconds in last.busy_s.items()},
     )
-
-
-def _pace(samples: list[Sample]) -> float:
-    """Seconds per row between the first finished block and the last, or over all where there is but one."""
-    first, last = samples[0], samples[-1]
-    rows = last.rows + last.failed - first.rows - first.failed
-    return (last.elapsed_s - first.elapsed_s) / rows if rows else last.elapsed_s / (last.rows + last.failed)

@@ -5,9 +5,8 @@ from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 from clvp.audio.features import ClvpFeatureExtractor
-from clvp.batch import BatchFeature, Padding, Side, TensorType
+from clvp.batch import BatchFeature, Padding, Side, TensorType, Truncation
 from clvp.checkpoint import HUB_OPTIONS
-from clvp.text.batching import Truncation
 from clvp.text.tokenizer import ClvpTokenizer
 
 _AUDIO_ARGUMENTS = {item.name for item in fields(ClvpFeatureExtractor)} - {"padding_side"}

@@ -5,6 +5,7 @@ On a CPU with AVX512 oneDNN's prepacked matrix products are up to twice as fast 
 """
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, cast
@@ -67,8 +68,8 @@ class DecoderWithHead(Protocol):
 
     config: ClvpDecoderConfig
     model: ClvpModel
-    final_norm: torch.nn.LayerNorm
-    lm_head: torch.nn.Linear
+    final_norm: nn.LayerNorm
+    lm_head: nn.Linear
 
 
 # The modules whose arithmetic the engine repeats from their weights.
@@ -144,25 +145,13 @@ class PlainLinears:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A layer norm."""
-
-    weight_D: Tensor
-    bias_D: Tensor
-    eps: float
-
-    def __call__(self, x_BD: Tensor) -> Tensor:
-        return functional.layer_norm(x_BD, self.weight_D.shape, self.weight_D, self.bias_D, self.eps)
-
-
-@dataclass(frozen=True)
 class LayerWeights:
     """One decoder layer."""
 
-    input_norm: Norm
+    input_norm: nn.LayerNorm
     qkv: Linear  # [·, D] -> [·, 3D], queries already divided by the root of the head dimension
     out: ResidualLinear  # [·, D] -> [·, D]
-    mlp_norm: Norm
+    mlp_norm: nn.LayerNorm
     mlp_in: Linear  # [·, D] -> [·, 4D], activation included
     mlp_out: ResidualLinear  # [·, 4D] -> [·, D]
 
@@ -174,8 +163,8 @@ class DecoderWeights:
     token_embedding_VD: Tensor
     position_embedding_LD: Tensor  # [mel positions, D]
     layers: tuple[LayerWeights, ...]
-    decoder_norm: Norm
-    final_norm: Norm
+    decoder_norm: nn.LayerNorm
+    final_norm: nn.LayerNorm
     head: Linear  # [·, D] -> [·, V]; the start token's logit is −inf: it must never be drawn
     heads: int
     products: Products | None  # None: in the shape that they are asked for
@@ -223,14 +212,14 @@ def decoder_logits(weights: DecoderWeights, x_WD: Tensor, attend: Callable[[int,
     return weights.head(weights.final_norm(weights.decoder_norm(x_WD))).float()
 
 
-def _bias(projection: torch.nn.Linear) -> Tensor:
+def _bias(projection: nn.Linear) -> Tensor:
     """A copy of the bias, or zeros for a projection without."""
     bias: Tensor | None = projection.bias
     return projection.weight.new_zeros(projection.out_features) if bias is None else bias.detach().clone()
 
 
-def _norm(norm: torch.nn.LayerNorm) -> Norm:
-    return Norm(norm.weight.detach().clone(), norm.bias.detach().clone(), norm.eps)
+def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    return deepcopy(norm).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -48,13 +48,7 @@ _DIGITS = re.compile(r"[0-9]+")
 _WHITESPACE = re.compile(r"\s+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
-_ONES = (
-    *("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _SCALES = ("", " thousand", " million", " billion", " trillion", " quadrillion")
-_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class TextNormalizationError(ValueError):
@@ -101,8 +95,7 @@ def tortoise_normalize(text: str) -> str:
     Where Tortoise raises, the text is still read: stray commas in a dollar amount are dropped ("$1.,5" is one
     dollar, five cents), and a number beyond decillions (37 digits or more) is read digit by digit.
     """
-    # Imported late, like inflect below: the reference's normalizer needs neither.
-    from unidecode import unidecode
+    from unidecode import unidecode  # late, like inflect below: many texts need neither
 
     if not text.isascii():
         text = unidecode(_SURROGATES.sub("", text))
@@ -175,9 +168,9 @@ def _english_number(digits: str) -> str:
     if len(digits) == 4 and digits < "3000" and digits != "2000":
         century, rest = divmod(int(digits), 100)
         if rest == 0 and century > 10:
-            return f"{_below_thousand(century)} hundred"
+            return f"{_inflect_words(digits[:2])} hundred"
         if century == 20 and rest < 10:
-            return f"two thousand {_below_thousand(rest)}"
+            return f"two thousand {_inflect_words(digits[3])}"
     return _english_cardinal(digits)
 
 
@@ -196,20 +189,10 @@ def _english_cardinal(digits: str) -> str:
         return "zero"
     if len(digits) > 3 * len(_SCALES):
         return "number out of range"
-    groups = [int(digits[max(end - 3, 0) : end]) for end in range(len(digits), 0, -3)]
-    named = [_below_thousand(group) + scale for group, scale in zip(groups, _SCALES, strict=False) if group]
+    groups = [digits[max(end - 3, 0) : end].lstrip("0") for end in range(len(digits), 0, -3)]
+    pairs = zip(groups, _SCALES, strict=False)
+    named = [_inflect_words(group, andword="") + scale for group, scale in pairs if group]
     return ", ".join(reversed(named))
-
-
-def _below_thousand(number: int) -> str:
-    hundreds, rest = divmod(number, 100)
-    if rest < 20:
-        words = _ONES[rest]
-    else:
-        words = _TENS[rest // 10] + (f"-{_ONES[rest % 10]}" if rest % 10 else "")
-    if not hundreds:
-        return words
-    return f"{_ONES[hundreds]} hundred {words}" if words else f"{_ONES[hundreds]} hundred"
 
 
 # ---- Tortoise's reading of numbers ----
@@ -247,7 +230,7 @@ def _tortoise_ordinal(ordinal: str) -> str:
 
 
 def _digit_by_digit(digits: str) -> str:
-    return " ".join([_DIGIT_WORDS[int(digit)] for digit in digits])
+    return " ".join(map(_inflect_words, digits))
 
 
 @lru_cache(maxsize=10_000)

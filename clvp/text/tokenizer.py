@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
+from tokenizers.decoders import ByteLevel
 from torch import Tensor
 
 from clvp.batch import (
@@ -19,15 +20,19 @@ from clvp.batch import (
     Padding,
     Side,
     TensorType,
+    Truncation,
     check_choice,
     columns_of,
+    list_of_texts,
+    pad_rows,
+    read_lengths,
     stack,
+    to_python,
     to_tensor,
     type_of,
 )
-from clvp.checkpoint import CheckpointSource, content_of, write_json
+from clvp.checkpoint import CheckpointSource, content_of, read_json, write_json
 from clvp.fields import Checked, Index
-from clvp.text.batching import Truncation, list_of_texts, pad_rows, read_lengths, to_python
 from clvp.text.normalizers import TextNormalizationError, english_normalize, tortoise_normalize
 from clvp.text.vocabulary import (
     CONFIG_KEYS,
@@ -37,9 +42,7 @@ from clvp.text.vocabulary import (
     added_token,
     added_tokens,
     byte_pair_encoder,
-    join_tokens,
     read_merges,
-    read_vocabulary,
     spell_bytes,
     stored_arguments,
 )
@@ -85,7 +88,7 @@ class ClvpTokenizer(Checked):
             setattr(self, role, added_token(getattr(self, role)).content)
         super().__post_init__()
         self.additional_special_tokens = [added_token(t).content for t in self.additional_special_tokens]
-        self._vocabulary = read_vocabulary(Path(self.vocab_file))
+        self._vocabulary = read_json(Path(self.vocab_file), Index)
         self._merges = read_merges(Path(self.merges_file))
         added = added_tokens(self._vocabulary, self.added_tokens_decoder, self.all_special_tokens)
         self.added_tokens_decoder = added
@@ -342,7 +345,7 @@ class ClvpTokenizer(Checked):
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         tokens = self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids, skip_special_tokens)
-        text = join_tokens(tokens)
+        text: str = ByteLevel().decode(tokens)
         cleans = clean_up_tokenization_spaces
         if not (self.clean_up_tokenization_spaces if cleans is None else cleans):
             return text

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 
-from clvp.checkpoint import CheckpointSource, read_json
+from clvp.checkpoint import CheckpointSource
 from clvp.fields import Index
 
 _FILES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
@@ -59,11 +58,6 @@ def stored_arguments(source: CheckpointSource) -> dict[str, Any]:
         tokens = source.json("added_tokens.json", Index) or {}
         arguments["added_tokens_decoder"] = {token_id: token for token, token_id in tokens.items()}
     return files | arguments
-
-
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """Token to id; ValueError when the file holds anything else."""
-    return read_json(path, Index)
 
 
 def read_merges(path: Path) -> list[Merge]:
@@ -143,8 +137,3 @@ def byte_pair_encoder(
 def spell_bytes(text: str) -> str:
     """A text as byte-level BPE writes it."""
     return "".join(word for word, _ in _BYTES.pre_tokenize_str(text))
-
-
-def join_tokens(tokens: Sequence[str]) -> str:
-    """The text that byte-level tokens spell."""
-    return str(ByteLevelDecoder().decode(list(tokens)))

@@ -4,7 +4,7 @@ The files are read once, a batch at a time and only the columns that are needed,
 local disk. Memory does not grow with the rows. Loads neither Ray nor torch.
 """
 
-import math
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -23,17 +23,7 @@ from pipeline.errors import RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import BestOfN
-from pipeline.rows.columns import (
-    CANDIDATE_TYPE,
-    CANDIDATES,
-    ENGINE,
-    EXTRA_PREFIX,
-    ID,
-    SEED,
-    SOURCE,
-    TEXT,
-    VOICE_KEY,
-)
+from pipeline.rows.columns import CANDIDATE_TYPE, EXTRA_PREFIX
 from pipeline.rows.memory import MAX_CANDIDATES
 from pipeline.rows.token_measures import count_characters
 
@@ -89,8 +79,8 @@ _FIELDS = [
 ]
 _PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
 _ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
-_OWN = {field.name for field in (ID, TEXT, SOURCE, SEED, VOICE_KEY, ENGINE, CANDIDATES)}
-_UNUSED = {SEED.name, VOICE_KEY.name, ENGINE.name}
+_UNUSED = {"seed", "voice_key", "engine"}
+_OWN = {"id", "text", "source", "candidates", *_UNUSED}
 
 TABLES = """
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean);
@@ -264,7 +254,8 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         "speed": speed_figures(read_sessions(stored.uri)),
         "run": stored.description,
     }
-    return dict(_json_safe(figures))
+    # JSON has no NaN and no infinity: null stands for them.
+    return dict(json.loads(json.dumps(figures), parse_constant=lambda _: None))
 
 
 def _candidates(stored: Stored) -> dict[str, dict[str, Any]]:
@@ -471,12 +462,3 @@ def _column(batch: pa.RecordBatch, name: str, file: str) -> pa.Array:
 
 def _ids(batch: pa.RecordBatch, file: str) -> list[Any]:
     return list(_column(batch, "id", file).to_pylist())
-
-
-def _json_safe(value: Any) -> Any:
-    """The value with null for what JSON cannot hold."""
-    if isinstance(value, dict):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -73,12 +73,10 @@ def visible(value: Any) -> Any:
 
 
 def _visible(character: str) -> str:
+    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
     # Joiners belong to many scripts and to emoji.
-    hidden = (
-        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        and character not in "\n\t\u200c\u200d"
-    )
-    return f"⟨U+{ord(character):04X}⟩" if hidden else character
+    return character if character in "\n\t\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
 
 
 def plain(value: Any) -> str:
@@ -111,9 +109,7 @@ def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
         "longest_run": both("longest_run", "tokens", whole=True),
         "text": _histogram("characters without white space", "% of rows", text, (THIRD,), whole=True),
         "pace": _pace(figures["pace"]),
-        "throughput": _throughput(
-            [points for points in (figures["speed"] or {"series": ()})["series"] if points]
-        ),
+        "throughput": _throughput((figures["speed"] or {"series": []})["series"]),
     }
 
 
@@ -174,10 +170,8 @@ def _pace(pace: dict[str, Any]) -> Markup | None:
     if not pace["cells"]:
         return None
     size, cells = 2 ** (1 / pace["cells_per_octave"]), pace["cells"]
-    axes, most = (
-        _axes("characters without white space", "seconds"),
-        math.log1p(max(c["candidates"] for c in cells)),
-    )
+    axes = _axes("characters without white space", "seconds")
+    most = math.log1p(max(c["candidates"] for c in cells))
     lefts, lows = (
         size ** np.array([c[f"{name}_log2"] for c in cells], float) for name in ("characters", "duration")
     )
@@ -197,17 +191,14 @@ def _pace(pace: dict[str, Any]) -> Markup | None:
         length = np.geomspace(band["characters_from"], band["characters_below"], 12).clip(*axes.get_xlim())
         for name, width in (("seconds_per_character", 1.6), ("usual_from", 0.8), ("usual_to", 0.8)):
             usual = length * band[name]
-            axes.plot(
-                length,
-                np.where((usual < ends[0]) | (usual > ends[1]), np.nan, usual),
-                color=SECOND,
-                linewidth=width,
-            )
+            usual[(usual < ends[0]) | (usual > ends[1])] = np.nan
+            axes.plot(length, usual, color=SECOND, linewidth=width)
     return _svg(axes)
 
 
 def _throughput(series: list[list[dict[str, float]]]) -> Markup | None:
     """Speech tokens per second over the time since the run began."""
+    series = [points for points in series if points]
     if not series:
         return None
     end = max(points[-1]["to_s"] for points in series)

@@ -27,11 +27,8 @@ from pipeline.rows.memory import SAMPLE_RATE
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_SAMPLES_AT_ONCE = 1 << 22  # over all channels
-MAX_KERNEL_ELEMENTS = 1 << 22  # of a resampling filter bank, which torchaudio computes in float64
+MAX_KERNEL_ELEMENTS = 1 << 22  # about, of a resampling filter bank, which torchaudio computes in float64
 
-# torchaudio's defaults: a sinc with a Hann window.
-_LOWPASS_WIDTH = 6
-_ROLLOFF = 0.99
 _MARGIN = 512  # samples of the lower rate that a filter looks past the end of what it computes, at most
 
 
@@ -107,11 +104,8 @@ def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
         return waveform_N
     divisor = math.gcd(rate, SAMPLE_RATE)
     source, target = rate // divisor, SAMPLE_RATE // divisor
-    width = math.ceil(_LOWPASS_WIDTH * source / (_ROLLOFF * min(source, target)))
-    if target * (2 * width + source) <= MAX_KERNEL_ELEMENTS:
-        return torchaudio.functional.resample(
-            waveform_N, rate, SAMPLE_RATE, lowpass_filter_width=_LOWPASS_WIDTH, rolloff=_ROLLOFF
-        )
+    if source * target <= MAX_KERNEL_ELEMENTS:
+        return torchaudio.functional.resample(waveform_N, rate, SAMPLE_RATE)
     length = math.ceil(len(waveform_N) * target / source)
     padded = torch.nn.functional.pad(waveform_N, (0, _MARGIN))  # else soxr rounds the length down
     return torch.from_numpy(soxr.resample(padded.numpy(), rate, SAMPLE_RATE, "VHQ")[:length])

@@ -61,7 +61,7 @@ class AudioToMels:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         audio = table["audio"]
-        clips = _Clips(self._decode, self.log_mel, self.spoken_mels, self.seconds)
+        clips = _Clips(self)
         names = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
         clips.flush()
         voices, table = map_rows(table, "audio", lambda i: clips.voice(names[i]))
@@ -71,7 +71,7 @@ class AudioToMels:
             columns[SPOKEN_VOICE] = _voice_columns(voices, clips.spoken)[1]
         return set_columns(table, columns)
 
-    def _decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
+    def decode(self, clip: dict[str, Any]) -> torch.Tensor | RowError:
         """A waveform of `seconds` at most, or the reason why there is none."""
         try:
             return decode_clip(clip["bytes"], clip["path"], self.seconds, self.audio_root, self.places)
@@ -84,18 +84,8 @@ class AudioToMels:
 class _Clips:
     """The different clips of a block: log-mels as bytes [80, frames] float32, or why there are none."""
 
-    def __init__(
-        self,
-        decode: Callable[[dict[str, Any]], torch.Tensor | RowError],
-        log_mel: LogMel,
-        spoken_mels: SpokenMels | None,
-        seconds: float,
-    ) -> None:
-        self.decode = decode
-        self.log_mel = log_mel
-        self.spoken_mels = spoken_mels
-        self.length = round(seconds * SAMPLE_RATE)
-        self.at_once = clips_at_once(seconds)
+    def __init__(self, stage: AudioToMels) -> None:
+        self.stage = stage
         self.mels: dict[Identity, np.ndarray] = {}
         self.spoken: dict[Identity, np.ndarray] = {}
         self.failures: dict[Identity, RowError] = {}
@@ -104,23 +94,24 @@ class _Clips:
     def add(self, clip: dict[str, Any]) -> Identity:
         name = _identity(clip)
         if not any(name in known for known in (self.mels, self.failures, self.waiting)):
-            decoded = self.decode(clip)
-            if not isinstance(decoded, RowError) and self.spoken_mels is not None:
+            decoded = self.stage.decode(clip)
+            if not isinstance(decoded, RowError) and self.stage.spoken_mels is not None:
                 try:
-                    self.spoken[name] = _as_bytes(torch.stack(list(self.spoken_mels(decoded))))
+                    self.spoken[name] = _as_bytes(torch.stack(list(self.stage.spoken_mels(decoded))))
                 except ValueError as error:
                     decoded = RowError("SilentAudio", f"{clip['path'] or 'embedded audio'}: {error}")
             if isinstance(decoded, RowError):
                 self.failures[name] = decoded
             else:
-                self.waiting[name] = torch.nn.functional.pad(decoded, (0, self.length - len(decoded)))
-            if len(self.waiting) >= self.at_once:
+                missing = round(self.stage.seconds * SAMPLE_RATE) - len(decoded)
+                self.waiting[name] = torch.nn.functional.pad(decoded, (0, missing))
+            if len(self.waiting) >= clips_at_once(self.stage.seconds):
                 self.flush()
         return name
 
     def flush(self) -> None:
         if self.waiting:
-            mel_BMT = self.log_mel(torch.stack(list(self.waiting.values())))
+            mel_BMT = self.stage.log_mel(torch.stack(list(self.waiting.values())))
             # Copies: a view would keep the whole batch for as long as one of its clips.
             mels = [_as_bytes(mel_MT) for mel_MT in mel_BMT]
             self.mels |= zip(self.waiting, mels, strict=True)

@@ -78,12 +78,8 @@ def reports(
 
 def _left(todo: np.ndarray, plan: Plan, written: set[str]) -> np.ndarray:
     """The positions of the rows whose block was not written."""
-    if len(written) == plan.num_blocks:
-        return todo[:0]
-    left = []
-    for name, rows in zip(plan.names, np.split(todo, plan.starts[1:]), strict=True):
-        if f"{name}.parquet" not in written:
-            left.append(rows)
+    blocks = zip(plan.names, np.split(todo, plan.starts[1:]), strict=True)
+    left = [rows for name, rows in blocks if f"{name}.parquet" not in written]
     return np.concatenate([todo[:0], *left])
 
 

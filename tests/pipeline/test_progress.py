@@ -1,7 +1,8 @@
 import io
 import time
 
-from pipeline.progress import Progress, Totals, format_seconds
+from pipeline.progress import Progress, Totals
+from pipeline.readable import clock
 from pipeline.stream.envelope import Timing
 
 REPORT = {
@@ -44,7 +45,7 @@ def test_lines_come_while_nothing_is_finished_and_tell_what_is() -> None:
 
 
 def test_time_format() -> None:
-    assert [format_seconds(s) for s in (0, 59.6, 61, 3600, 90_061)] == [
+    assert [clock(s) for s in (0, 59.6, 61, 3600, 90_061)] == [
         "0:00",
         "1:00",
         "1:01",
