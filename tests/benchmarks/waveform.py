@@ -144,7 +144,7 @@ class Products:
     attentions: int
     rows: int
     frames: int
-    heads: int
+    config: DiffusionConfig
 
     @classmethod
     def of(cls, model: DiffusionDecoder, rows: int, frames: int) -> "Products":
@@ -166,21 +166,20 @@ class Products:
             condition_RTC = probe.condition(aligned_RTC, modulation_1KE, lengths_R)
             x_RTM = torch.zeros(rows, frames, config.num_mels, device=device)
             probe.denoise(x_RTM, condition_RTC, modulation_1KE, lengths_R)
-        return cls(recorder.products, attends, rows, frames, config.num_heads)
+        return cls(recorder.products, attends, rows, frames, config)
 
     @property
     def flops(self) -> float:
         """A multiplication with an addition is two."""
-        width = self.linear[-1][1].shape[1] // 3  # of `out`, of three frames
         linear = sum(2 * shape.numel() * len(weight) for shape, weight in self.linear)
-        return linear + self.attentions * 4 * self.rows * self.frames**2 * width
+        return linear + self.attentions * 4 * self.rows * self.frames**2 * self.config.hidden_size
 
     def computed(self) -> Callable[[], float]:
         """A function that computes them all, on random inputs; attention without any bias or mask."""
         inputs = {(shape, weight.dtype): torch.randn(shape).to(weight) for shape, weight in self.linear}
-        width, last = self.linear[-1][1].shape[1] // 3, self.linear[-1][1]
-        shape = (self.rows, self.heads, self.frames, width // self.heads)
-        q, k, v = (torch.randn(shape).to(last) for _ in range(3))
+        heads = self.config.num_heads
+        shape = (self.rows, heads, self.frames, self.config.hidden_size // heads)
+        q, k, v = (torch.randn(shape).to(self.linear[-1][1]) for _ in range(3))
 
         def multiply() -> float:
             for shape, weight in self.linear:
