@@ -84,7 +84,7 @@ class Setting:
             return "MIN[:MAX]"
         kinds = (self.kind, *get_args(self.kind))
         for choices in (get_args(kind) for kind in kinds if get_origin(kind) is Literal):
-            return "{" + ",".join(choices) + "}"
+            return "{" + ",".join(choices) + "}" + ("|N" if int in kinds else "")
         if int in kinds:
             return f"N|{self.none}" if self.none.isidentifier() else "N"
         return "X" if float in kinds else self.path.rpartition(".")[2].upper()

@@ -19,6 +19,7 @@ from clvp.waveform.noise import noise_keys, normal
 from clvp.waveform.params import (
     DecodedSpeech,
     DecodeFailure,
+    DiffusionDtype,
     WaveformEngineConfig,
     WaveformParams,
     WaveformRequest,
@@ -35,11 +36,15 @@ class WaveformDecoder:
     The bits of a waveform depend on its latents, its voice, its row's id, the candidate's index,
     `WaveformParams` and `facts()`; not on the candidates beside it or their order. Tests hold it to that.
 
-    It takes both models over, and casts the diffusion decoder's products to the dtype of `config`.
+    It takes both models over, and casts the diffusion decoder's products to `dtype`.
     """
 
     def __init__(
-        self, denoiser: DiffusionDecoder, vocoder: UnivNet, config: WaveformEngineConfig | None = None
+        self,
+        denoiser: DiffusionDecoder,
+        vocoder: UnivNet,
+        config: WaveformEngineConfig | None = None,
+        dtype: DiffusionDtype = "float32",
     ) -> None:
         config = config or WaveformEngineConfig()
         self.denoiser, self.vocoder = denoiser.eval(), vocoder.eval()
@@ -49,7 +54,7 @@ class WaveformDecoder:
             from clvp.waveform.gpu_attention import attend  # FlexAttention compiles for CUDA alone
 
             denoiser.attend = attend
-        self.dtype = getattr(torch, config.diffusion_dtype)
+        self.dtype = getattr(torch, dtype)
         denoiser.cast_products(self.dtype)
         self.bucket_frames = config.bucket_frames or (64 if on_gpu else 1)
         self.width = config.diffusion_batch or (8 if on_gpu else 1)

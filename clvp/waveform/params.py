@@ -12,6 +12,7 @@ from clvp.fields import Checked, Count
 TRAINED_STEPS = 4000
 Sampler = Literal["p", "ddim", "dpm++2m"]
 Spacing = Literal["time", "log_snr"]
+DiffusionDtype = Literal["float32", "bfloat16"]  # of the decoder's products; the rest is float32
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ PRESETS: Mapping[str, Preset] = {
 class WaveformEngineConfig(Checked):
     """How the decoder uses the machine. Bits depend on all of it, within float32's rounding: see `facts`."""
 
-    diffusion_dtype: Literal["float32", "bfloat16"] = "float32"  # of its products; the rest is float32
     diffusion_batch: Count | None = None  # candidates in one batch; None: 1 on a CPU, 8 on a GPU
     bucket_frames: Count | None = None  # lengths are rounded up to these; None: 1 on a CPU, 64 on a GPU
 

@@ -24,7 +24,14 @@ from clvp.waveform.decoder import WaveformDecoder
 from clvp.waveform.files import load_waveform_models
 from clvp.waveform.latents import speech_latents
 from clvp.waveform.mel import clip_mels
-from clvp.waveform.params import PRESETS, DecodeFailure, Preset, WaveformEngineConfig, WaveformRequest
+from clvp.waveform.params import (
+    PRESETS,
+    DecodeFailure,
+    DiffusionDtype,
+    Preset,
+    WaveformEngineConfig,
+    WaveformRequest,
+)
 
 StrPath = str | os.PathLike[str]
 
@@ -44,6 +51,7 @@ class Speaker:
         *,
         device: torch.device | str | None = None,
         config: WaveformEngineConfig | None = None,
+        diffusion_dtype: DiffusionDtype = "float32",
         **hub: Any,
     ) -> Self:
         """From a checkpoint folder or hub id; `hub` are options of `huggingface_hub`.
@@ -54,7 +62,7 @@ class Speaker:
         return cls(
             ClvpModelForConditionalGeneration.from_pretrained(location, device=device, **hub),
             ClvpProcessor.from_pretrained(location, **hub),
-            WaveformDecoder(models.diffusion, models.vocoder, config),
+            WaveformDecoder(models.diffusion, models.vocoder, config, diffusion_dtype),
         )
 
     @torch.inference_mode()

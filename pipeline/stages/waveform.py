@@ -89,7 +89,8 @@ class WaveformMaker:
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
         self.speech_decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         models = load_waveform_models(model, device=device)
-        self.decoder = WaveformDecoder(models.diffusion, models.vocoder, execution.waveform_engine)
+        engine, dtype = execution.waveform_engine, settings.audio.diffusion_dtype
+        self.decoder = WaveformDecoder(models.diffusion, models.vocoder, engine, dtype)
         self.facts = self.decoder.facts()
         differing = differing_fields(expected_facts or self.facts, self.facts, "waveform")
         if differing:

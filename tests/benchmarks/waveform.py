@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from clvp.batch import round_up
-from clvp.waveform import PRESETS, WaveformDecoder, WaveformEngineConfig, WaveformParams, WaveformRequest
+from clvp.waveform import PRESETS, WaveformDecoder, WaveformParams, WaveformRequest
 from clvp.waveform.bucket import Bucket, SamplingPlan
 from clvp.waveform.denoiser import (
     AttentionBlock,
@@ -32,7 +32,7 @@ from clvp.waveform.denoiser import (
 )
 from clvp.waveform.latents import CALM_TOKENS, speech_latents
 from clvp.waveform.noise import noise_keys, normal
-from clvp.waveform.params import DecodedSpeech
+from clvp.waveform.params import DecodedSpeech, DiffusionDtype
 from clvp.waveform.samplers import Step, advance, guided
 from clvp.waveform.schedule import thinned_times
 from clvp.waveform.vocoder import HOP, SAMPLING_RATE, UnivNet, VocoderConfig
@@ -270,10 +270,10 @@ def run(workload: Workload) -> list[Table]:
     tell(f"waveform: making the {options.size} models")
     model, vocoder = _models(options)
     tables = []
-    for dtype in ("float32", "bfloat16") if options.on_gpu else ("float32",):
+    dtypes: list[DiffusionDtype] = ["float32", "bfloat16"] if options.on_gpu else ["float32"]
+    for dtype in dtypes:
         denoiser = copy.deepcopy(model)  # the decoder casts its own
-        config = WaveformEngineConfig(diffusion_dtype=dtype)
-        bench = Bench(options, model, WaveformDecoder(denoiser, vocoder, config))
+        bench = Bench(options, model, WaveformDecoder(denoiser, vocoder, None, dtype))
         steps = _steps(bench, dtype)
         once, table = _once(bench, workload, dtype)
         tables += [steps, _presets(bench, once, dtype), table]

@@ -46,10 +46,10 @@ def models(golden_checkpoint):
     return load_waveform_models(golden_checkpoint)
 
 
-def decoder_of(models, config=None, device="cpu"):
+def decoder_of(models, config=None, device="cpu", dtype="float32"):
     """A decoder takes its models over."""
     return WaveformDecoder(
-        copy.deepcopy(models.diffusion).to(device), copy.deepcopy(models.vocoder).to(device), config
+        copy.deepcopy(models.diffusion).to(device), copy.deepcopy(models.vocoder).to(device), config, dtype
     )
 
 
@@ -285,7 +285,7 @@ def test_the_longest_candidate(models):
 
 @torch.no_grad()
 def test_bfloat16_is_of_products_alone(models):
-    decoder = decoder_of(models, WaveformEngineConfig("bfloat16"))
+    decoder = decoder_of(models, dtype="bfloat16")
     denoiser = decoder.denoiser
     assert denoiser.layers[0].attn.qkv.weight.dtype == torch.bfloat16
     for exact in (
@@ -328,9 +328,7 @@ def test_settings_out_of_range_are_named(name, value):
         WaveformParams(**{name: value})
 
 
-@pytest.mark.parametrize(
-    "settings", [{"diffusion_dtype": "float16"}, {"diffusion_batch": 0}, {"bucket_frames": -64}]
-)
+@pytest.mark.parametrize("settings", [{"diffusion_batch": 0}, {"bucket_frames": -64}])
 def test_engine_settings_out_of_range_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         WaveformEngineConfig(**settings)
