@@ -68,7 +68,7 @@ class AudioSettings(Checked):
 
     # candidates of a row that become sound, the best first; auto: the best, if the model can make sound
     audio: Literal["auto", "none", "best", "all"] | Count = "auto"
-    diffusion_dtype: DiffusionDtype = "float32"  # of the products that make it
+    diffusion_dtype: DiffusionDtype = "float32"  # of what the diffusion decoder multiplies
     format: Literal["flac", "wav", "opus"] = "flac"  # of 24 kHz, mono, 16 bits
     audio_files: bool = False  # also write OUTPUT/audio/ID.FORMAT
     # loudness (LUFS, ITU-R BS.1770) that waveforms are brought to; None: left as they are
