@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLS = {
     "local": [
-        Kill("driver", "streaming", share=0.2, delay=0.3),
         Kill("decoder", "publishing", share=0.4, delay=0.0),
         Kill("ray", "end", share=1.0, delay=0.1),
     ],
@@ -29,7 +28,7 @@ KILLS = {
 def sounding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, Stored]:
     """Rows whose best candidates become sound, and what a run of them stores when nothing happens to it."""
     folder = tmp_path_factory.mktemp("sounding")
-    workload = make_workload(folder, rows=48, sound=True)
+    workload = make_workload(folder, rows=24, sound=True)
     return workload, run_undisturbed(workload, str(folder / "undisturbed"))
 
 
