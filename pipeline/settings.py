@@ -146,7 +146,7 @@ class ExecutionSettings(Checked):
         super().__post_init__()
         for host in self.audio_hosts:
             if storage.scheme_of(host) is None:
-                raise ValueError(f"audio_hosts: {host!r} is no URI such as https://host or s3://bucket")
+                raise ValueError(f"audio_hosts={host!r} is no URI such as https://host or s3://bucket")
 
 
 @dataclass(frozen=True)

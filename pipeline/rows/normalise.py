@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record, public
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT
 from pipeline.rows.manifest import ManifestFile, check_columns
@@ -85,22 +84,6 @@ def _has_secret(value: Any) -> bool:
     return any(isinstance(path, str) and public(path) != path for path in paths_in(value))
 
 
-def _converted(payload: Payload, value: Any, uri: str) -> Any:
-    """As a copy may hold it: credentials and options of clips are those of the manifest, or none."""
-    clips = payload.convert(value, "")
-    for clip in clips if payload.named else ():
-        path = clip["path"] or ""
-        if public(path) != path:
-            if storage.placed(path, uri) is None:
-                raise RowError(
-                    "AudioNotAllowed",
-                    f"{public(path)} brings credentials or options of its own: give them once, with "
-                    f"--audio-hosts {storage.origin(path)}",
-                )
-            clip["path"] = storage.bare(path)
-    return clips
-
-
 def _table(
     records: list[Value], payload: Payload, types: ColumnTypes, uri: str, names: list[str]
 ) -> pa.Table:
@@ -129,7 +112,7 @@ def _table(
     secret = payload.named and any(map(_has_secret, values))
     if secret or kind is None or num_fields(kind) > MAX_PAYLOAD_FIELDS or not payload.accepts(kind):
         values, kind = (
-            checked(payload.column, lambda value: _converted(payload, value, uri)),
+            checked(payload.column, lambda value: payload.convert(value, "")),
             payload.field.type,
         )
     add(payload.column, values, kind)

@@ -153,7 +153,8 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
         raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
     if not is_unicode(path):
         raise RowError("InvalidAudioValue", "the audio path holds a lone surrogate, which is no Unicode text")
-    return {"bytes": None, "path": storage.join(folder, path)}
+    # Credentials and options come from whoever named the host, never from a row (`storage.placed`).
+    return {"bytes": None, "path": storage.bare(storage.join(folder, path))}
 
 
 def _accepts_audio(dtype: pa.DataType) -> bool:

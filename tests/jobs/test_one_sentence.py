@@ -404,7 +404,6 @@ class ReadOnly(BaseHTTPRequestHandler):
 def test_an_output_that_can_only_be_read_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.output.lock.SETTLE_SECONDS", 0)
     (tmp_path / "m.jsonl").write_text('{"id": "a", "text": "b", "audio": "c.wav"}\n')
     with HTTPServer(("127.0.0.1", 0), ReadOnly) as server:
         Thread(target=server.serve_forever, daemon=True).start()

@@ -235,7 +235,7 @@ def test_a_run_with_credentials_in_every_uri_leaves_none_behind(
 
 
 def test_a_copy_of_a_manifest_holds_no_credentials(tmp_path: Path) -> None:
-    """Those that rows bring along are the manifest's own, or an error."""
+    """Nor options: where a clip is opened, they are those of the host or bucket that was named."""
     secret = "s3://KEY:hush@bucket/a.wav?endpoint_override=host&scheme=http"
     rows = [
         {"id": "plain", "text": "x", "audio": "a.wav"},
@@ -248,8 +248,4 @@ def test_a_copy_of_a_manifest_holds_no_credentials(tmp_path: Path) -> None:
         table = pq.read_table(file.parquet)
         assert "hush" not in str(table.to_pylist())
         assert "endpoint_override" not in str(table["audio"].to_pylist())
-        assert [row and row["type"] for row in table["error"].to_pylist()] == [
-            None,
-            "AudioNotAllowed",
-            "AudioNotAllowed",
-        ]
+        assert table["error"].null_count == 3

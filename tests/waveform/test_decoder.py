@@ -345,4 +345,4 @@ def test_presets_are_tortoises_and_one_more():
         "high_quality": (256, 400, 2),
     }
     tortoises = [preset.waveform for name, preset in PRESETS.items() if name != "efficient"]
-    assert {(params.sampler, params.spacing) for params in tortoises} == {("p", "time")}
+    assert {(params.diffusion_sampler, params.diffusion_spacing) for params in tortoises} == {("p", "time")}
