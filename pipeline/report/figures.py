@@ -79,16 +79,21 @@ _FIELDS = [
 ]
 _PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
 _ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
-_UNUSED = {"seed", "voice_key", "engine"}
-_OWN = {"id", "text", "source", "candidates", *_UNUSED}
+_UNUSED = {"seed", "voice_key", "row_digest", "engine"}
+_SOUND = "audio_measures"  # of the best candidate, where it became sound
+_OWN = {"id", "text", "source", "candidates", _SOUND, *_UNUSED}
 
 TABLES = """
-create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean);
+create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean,
+    sound_s float, rms_dbfs float, clipped_share float);
 create table candidates ("row" bigint, characters bigint, rank smallint, candidate smallint, score float,
     num_tokens integer, finished boolean, duration_s float, longest_run integer, repeated_ngrams float);
 create table passed ("row" bigint, name varchar, "value" varchar);
 create table errors (id varchar, source varchar, stage varchar, type varchar, message varchar);
 """
+SOUND_MEASURES = {"sound_s": "duration_s", "rms_dbfs": "rms_dbfs", "clipped_share": "clipped_share"}
+SOUND = """select count(sound_s) as "count", coalesce(sum(sound_s), 0) / 3600 as hours,
+    quantile_disc(rms_dbfs, 0.5) as rms_dbfs, count(*) filter (clipped_share > 0) as clipped from rows"""
 # `pace` is log2 of the seconds per character, so that half and twice the usual rate are equally far off; null
 # where a candidate is unfinished or empty: such a one is flagged anyway, and a duration that the length limit
 # has cut says nothing of what is usual. That is the median among texts about as long: band b holds those of
@@ -195,6 +200,11 @@ class Stored:
         characters = np.array([count_characters(text) for text in texts], np.int64)
         shown = [text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…" for text in texts]
         rows = {"row": number, "id": batch.column("id"), "text": pa.array(shown, pa.string())}
+        column = _SOUND if published else EXTRA_PREFIX + _SOUND
+        if column in batch.schema.names:
+            rows |= {
+                name: pc.struct_field(batch.column(column), field) for name, field in SOUND_MEASURES.items()
+            }
         self._insert("rows", {**rows, "characters": characters, "published": [published] * len(batch)})
         stored = _numbers(lists.value_lengths()).astype(np.int64)
         owners = np.repeat(np.arange(len(batch)), stored)
@@ -209,7 +219,7 @@ class Stored:
         items = [fields[name][scored[owners]] for name in ("score", "rank", "finished")]
         self.best_of_n.add(sampled[scored], stored[scored], *items)
         for name in batch.schema.names:
-            if name.startswith(EXTRA_PREFIX) or (published and name not in _OWN):
+            if name != column and (name.startswith(EXTRA_PREFIX) or (published and name not in _OWN)):
                 self._add_values(name.removeprefix(EXTRA_PREFIX), number, batch.column(name))
 
     def _add_values(self, name: str, number: np.ndarray, values: pa.Array) -> None:
@@ -246,6 +256,7 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
             "text_characters": _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"],
         },
         "candidates": _candidates(stored),
+        "sound": stored.query(SOUND)[0],
         "best_of_n": _best_of_n(stored.best_of_n),
         "pace": _pace(stored),
         "look_at": {name: _list(stored, name) for name in LISTS},
@@ -435,7 +446,8 @@ def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
     tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
     plain = {f.name for f in parquet.schema_arrow if f.name not in _UNUSED and any(t(f.type) for t in tests)}
-    return [p for p in leaves if p in plain or p.startswith("error.") or p in _PATHS]
+    sound = (f"{_SOUND}.", f"{EXTRA_PREFIX}{_SOUND}.")
+    return [p for p in leaves if p in plain or p.startswith(("error.", *sound)) or p in _PATHS]
 
 
 def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from pipeline.description import SOUND_FILES, describe, differing_fields
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish
+from pipeline.report import write_report
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
@@ -176,6 +177,16 @@ def test_datasets_shows_the_column_as_sound(manifest: Path, golden_checkpoint: P
     assert found.features["audio"] == datasets.Audio(sampling_rate=24_000)
     undecoded = found.cast_column("audio", datasets.Audio(decode=False)).sort("id")
     assert [row["audio"] for row in undecoded] == [row["audio"] for row in stored]
+
+
+def test_the_report_counts_the_sound(manifest: Path, golden_checkpoint: Path, tmp_path: Path) -> None:
+    stored = made(manifest, golden_checkpoint, tmp_path / "out", settings_of())
+    write_report(str(tmp_path / "out"), str(tmp_path / "r.html"), str(tmp_path / "r.json"))
+    sound = json.loads((tmp_path / "r.json").read_text())["sound"]
+    assert sound["count"] == len(stored)
+    seconds = sum(row["audio_measures"]["duration_s"] for row in stored)
+    assert sound["hours"] == pytest.approx(seconds / 3600)
+    assert "<dt>Sound" in (tmp_path / "r.html").read_text()
 
 
 def test_a_checkpoint_without_sound_ranks_tokens_and_says_so(
