@@ -54,14 +54,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return the main job's exit code."""
     options = make_parser().parse_args(argv)
+    arguments: list[str] = []
     with ExitStack() as cleanup:
         model = options.model
         if model is None:
             model = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="clvp-random-"))
             write_random_checkpoint(model, audio=True)
             print(NOISE, end="\n\n", flush=True)
+            arguments += ["--diffusion-steps", "6"]  # more of them make no better noise
         shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
-        arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
+        arguments += ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
         arguments += ["--num-candidates", str(NUM_CANDIDATES), "--audio-files"]
         print("python -m jobs.synthesize", safe(shlex.join(arguments)), flush=True)
         # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
