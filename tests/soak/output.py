@@ -66,7 +66,9 @@ def differences(stored: Stored, undisturbed: Stored) -> list[str]:
     found = []
     for name in ("data", "errors"):
         here, there = getattr(stored, name), getattr(undisturbed, name)
-        if here.schema != there.schema:
+        if here is None or there is None:
+            found += [f"{name}: no rows on one side"] if here is not there else []
+        elif here.schema != there.schema:
             found.append(f"{name}: the schema")
         elif here.num_rows != there.num_rows:
             found.append(f"{name}: {here.num_rows} rows, {there.num_rows} undisturbed")
