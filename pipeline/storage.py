@@ -217,7 +217,10 @@ def _unless_missing(error: OSError) -> None:
 def list_names(folder: str, suffix: str) -> list[str]:
     """Sorted names of the files in `folder` itself that end in `suffix`; none if there is no folder."""
     filesystem, path = resolve(folder)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except FileNotFoundError:  # it was made or removed while Arrow looked
+        return []
     names = [info.base_name for info in infos if info.type == pafs.FileType.File]
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
