@@ -55,7 +55,7 @@ def write(uri: str, data: bytes | pa.Buffer, scratch: str, version: str | None =
         if (found and found[1]) != version:
             raise ConflictError(uri)
         storage.write_atomically(uri, data, scratch)
-        return _digest(bytes(data))
+        return _digest(data)
     try:
         with _as_os_error(uri):
             condition: Any = "create" if version is None else {"e_tag": version}
@@ -68,7 +68,7 @@ def write(uri: str, data: bytes | pa.Buffer, scratch: str, version: str | None =
         return found[1]  # it is ours: a request that was repeated had arrived the first time
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | pa.Buffer) -> str:
     return hashlib.blake2b(content).hexdigest()
 
 

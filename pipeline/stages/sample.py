@@ -29,7 +29,7 @@ from pipeline.rows.columns import (
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
 from pipeline.settings import ResultSettings
 from pipeline.stages.device import pick_device
-from pipeline.stages.voices import VOICE, voice_mels
+from pipeline.stages.voices import VOICE, kept, voice_mels
 
 INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, ERROR])
 OUTPUT = pa.schema([SPEECH_IDS, ENGINE])
@@ -88,14 +88,11 @@ class Sampler:
         return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: engine})
 
     def _prompt(self, table: pa.Table, i: int) -> PromptRow:
-        key = table["voice_key"][i].as_py()
-        latent_D = self.latents.pop(key, None)
-        if latent_D is None:
+        def make() -> torch.Tensor:
             mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
-            latent_D = self.encoder.average_clips(mels)
-        self.latents[key] = latent_D
-        if len(self.latents) > self.voices_cached:
-            del self.latents[next(iter(self.latents))]
+            return self.encoder.average_clips(mels)
+
+        latent_D = kept(self.latents, table["voice_key"][i].as_py(), self.voices_cached, make)
         input_ids_N = torch.tensor(table["input_ids"][i].as_py())
         prefix_PD = self.encoder.build_prefix(latent_D, input_ids_N)
         first = self.sampled_before if _has_stored(table, i) else 0

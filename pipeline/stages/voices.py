@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,18 @@ OUTPUT = pa.schema([VOICE_KEY, VOICE])
 
 Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
 Voice = tuple[Identity, ...]
+Value = TypeVar("Value")
 LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
 SpokenMels = Callable[[torch.Tensor], Sequence[torch.Tensor]]  # [samples] to some [100, 401]; ValueError
+
+
+def kept(cache: dict[str, Value], key: str, most: int, make: Callable[[], Value]) -> Value:
+    """What belongs to a voice, made once and kept in `cache` among the `most` that were used last."""
+    value = cache.pop(key, None)
+    cache[key] = value = make() if value is None else value
+    if len(cache) > most:
+        del cache[next(iter(cache))]
+    return value
 
 
 class AudioToMels:

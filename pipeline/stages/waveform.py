@@ -37,7 +37,7 @@ from pipeline.rows.columns import (
 )
 from pipeline.settings import AudioSettings, ExecutionSettings, ResultSettings
 from pipeline.stages.device import pick_device
-from pipeline.stages.voices import SPOKEN_VOICE, VOICE, spoken_mels, voice_mels
+from pipeline.stages.voices import SPOKEN_VOICE, VOICE, kept, spoken_mels, voice_mels
 
 AUDIO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the `Audio` of `datasets`
 MEASURES = pa.schema(
@@ -127,16 +127,13 @@ class WaveformMaker:
 
     def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What the speech decoder and the diffusion decoder take of the row's voice."""
-        key = table["voice_key"][i].as_py()
-        found = self.voices.pop(key, None)
-        if found is None:
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
             mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
             spoken = spoken_mels(table[SPOKEN_VOICE.name][i].as_py())
-            found = self.encoder.average_clips(mels), self.decoder.voice_latent(spoken)
-        self.voices[key] = found
-        if len(self.voices) > self.voices_cached:
-            del self.voices[next(iter(self.voices))]
-        return found
+            return self.encoder.average_clips(mels), self.decoder.voice_latent(spoken)
+
+        return kept(self.voices, table["voice_key"][i].as_py(), self.voices_cached, make)
 
     def _stored(self, speech: DecodedSpeech | DecodeFailure) -> dict[str, Any]:
         """A waveform as it is stored, with its measures."""

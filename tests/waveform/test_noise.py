@@ -7,16 +7,7 @@ import torch
 
 from clvp.sampling.noise import candidate_keys
 from clvp.waveform.noise import noise_keys, normal
-
-MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
-
-
-def split_mix(z: int) -> int:
-    """The finalizer of SplitMix64 in plain integers."""
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
+from tests.sampling.split_mix import GOLDEN, MASK, split_mix
 
 
 def expected(seed: int, row_id: str, candidate: int, number: int, element: int) -> float:
