@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -174,6 +174,27 @@ def differences(before: Description, now: Description) -> list[str]:
 def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     """What differs in two nested objects, as text: the path of each field with both values."""
     return sorted(_differences(before, now, path))
+
+
+def load_sampled(
+    output: OutputFolder, manifest: Sequence[str] = (), model: str | None = None
+) -> tuple[Description, "ResultSettings", tuple[str, ...], str]:
+    """The description of a run that sampled, its settings, and where its manifest and model lie: as given, or
+    where the run had them.
+
+    Raises RunError when `output` holds no such run.
+    """
+    from pipeline.settings import ResultSettings
+
+    before = load(output)
+    if before is None or not isinstance(before.results, ResultSettings):
+        raise RunError(f"{output.uri} holds no run that sampled: no run.json with its settings")
+    return (
+        before,
+        before.results,
+        tuple(manifest) or tuple(trusted(uri, output) for uri in before.about.manifest),
+        model or trusted(before.about.model, output),
+    )
 
 
 def trusted(uri: str, output: OutputFolder) -> str:

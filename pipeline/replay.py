@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from clvp.sampling import EngineConfig
 from pipeline import storage
 from pipeline.checkpoint import describe_checkpoint
-from pipeline.description import Description, describe, differences, load, trusted
+from pipeline.description import Description, describe, differences, load_sampled
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
@@ -27,7 +27,7 @@ from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
 from pipeline.rows.scan import scan
-from pipeline.settings import ExecutionSettings, ResultSettings, Run
+from pipeline.settings import ExecutionSettings, Run
 from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of
 from pipeline.stages.sample import Sampler
 
@@ -76,15 +76,13 @@ class Replayer:
         audio_hosts: Sequence[str] = (),
     ) -> None:
         folder = OutputFolder(storage.absolute(output))
-        before = load(folder)
-        if before is None or not isinstance(before.results, ResultSettings):
-            raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
+        before, results, where, checkpoint_uri = load_sampled(folder, manifest, model)
         self.before = before
         run = Run(
-            tuple(manifest) or tuple(trusted(uri, folder) for uri in before.about.manifest),
+            where,
             folder.uri,
-            model or trusted(before.about.model, folder),
-            before.results,
+            checkpoint_uri,
+            results,
             ExecutionSettings(
                 engine=_engine(before), torch_threads=torch_threads, audio_hosts=tuple(audio_hosts)
             ),
@@ -92,7 +90,7 @@ class Replayer:
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
         # Loose files of the output stay as they are.
-        quiet = replace(before.results, audio=replace(before.results.audio, audio_files=False))
+        quiet = replace(results, audio=replace(results.audio, audio_files=False))
         self.work = Work(replace(run, results=quiet), opened, checkpoint, folder, quiet.sampling.seed)
         self.now = describe(run, checkpoint, output_columns(run, opened))
         self._chain: Chain | None = None

@@ -14,7 +14,7 @@ from clvp import ClvpConfig
 from clvp.waveform.files import WAVEFORM_CONFIG_FILE
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
-from pipeline.description import Description, describe, load, settle, settle_engine, trusted
+from pipeline.description import Description, describe, load, load_sampled, settle, settle_engine
 from pipeline.errors import RunError, safe, shown
 from pipeline.extend import check_extendable
 from pipeline.metrics import MetricsLog
@@ -216,9 +216,7 @@ def decode(run: Run, source: str) -> Summary:
     Raises RunError when `source` holds no run that sampled.
     """
     folder = OutputFolder(storage.absolute(source))
-    before = load(folder)
-    if before is None or not isinstance(before.results, ResultSettings):
-        raise RunError(f"{folder.uri} holds no run that sampled: no run.json with its settings")
+    _, results, manifest, model = load_sampled(folder, run.manifest, run.model)
     assert isinstance(run.results, ResultSettings)
     audio = (
         replace(run.results.audio, audio="best") if run.results.audio.audio == "auto" else run.results.audio
@@ -226,9 +224,9 @@ def decode(run: Run, source: str) -> Summary:
     return synthesize(
         replace(
             run,
-            manifest=run.manifest or tuple(trusted(uri, folder) for uri in before.about.manifest),
-            model=run.model or trusted(before.about.model, folder),
-            results=replace(before.results, waveform=run.results.waveform, audio=audio),
+            manifest=manifest,
+            model=model,
+            results=replace(results, waveform=run.results.waveform, audio=audio),
             extend=folder.uri,
         )
     )
