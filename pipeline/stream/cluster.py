@@ -26,7 +26,7 @@ TASK_RETRIES = 1
 # A cluster may wait hours for spot capacity; Ray Data's own limit is half an hour.
 NO_PROGRESS_SECONDS = 6 * 3600
 # Seconds that Ray's processes may be out of reach. The GCS of a cluster may come back: Ray waits a minute.
-RAYLET_PATIENCE, GCS_PATIENCE = 2.0, 40.0
+RAYLET_PATIENCE, GCS_PATIENCE = 0.2, 40.0
 
 # What Ray raises for a block whose process or node has died. Whatever else it raises concerns the run.
 LOST = (
@@ -148,17 +148,39 @@ def _watch(stop: threading.Event, lost: list[str]) -> None:
     host, _, port = here.gcs_address.rpartition(":")
     raylet, gcs = (node["NodeManagerAddress"], node["NodeManagerPort"]), (host.strip("[]"), int(port))
     patience = GCS_PATIENCE if os.environ.get("RAY_ADDRESS") else RAYLET_PATIENCE
-    seen = {"raylet": time.monotonic(), "GCS": time.monotonic()}
-    while not stop.wait(0.5):
+    connections: dict[str, socket.socket | None] = {"raylet": None, "GCS": None}
+    seen = dict.fromkeys(connections, time.monotonic())
+    while not stop.wait(0.05):
         for name, address, most in (("raylet", raylet, RAYLET_PATIENCE), ("GCS", gcs, patience)):
-            try:
-                socket.create_connection(address, timeout=1).close()
+            connections[name] = _connected(connections[name], address)
+            if connections[name]:
                 seen[name] = time.monotonic()
-            except OSError:
-                if time.monotonic() - seen[name] > most:
-                    lost.append(name)
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                    return
+            elif time.monotonic() - seen[name] > most:
+                lost.append(name)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                return
+
+
+def _connected(connection: socket.socket | None, address: tuple[str, int]) -> socket.socket | None:
+    """The connection, a new one where it has ended, or None where nobody listens.
+
+    Kept open, it ends with the process at the other side: the next attempt to connect might come too late.
+    """
+    if connection is not None:
+        try:
+            while connection.recv(4096):  # what a server says first
+                pass
+        except BlockingIOError:
+            return connection
+        except OSError:
+            pass
+        connection.close()
+    try:
+        connection = socket.create_connection(address, timeout=1)
+    except OSError:
+        return None
+    connection.setblocking(False)
+    return connection
 
 
 def _start_or_join(worker_logs: bool) -> None:
