@@ -1,0 +1,204 @@
+"""One loop for all parts: AdamW, one schedule from the beginning to the end, resumable to the step.
+
+The random numbers of a step follow from the seed and its number, so that a checkpoint is weights, optimizer
+and a number, and a resumed run is the uninterrupted one bit for bit. A checkpoint appears whole or not at
+all. Under `torchrun` each process takes its share of every batch.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, distributed, nn
+
+from clvp.fields import Checked, Count, Index
+from clvp.training.corpus import Rng, step_rng
+
+STATE_FILE = "training.pt"
+LOG_FILE = "losses.jsonl"
+_STEP_SEEDS = 1_000_003  # distance of the seeds of two runs, in steps
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Checked):
+    """How long, how fast, and how often something is written."""
+
+    steps: Count = 1000
+    batch: Count = 64  # clips of a step, of all processes together
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # at its highest
+    warmup: Count = 100  # steps; afterwards half a cosine down to nothing
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0)] = 1.0  # norm of the gradient at most
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
+    seed: Index = 0
+    log_every: Count = 20  # steps
+    validate_every: Count = 500  # steps
+    checkpoint_s: Annotated[float, Field(ge=0)] = 45.0  # seconds between checkpoints
+
+
+class Part(Protocol):
+    """What can be trained: weights, batches for them, and losses of a batch."""
+
+    network: nn.Module  # whose `forward(batch)` gives losses by name; "loss" is what is made small
+
+    def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
+        """This process's share of a batch, of which all processes draw the whole."""
+
+    def validation(self) -> Iterator[dict[str, Any]]:
+        """Batches to measure with."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that train together, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+@contextmanager
+def processes() -> Iterator[Place]:
+    """The processes that `torchrun` started, or this one alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if world == 1:
+        yield Place(0, 1, device)
+        return
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Place(distributed.get_rank(), world, device)
+    finally:
+        distributed.destroy_process_group()
+
+
+def rate(settings: TrainingSettings, step: int) -> float:
+    """The learning rate of a step."""
+    warm = min(1.0, (step + 1) / settings.warmup)
+    done = torch.tensor(torch.pi * step / settings.steps)
+    return settings.learning_rate * warm * (1 + float(done.cos())) / 2
+
+
+def train(part: Part, output: Path, settings: TrainingSettings, place: Place, until: int | None = None) -> None:
+    """Train to the last step, or to step `until`, from the checkpoint in `output` if there is one."""
+    output.mkdir(parents=True, exist_ok=True)
+    network = part.network.to(place.device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    step = _resume(output / STATE_FILE, network, optimizer, settings)
+    whole: nn.Module = nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
+    log = _Log(output / LOG_FILE, step) if place.rank == 0 else None
+    saved = time.monotonic()
+    while step < (until or settings.steps):
+        torch.manual_seed((settings.seed * _STEP_SEEDS + step) * place.world + place.rank)
+        batch = part.batch(step_rng(settings.seed, step), settings.batch, place.rank, place.world)
+        whole.train()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(settings, step)
+        losses = losses_of(whole, batch, settings, place.device)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        if log is not None:
+            log.add(step, {**losses, "gradient": norm})
+            if step % settings.log_every == 0:
+                log.write(rate(settings, step - 1))
+            if step % settings.validate_every == 0 or step == settings.steps:
+                log.validated(validate(part, settings, place.device))
+            if time.monotonic() - saved > settings.checkpoint_s or step in (until, settings.steps):
+                _save(output / STATE_FILE, network, optimizer, step)
+                saved = time.monotonic()
+
+
+def losses_of(
+    network: nn.Module, batch: dict[str, Any], settings: TrainingSettings, device: torch.device
+) -> dict[str, Tensor]:
+    """The losses of a batch, its products computed in the dtype of the settings."""
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        losses: dict[str, Tensor] = network(moved)
+    return losses
+
+
+@torch.no_grad()
+def validate(part: Part, settings: TrainingSettings, device: torch.device) -> dict[str, float]:
+    """Mean losses over the rows that are kept for it."""
+    part.network.eval()
+    found = [losses_of(part.network, batch, settings, device) for batch in part.validation()]
+    part.network.train()
+    return {name: float(torch.stack([losses[name] for losses in found]).mean()) for name in found[0]}
+
+
+def _resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> int:
+    if not path.exists():
+        torch.manual_seed(settings.seed)
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+class _Log:
+    """Mean losses since the last line, one JSON object a line; lines behind the checkpoint are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step, self.sums, self.count = path, step, {}, 0  # type: ignore[var-annotated]
+        self.since = time.monotonic()
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            path.write_text("".join(line + "\n" for line in lines))
+
+    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+        self.step, self.count = step, self.count + 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+
+    def write(self, learning_rate: float) -> None:
+        now = time.monotonic()
+        values = {name: round(float(value) / self.count, 5) for name, value in self.sums.items()}
+        speed = round((now - self.since) / self.count, 4)
+        self._line({"step": self.step, "lr": learning_rate, "seconds_per_step": speed, **values})
+        self.sums, self.count, self.since = {}, 0, now
+
+    def validated(self, losses: dict[str, float]) -> None:
+        rounded = {f"validation_{name}": round(value, 5) for name, value in losses.items()}
+        self._line({"step": self.step, **rounded})
+        self.since = time.monotonic()
+
+    def _line(self, content: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(content) + "\n")
+
+
+def plot(output: Path) -> Path:
+    """Draw the losses of a run into `losses.png` beside their log."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
+    axes = (figure := Figure(figsize=(8, 4))).subplots()
+    for name in sorted({name for line in lines for name in line} - {"step", "lr", "seconds_per_step", "gradient"}):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True), label=name, marker="." if "validation" in name else "")
+    axes.set_xlabel("step")
+    axes.legend()
+    figure.savefig(output / "losses.png", dpi=100)
+    return output / "losses.png"
