@@ -31,6 +31,7 @@ SCHEMA_VERSION = 4
 NAME = "run.json"
 # Of a checkpoint; they decide nothing where no candidate becomes sound.
 SOUND_FILES = ("waveform_config.json", "diffusion_decoder.safetensors", "vocoder.safetensors")
+ADDED_FACTS = ("waveform", "measures")  # of an engine's: of what comes after its tokens
 PACKAGE = "clvp"
 
 
@@ -150,10 +151,12 @@ def _holds_rows(output: OutputFolder) -> bool:
 def settle_engine(output: OutputFolder, description: Description, facts: Mapping[str, Any]) -> Description:
     """Record the engine's facts with the first block. Raises RunError for a block of another engine.
 
-    What is known of an earlier run that this one extends may lack the facts of what makes sound.
+    What is known of an earlier run that this one extends lacks the facts of what comes after the tokens.
     """
     known = description.engine
-    if known is None or ("waveform" not in known and known == {name: facts.get(name) for name in known}):
+    if known is None or (
+        not known.keys() & {*ADDED_FACTS} and known == {name: facts.get(name) for name in known}
+    ):
         return save(output, replace(description, engine=dict(facts)))
     if differing := differing_fields(known, facts, "engine"):
         raise RunError(

@@ -47,7 +47,7 @@ def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Descripti
 
 def _without_sound(description: Description) -> Description:
     """What tokens and scores depend on: an earlier run's become sound in whatever way."""
-    settings = {k: v for k, v in description.settings.items() if k not in ("waveform", "audio")}
+    settings = {k: v for k, v in description.settings.items() if k not in ("waveform", "audio", "measuring")}
     files = {k: v for k, v in description.model_files.items() if k not in SOUND_FILES}
     columns = {k: v for k, v in description.columns.items() if k not in SOUND_COLUMNS}
     return replace(description, settings=settings, model_files=files, columns=columns, engine=None)

@@ -6,15 +6,17 @@ Everything that can be wrong with the manifest, the settings or the output is fo
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from clvp import ClvpConfig
+from clvp.quality import find_measure
 from clvp.waveform.files import WAVEFORM_CONFIG_FILE
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
-from pipeline.description import Description, describe, load, load_sampled, settle, settle_engine
+from pipeline.description import ADDED_FACTS, Description, describe, load, load_sampled, settle, settle_engine
 from pipeline.errors import RunError, safe, shown
 from pipeline.extend import check_extendable
 from pipeline.metrics import MetricsLog
@@ -39,6 +41,7 @@ from pipeline.rows.plan import Selection, rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ResultSettings, Run
 from pipeline.stages import Work, output_columns
+from pipeline.stages.choose import Chooser
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.retry import reports
 from pipeline.stream.stream import rows_per_block
@@ -95,6 +98,7 @@ def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
     checkpoint = describe_checkpoint(run.model)
     run = decided(run, checkpoint)
     check_model(checkpoint, run)
+    check_measures(run)
     manifest, index = scan(opened)
     now = describe(run, checkpoint, output_columns(run, manifest))
     earlier = OutputFolder(storage.absolute(run.extend)) if run.extend is not None else None
@@ -105,7 +109,8 @@ def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
         if earlier is not None and extended is not None:
             work = replace(work, stored=open_stored(earlier, extended.settings["num_candidates"]))
             if description.engine is None and extended.engine is not None:
-                description = settle_engine(output, description, extended.engine)
+                facts = {k: v for k, v in extended.engine.items() if k not in ADDED_FACTS}
+                description = settle_engine(output, description, facts)
         return _finish(work, index, description, held)
 
 
@@ -211,25 +216,23 @@ def _stream(
 def decode(run: Run, source: str) -> Summary:
     """Make the candidates that the run in `source` has stored audible, in an output of its own.
 
-    Of `run.results`, `audio` and `waveform` count. Manifest and model are where the run had them by default.
+    Of `run.results`, `audio`, `waveform` and `measuring` count. Manifest and model are where the run had them
+    by default.
 
     Raises RunError when `source` holds no run that sampled.
     """
     folder = OutputFolder(storage.absolute(source))
     _, results, manifest, model = load_sampled(folder, run.manifest, run.model)
     assert isinstance(run.results, ResultSettings)
-    audio = (
-        replace(run.results.audio, audio="best") if run.results.audio.audio == "auto" else run.results.audio
-    )
-    return synthesize(
-        replace(
-            run,
-            manifest=manifest,
-            model=model,
-            results=replace(results, waveform=run.results.waveform, audio=audio),
-            extend=folder.uri,
-        )
-    )
+    told = run.results
+    audio = told.audio if told.audio.audio != "auto" else replace(told.audio, audio=_sounding(told))
+    results = replace(results, waveform=told.waveform, audio=audio, measuring=told.measuring)
+    return synthesize(replace(run, manifest=manifest, model=model, results=results, extend=folder.uri))
+
+
+def _sounding(results: ResultSettings) -> Literal["best", "all"]:
+    """What becomes sound where nothing else is said."""
+    return "all" if results.measuring.rank_by else "best"
 
 
 def decided(run: Run, checkpoint: Checkpoint) -> Run:
@@ -237,14 +240,26 @@ def decided(run: Run, checkpoint: Checkpoint) -> Run:
     if not isinstance(run.results, ResultSettings):
         return run
     audio, can = run.results.audio, WAVEFORM_CONFIG_FILE in checkpoint.files
-    if audio.audio not in ("auto", "none") and not can:
+    if not can and (audio.audio not in ("auto", "none") or run.results.measuring.measure):
         raise RunError(
             f"the model {checkpoint.location} has no files for sound ({WAVEFORM_CONFIG_FILE}): add them with "
             "python -m jobs.convert --diffusion FILE --vocoder FILE --output FOLDER, or use --audio none"
         )
     if audio.audio == "auto":
-        audio = replace(audio, audio="best" if can else "none")
+        audio = replace(audio, audio=_sounding(run.results) if can else "none")
     return replace(run, results=replace(run.results, audio=audio))
+
+
+def check_measures(run: Run) -> None:
+    """Raise RunError for measures that cannot be taken here, and formulas that cannot be evaluated."""
+    if isinstance(run.results, ResultSettings):
+        try:
+            for name in run.results.measuring.measure:
+                find_files = getattr(find_measure(name), "files", list)
+                find_files(*([run.execution.recognizer] if name == "transcribe" else []))
+            Chooser(run.results)
+        except (ImportError, OSError, ValueError) as error:
+            raise RunError(str(error)) from error
 
 
 def check_model(checkpoint: Checkpoint, run: Run) -> None:

@@ -66,7 +66,8 @@ class RankingSettings(Checked):
 class AudioSettings(Checked):
     """Which candidates become sound, and how it is stored."""
 
-    # candidates of a row that become sound, the best first; auto: the best, if the model can make sound
+    # candidates of a row that become sound, the best first; auto: if the model can make sound the best, or
+    # all where rank_by is to choose
     audio: Literal["auto", "none", "best", "all"] | Count = "auto"
     diffusion_dtype: DiffusionDtype = "float32"  # of what the diffusion decoder multiplies
     format: Literal["flac", "wav", "opus"] = "flac"  # of 24 kHz, mono, 16 bits
@@ -84,6 +85,18 @@ class AudioSettings(Checked):
 
 
 @dataclass(frozen=True)
+class MeasuringSettings(Checked):
+    """By what candidates with sound are measured, and what follows from it."""
+
+    # transcribe, similarity, naturalness, or MODULE:CLASS of your own: of all candidates with sound
+    measure: tuple[str, ...] = ()
+    # formula over a candidate's columns, as "score - 5*wer": the highest ranks first; None: as CLVP scores
+    rank_by: str | None = None
+    # condition on them, as "wer < 0.1": the best must meet it, or the row fails; None: all are kept
+    keep_if: str | None = None
+
+
+@dataclass(frozen=True)
 class ResultSettings(Checked):
     """All that decides a row's candidates, apart from the model's files and the row itself."""
 
@@ -94,6 +107,7 @@ class ResultSettings(Checked):
     scoring: ScoringSettings = ScoringSettings()
     waveform: WaveformParams = field(default_factory=WaveformParams)
     audio: AudioSettings = AudioSettings()
+    measuring: MeasuringSettings = MeasuringSettings()
     # of each reference clip: longer ones are cut, shorter ones padded
     audio_seconds: Annotated[float, Field(ge=0.1, le=600)] = 6.0
 
@@ -103,6 +117,14 @@ class ResultSettings(Checked):
             raise ValueError(
                 f"max_new_tokens={self.sampling.max_new_tokens} exceeds scoring_length="
                 f"{self.scoring.scoring_length}: the longest candidates could not be scored"
+            )
+        measuring, audio = self.measuring, self.audio.audio
+        if measuring.measure and audio == "none":
+            raise ValueError(f"measure={measuring.measure!r} needs sound, and audio is 'none'")
+        if measuring.rank_by and audio in ("best", 1):
+            raise ValueError(
+                f"rank_by={measuring.rank_by!r} chooses among candidates with sound: audio must be 'all' "
+                "or a number above 1"
             )
 
 
@@ -136,6 +158,7 @@ class ExecutionSettings(Checked):
     torch_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     voices_cached: Count = 4096  # conditioning latents that a sampler keeps; one takes 4 KB
     audio_root: str | None = None  # folder that all audio must lie below; None: any local path
+    recognizer: str | None = None  # folder of the Moonshine model that transcribes; None: the installed one
     # https://host or s3://bucket that audio may also come from, besides those that the manifest lies on
     audio_hosts: tuple[str, ...] = ()
     publish_bytes: Annotated[int, Field(ge=1)] = 128 << 20  # of finished blocks that become one output file

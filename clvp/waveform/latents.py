@@ -29,6 +29,19 @@ def latent_tokens(tokens_T: Tensor, finished: bool, calm: int) -> Tensor:
     return functional.pad(tokens_T[: int(spoken[-1]) + 1], (0, CALM_TOKENS), value=calm)
 
 
+def mean_log_probability(
+    decoder: ClvpForCausalLM, latents_LD: Tensor, tokens_T: Tensor, finished: bool
+) -> float:
+    """Of a candidate's spoken tokens under the decoder, at temperature 1 and unfiltered, from its latents.
+
+    Latent i is the state that predicts token i.
+    """
+    spoken = len(latents_LD) - CALM_TOKENS * finished
+    logits_TV = decoder.lm_head(latents_LD[:spoken].to(decoder.dtype)).float()
+    tokens_T = tokens_T[:spoken].to(logits_TV.device)
+    return -float(functional.cross_entropy(logits_TV, tokens_T))
+
+
 @inference
 def speech_latents(decoder: ClvpForCausalLM, prefix_PD: Tensor, tokens_T: Tensor, finished: bool) -> Tensor:
     """[L, D] float32 latents of one candidate after its text's prefix, computed alone.

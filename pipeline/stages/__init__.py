@@ -15,13 +15,16 @@ import pyarrow as pa
 
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+from clvp.quality import find_measure
 from clvp.waveform.mel import clip_mels
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, fetch
+from pipeline.description import ADDED_FACTS
 from pipeline.errors import ERROR, ManifestError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.stored_candidates import StoredCandidates
 from pipeline.rows.columns import (
+    ENGINE,
     EXTRA_PREFIX,
     ID,
     ROW_DIGEST,
@@ -37,7 +40,10 @@ from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
 from pipeline.rows.plan import SLICES
 from pipeline.rows.read import read_block
 from pipeline.settings import Pool, ResultSettings, Run
-from pipeline.stages import rank, sample, tokens, voices, waveform, write
+from pipeline.stages import choose, measure, rank, sample, tokens, voices, waveform, write
+from pipeline.stages.choose import Chooser
+from pipeline.stages.decode import decode_clip
+from pipeline.stages.measure import Measurer
 from pipeline.stages.rank import Ranker
 from pipeline.stages.sample import Sampler
 from pipeline.stages.tokens import TextToTokens, load_encoder
@@ -100,8 +106,13 @@ def declared(run: Run) -> list[Stage]:
             stages.append(_extension())
         stages.append(_sampling(run, run.results))
     stages.append(_ranking(run))
-    if isinstance(run.results, ResultSettings) and run.results.audio.most:
-        stages.append(_decoding(run, run.results))
+    if isinstance(run.results, ResultSettings):
+        told = run.results.measuring
+        if run.results.audio.most:
+            stages.append(_decoding(run, run.results))
+            stages += [_measuring(run, run.results, told.measure[: k + 1]) for k in range(len(told.measure))]
+        if told.rank_by or told.keep_if:
+            stages.append(_choosing(run.results))
     return [*stages, _writing()]
 
 
@@ -129,10 +140,10 @@ def _validation(run: Run) -> Stage:
 def _hearing(run: Run, results: ResultSettings) -> Stage:
     def make(work: Work) -> OnBlock:
         extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
-        execution = run.execution
-        named = storage.places([*execution.audio_hosts, *(file.uri for file in work.manifest.files)])
         spoken = partial(clip_mels, whole=results.audio.whole_clips) if results.audio.most else None
-        return AudioToMels(extractor.log_mel, results.audio_seconds, execution.audio_root, named, spoken)
+        return AudioToMels(
+            extractor.log_mel, results.audio_seconds, run.execution.audio_root, _places(work), spoken
+        )
 
     return Stage(
         "audio",
@@ -142,6 +153,11 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
         group="prepare",
         memory=lambda work, rows: reading_memory(rows, results.audio_seconds, CLIPS_PER_ROW),
     )
+
+
+def _places(work: Work) -> Sequence[str]:
+    """Where clips may come from."""
+    return storage.places([*work.run.execution.audio_hosts, *(file.uri for file in work.manifest.files)])
 
 
 def _extension() -> Stage:
@@ -163,7 +179,7 @@ def _sampling(run: Run, results: ResultSettings) -> Stage:
             voices_cached=run.execution.voices_cached,
             torch_threads=run.execution.torch_threads,
             sampled_before=work.stored.sampled if work.stored else 0,
-            expected_facts=work.engine and {k: v for k, v in work.engine.items() if k != "waveform"},
+            expected_facts=work.engine and {k: v for k, v in work.engine.items() if k not in ADDED_FACTS},
         ),
         input=sample.INPUT,
         output=sample.OUTPUT,
@@ -200,10 +216,40 @@ def _decoding(run: Run, results: ResultSettings) -> Stage:
             expected_facts=(work.engine or {}).get("waveform"),
         ),
         input=waveform.INPUT,
-        output=waveform.output_of(results.audio),
+        output=waveform.output_of(results),
         pool=run.execution.decoders,
         gpu_share=0.5,
     )
+
+
+def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage:
+    """The last of these measures."""
+    kind = find_measure(names[-1])
+
+    def make(work: Work) -> OnBlock:
+        given = [run.execution.recognizer] if names[-1] == "transcribe" else []
+        facts = (work.engine or {}).get("measures", {})
+        root, places = run.execution.audio_root, _places(work)
+
+        def decode(clip: Mapping[str, Any]) -> Any:
+            return decode_clip(clip["bytes"], clip["path"], results.audio_seconds, root, places)
+
+        return Measurer(names, kind(*given), decode, facts.get(names[-1]))
+
+    gpus = getattr(kind, "gpus", 0)
+    return Stage(
+        names[-1],
+        make,
+        input=measure.measure_input(names, results.audio),
+        output=pa.schema([measure.measured_field(names), ENGINE]),
+        pool=Pool(num_gpus=gpus) if gpus else None,
+        group="" if gpus else "measure",
+    )
+
+
+def _choosing(results: ResultSettings) -> Stage:
+    columns = choose.choice_columns(results)
+    return Stage("choose", lambda work: Chooser(results), columns, columns, group="measure")
 
 
 def _writing() -> Stage:
@@ -240,9 +286,9 @@ def stages_of(run: Run) -> list[Stage]:
 
 
 def computed_columns(stages: Iterable[Stage]) -> list[pa.Field]:
-    """The columns that stages add to the output, under their names there."""
-    fields = [field for stage in stages for field in extra_fields(stage.output)]
-    return [field.with_name(field.name.removeprefix(EXTRA_PREFIX)) for field in fields]
+    """The columns that stages add to the output, under their names there, as the last of them gives them."""
+    fields = {field.name: field for stage in stages for field in extra_fields(stage.output)}
+    return [field.with_name(name.removeprefix(EXTRA_PREFIX)) for name, field in fields.items()]
 
 
 def output_columns(run: Run, manifest: Manifest) -> pa.Schema:

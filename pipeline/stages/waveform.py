@@ -19,7 +19,7 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformDecoder, WaveformRequest, load_waveform_models
-from clvp.waveform.latents import speech_latents
+from clvp.waveform.latents import mean_log_probability, speech_latents
 from clvp.waveform.measures import WaveformMeasures, fade_out, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
 from pipeline import storage
@@ -54,7 +54,19 @@ BEST_MEASURES = pa.field(f"{EXTRA_PREFIX}audio_measures", pa.struct(MEASURES))
 OTHERS_TYPE = pa.struct([("rank", pa.int16()), ("candidate", pa.int16()), ("audio", AUDIO_TYPE), *MEASURES])
 OTHERS = pa.field(f"{EXTRA_PREFIX}more_audio", pa.list_(OTHERS_TYPE))
 
-SOUND_COLUMNS = tuple(field.name.removeprefix(EXTRA_PREFIX) for field in (BEST, BEST_MEASURES, OTHERS))
+# Of all candidates with sound, by rank; every measure adds its columns.
+MEASURED_TYPE = pa.struct(
+    [
+        ("rank", pa.int16()),
+        ("candidate", pa.int16()),
+        ("mean_log_probability", pa.float64()),  # of its tokens under the speech decoder, in nats
+    ]
+)
+MEASURED = pa.field(f"{EXTRA_PREFIX}measures", pa.list_(MEASURED_TYPE))
+
+SOUND_COLUMNS = tuple(
+    field.name.removeprefix(EXTRA_PREFIX) for field in (BEST, BEST_MEASURES, OTHERS, MEASURED)
+)
 
 INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR])
 
@@ -64,9 +76,14 @@ FOLDER = "audio"  # in the output, of loose files
 MAX_NAME = 200  # bytes
 
 
-def output_of(settings: AudioSettings) -> pa.Schema:
+def output_of(settings: ResultSettings) -> pa.Schema:
     """The columns that the stage gives."""
-    return pa.schema([BEST, BEST_MEASURES, *([OTHERS] if settings.most > 1 else []), ENGINE])
+    measured = [MEASURED] if settings.measuring.measure else []
+    return pa.schema([*sound_fields(settings.audio), *measured, ENGINE])
+
+
+def sound_fields(settings: AudioSettings) -> list[pa.Field]:
+    return [BEST, BEST_MEASURES, *([OTHERS] if settings.most > 1 else [])]
 
 
 class WaveformMaker:
@@ -104,14 +121,15 @@ class WaveformMaker:
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
         requests, table = map_rows(table, "waveform", lambda i: self._requests(table, i))
-        flat = [request for row in requests if row is not None for request in row]
+        flat = [request for row in requests if row is not None for request, _ in row]
         decoded = iter(self.decoder.decode(flat, self.settings.waveform, self.settings.sampling.seed))
-        speech = [None if row is None else [next(decoded) for _ in row] for row in requests]
-        made, table = map_rows(table, "waveform", lambda i: [self._stored(item) for item in speech[i] or ()])
-        columns = self._columns(table, made)
-        return set_columns(table, {field: columns[field.name] for field in output_of(self.settings.audio)})
+        speech = [None if row is None else [(next(decoded), known) for _, known in row] for row in requests]
+        made, table = map_rows(table, "waveform", lambda i: [self._stored(*item) for item in speech[i] or ()])
+        columns = sound_columns(made) | {ENGINE: with_facts(table["engine"], {"waveform": self.facts})}
+        return set_columns(table, {field: columns[field] for field in output_of(self.settings)})
 
-    def _requests(self, table: pa.Table, i: int) -> list[WaveformRequest]:
+    def _requests(self, table: pa.Table, i: int) -> list[tuple[WaveformRequest, float]]:
+        """What becomes sound, each with the mean log-probability of its tokens."""
         voice_D, voice_2C = self._voice(table, i)
         prefix_PD = self.encoder.build_prefix(voice_D, torch.tensor(table["input_ids"][i].as_py()))
         row_id, wanted = table["id"][i].as_py(), table["candidates"][i].as_py()[: self.settings.audio.most]
@@ -122,7 +140,8 @@ class WaveformMaker:
                 latents_LD = speech_latents(self.speech_decoder, prefix_PD, tokens_T, item["finished"])
             except ValueError as error:
                 raise RowError("NoSpeech", f"candidate {item['candidate']}: {error}") from error
-            requests.append(WaveformRequest(row_id, item["candidate"], latents_LD.cpu(), voice_2C))
+            known = mean_log_probability(self.speech_decoder, latents_LD, tokens_T, item["finished"])
+            requests.append((WaveformRequest(row_id, item["candidate"], latents_LD.cpu(), voice_2C), known))
         return requests
 
     def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +154,7 @@ class WaveformMaker:
 
         return kept(self.voices, table["voice_key"][i].as_py(), self.voices_cached, make)
 
-    def _stored(self, speech: DecodedSpeech | DecodeFailure) -> dict[str, Any]:
+    def _stored(self, speech: DecodedSpeech | DecodeFailure, log_probability: float) -> dict[str, Any]:
         """A waveform as it is stored, with its measures."""
         if isinstance(speech, DecodeFailure):
             raise RowError("UndecodableSpeech", f"candidate {speech.candidate}: {speech.error}")
@@ -150,26 +169,32 @@ class WaveformMaker:
             uri = storage.join(storage.join(self.output, FOLDER), name)
             storage.write_atomically(uri, content, storage.join(self.output, "_scratch"))
         measures = asdict(WaveformMeasures.of(waveform_N))
-        return {"candidate": speech.candidate, "audio": {"bytes": content, "path": name}, **measures}
-
-    def _columns(self, table: pa.Table, made: Sequence[list[dict[str, Any]] | None]) -> dict[str, pa.Array]:
-        best = [row[0] if row else None for row in made]
-        others = [
-            None if row is None else [{"rank": rank, **item} for rank, item in enumerate(row[1:], 2)]
-            for row in made
-        ]
-        engines = [json.loads(engine or "{}") for engine in table["engine"].to_pylist()]
         return {
-            BEST.name: pa.array([item and item["audio"] for item in best], BEST.type),
-            BEST_MEASURES.name: pa.array(
-                [item and {name: item[name] for name in MEASURES.names} for item in best], BEST_MEASURES.type
-            ),
-            OTHERS.name: pa.array(others, OTHERS.type),
-            ENGINE.name: pa.array(
-                [json.dumps({**engine, "waveform": self.facts}, sort_keys=True) for engine in engines],
-                ENGINE.type,
-            ),
+            "candidate": speech.candidate,
+            "audio": {"bytes": content, "path": name},
+            "mean_log_probability": round(log_probability, 6),
+            **measures,
         }
+
+
+def sound_columns(made: Sequence[Sequence[dict[str, Any]] | None]) -> dict[pa.Field, pa.Array]:
+    """The columns [n] of the rows' sounds, best first; null where a row has none."""
+    best = [row[0] if row else None for row in made]
+    ranked = [row and [{**item, "rank": rank} for rank, item in enumerate(row, 1)] for row in made]
+    return {
+        BEST: pa.array([item and item["audio"] for item in best], BEST.type),
+        BEST_MEASURES: pa.array(
+            [item and {name: item[name] for name in MEASURES.names} for item in best], BEST_MEASURES.type
+        ),
+        OTHERS: pa.array([row and row[1:] for row in ranked], OTHERS.type),
+        MEASURED: pa.array(ranked, MEASURED.type),
+    }
+
+
+def with_facts(engines: pa.ChunkedArray, facts: Mapping[str, Any]) -> pa.Array:
+    """The column ENGINE with more facts in each row."""
+    known = [json.loads(engine or "{}") for engine in engines.to_pylist()]
+    return pa.array([json.dumps({**engine, **facts}, sort_keys=True) for engine in known], ENGINE.type)
 
 
 def encoded(waveform_N: np.ndarray, form: str) -> bytes:

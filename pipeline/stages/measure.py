@@ -1,0 +1,116 @@
+"""Stage 7, one for each measure: numbers and words that other models give to the sound of a row.
+
+What is measured is what is stored: the encoded waveforms, each alone. A measure is a class of `clvp.quality`
+or one of the user's own; its columns join those of the measures before it.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import soxr
+
+from clvp.quality import Measure, Value, find_measure
+from pipeline.description import differing_fields
+from pipeline.errors import ERROR, RowError, RunError
+from pipeline.rows.columns import CANDIDATES, ENGINE, TEXT, VOICE_KEY, map_rows, set_columns
+from pipeline.rows.payloads import AUDIO
+from pipeline.settings import AudioSettings
+from pipeline.stages.decode import SAMPLE_RATE
+from pipeline.stages.voices import kept
+from pipeline.stages.waveform import BEST, MEASURED, MEASURED_TYPE, OTHERS, sound_fields, with_facts
+
+ARROW_TYPES = {float: pa.float64(), int: pa.int64(), str: pa.string()}
+VOICES_CACHED = 64  # reference clips, half a megabyte each
+
+Decode = Callable[[dict[str, Any]], Any]  # a clip to float32 [N] of SAMPLE_RATE
+
+
+def measured_field(names: Sequence[str]) -> pa.Field:
+    """The column `measures` once these measures were taken.
+
+    Raises ImportError or ValueError for a measure that cannot be used, or a column that two of them have.
+    """
+    fields = list(MEASURED_TYPE)
+    for name in names:
+        for column, kind in find_measure(name).columns.items():
+            if column.lower() in {field.name.lower() for field in fields}:
+                raise ValueError(f"measure {name}: its column {column!r} exists already")
+            fields.append(pa.field(column, ARROW_TYPES[kind]))
+    return MEASURED.with_type(pa.list_(pa.struct(fields)))
+
+
+def measure_input(names: Sequence[str], settings: AudioSettings) -> pa.Schema:
+    """What the last of these measures needs."""
+    clips = [AUDIO, VOICE_KEY] if getattr(find_measure(names[-1]), "needs_reference", True) else []
+    sounds = [field for field in sound_fields(settings) if field in (BEST, OTHERS)]
+    return pa.schema([TEXT, *clips, CANDIDATES, *sounds, measured_field(names[:-1]), ENGINE, ERROR])
+
+
+class Measurer:
+    """Callable on a block; holds what the last of the measures `names` listens with.
+
+    Raises RunError when its facts are not `expected_facts`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        measure: Measure,
+        decode: Decode,
+        expected_facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.measure, self.decode = names[-1], measure, decode
+        self.field = measured_field(names)
+        self.facts = dict(measure.facts()) if hasattr(measure, "facts") else {}
+        expected = self.facts if expected_facts is None else expected_facts
+        if differing := differing_fields(expected, self.facts, self.name):
+            raise RunError(
+                f"what {self.name} measures here may differ from what the output holds "
+                f"({'; '.join(differing)}): use the same files and versions, or another output"
+            )
+        self.references: dict[str, np.ndarray] = {}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        measured, table = map_rows(table, self.name, lambda i: self._measured(table, i))
+        before = json.loads(table["engine"][0].as_py() or "{}").get("measures", {})  # in all rows alike
+        facts = {"measures": {**before, self.name: self.facts}}
+        column = pa.array(measured, self.field.type)
+        return set_columns(table, {self.field: column, ENGINE: with_facts(table["engine"], facts)})
+
+    def _measured(self, table: pa.Table, i: int) -> list[dict[str, Any]]:
+        text, known = table["text"][i].as_py(), table[self.field.name][i].as_py()
+        items = []
+        for item, sound in zip(known, stored_sounds(table, i), strict=True):
+            waveform_N, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
+            found = self.measure(waveform_N, rate, text, self._reference(table, i, rate))
+            if missing := self.measure.columns.keys() - found.keys():
+                raise RowError("MissingMeasure", f"the measure gave no {', '.join(sorted(missing))}")
+            items.append(item | {name: _finite(found[name]) for name in self.measure.columns})
+        return items
+
+    def _reference(self, table: pa.Table, i: int, rate: int) -> np.ndarray:
+        """The clips of the row's voice one after the other, float32 [N]; none where they are not needed."""
+        if AUDIO.name not in table.column_names:
+            return np.zeros(0, np.float32)
+
+        def make() -> np.ndarray:
+            clips = [np.asarray(self.decode(clip)) for clip in table["audio"][i].as_py()]
+            return np.asarray(soxr.resample(np.concatenate(clips), SAMPLE_RATE, rate), np.float32)
+
+        return kept(self.references, table["voice_key"][i].as_py(), VOICES_CACHED, make)
+
+
+def stored_sounds(table: pa.Table, i: int) -> list[bytes]:
+    """The files of the row's candidates that have sound, the best first."""
+    others = table[OTHERS.name][i].as_py() if OTHERS.name in table.column_names else []
+    return [table[BEST.name][i].as_py()["bytes"], *(item["audio"]["bytes"] for item in others)]
+
+
+def _finite(value: Value) -> Value:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
