@@ -40,6 +40,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# The model that comes with the package, by its name.
+DEMO, DEMO_FOLDER = "demo", Path(__file__).parent / "assets" / "demo"
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NAMES_SHOWN = 20
 
@@ -50,7 +52,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """Where a checkpoint lies: a local folder, or a hub id with the options of `huggingface_hub`."""
+    """Where a checkpoint lies: "demo", a local folder, or a hub id with the options of `huggingface_hub`."""
 
     location: str | os.PathLike[str]
     revision: str | None = None
@@ -71,7 +73,7 @@ class CheckpointSource:
 
         Raises FileNotFoundError for neither a folder nor a hub id, or a hub that cannot be reached.
         """
-        folder = Path(self.location)
+        folder = DEMO_FOLDER if self.location == DEMO else Path(self.location)
         if folder.is_dir():
             return folder / name if (folder / name).is_file() else None
         options: dict[str, Any] = {option: getattr(self, option) for option in HUB_OPTIONS}

@@ -2,7 +2,8 @@
 
 A job hands in a *template*, a run whose paths are empty. Each setting in it is an option named like its
 field; a pool has `--samplers MIN[:MAX]` and `--gpus-per-sampler`. A configuration file holds the fields as
-they are nested in a run: `--print-config` writes one.
+they are nested in a run: `--print-config` writes one. A checkpoint folder may hold one, `run.yaml`, with what
+its model needs in place of Tortoise's defaults.
 """
 
 import argparse
@@ -12,11 +13,13 @@ import json
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from clvp.checkpoint import DEMO, DEMO_FOLDER
 from clvp.waveform.params import PRESETS
 from pipeline import storage
 from pipeline.errors import shown
@@ -28,6 +31,7 @@ GROUPS = {
     "execution": "never changes results",
 }
 REQUIRED = ("manifest", "output", "model")
+MODEL_CONFIG = "run.yaml"  # in a checkpoint folder
 
 # Earlier names of options: what they set, and to what if they take no value.
 OLD_OPTIONS: Mapping[str, tuple[str, bool | None]] = {
@@ -160,6 +164,8 @@ def read_run(
     try:
         if options.config:
             values |= _file_values(options.config, settings)
+        if model := getattr(options, "model", values.get("model")):
+            values = _model_values(model) | values
         if getattr(options, "preset", None):
             preset = PRESETS[options.preset]
             values["results.num_candidates"] = preset.candidates
@@ -186,6 +192,14 @@ def _given(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
             value, _, high = value.partition(":")
             yield path.replace(".min_size", ".max_size"), high or value
         yield path, value
+
+
+def _model_values(model: str) -> dict[str, Any]:
+    """What a checkpoint folder on this machine says of results; a job has no use for all of it."""
+    path = (DEMO_FOLDER if model == DEMO else Path(model)) / MODEL_CONFIG
+    known = settings_of(Run((), "", "", ResultSettings()))
+    of_results = {setting.path: setting for setting in known if setting.path.startswith("results.")}
+    return _file_values(str(path), of_results) if path.is_file() else {}
 
 
 def _file_values(uri: str, settings: Mapping[str, Setting]) -> dict[str, Any]:

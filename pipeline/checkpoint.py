@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from filelock import FileLock
 
-from clvp.checkpoint import WEIGHT_FILES, CheckpointSource, read_json, weight_map
+from clvp.checkpoint import DEMO, DEMO_FOLDER, WEIGHT_FILES, CheckpointSource, read_json, weight_map
+from clvp.codec.speech import CODEC_CONFIG_FILE, CODEC_FILE
 from clvp.waveform.files import DIFFUSION_FILE, VOCODER_FILE, WAVEFORM_CONFIG_FILE
 from pipeline import storage
 from pipeline.errors import RunError
@@ -34,7 +35,7 @@ PIECE_BYTES = 64 << 20  # of an object; Arrow makes a request of each
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder, hub id (`NAME@COMMIT`) or URI, and the sha256 (hex) of each of its files that is used."""
+    """ "demo", a folder, hub id (`NAME@COMMIT`) or URI, and the sha256 (hex) of each of its files that is used."""
 
     location: str
     files: Mapping[str, str]
@@ -57,6 +58,8 @@ def describe_checkpoint(location: str) -> Checkpoint:
             location = storage.absolute(location)
             version = _version(location)
             return Checkpoint(location, _digests(_download(location, version)), version)
+        if location == DEMO:
+            return Checkpoint(DEMO, _digests(DEMO_FOLDER))
         folder = Path(storage.absolute(location))
         if folder.is_dir():
             return Checkpoint(str(folder), _digests(folder))
@@ -81,7 +84,8 @@ def fetch(checkpoint: Checkpoint) -> str:
             return str(_download(location, checkpoint.version, checkpoint.files))
         name, _, commit = location.partition("@")
         # The hub's cache locks every file it fetches, and asks nobody for a commit's file that is there.
-        source = CheckpointSource(location) if location.startswith("/") else CheckpointSource(name, commit)
+        on_hub = location != DEMO and not location.startswith("/")
+        source = CheckpointSource(name, commit) if on_hub else CheckpointSource(location)
         files = used_files(source.file)
         if differing := sorted(files.keys() ^ checkpoint.files.keys()):
             raise FileNotFoundError(
@@ -137,7 +141,9 @@ def used_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
     if weights is not None and weights.name.endswith(".index.json"):
         for shard in sorted(set(weight_map(weights).values())):
             take(shard, required=True)
-    if take(WAVEFORM_CONFIG_FILE):
+    if take(CODEC_CONFIG_FILE):
+        take(CODEC_FILE, required=True)
+    elif take(WAVEFORM_CONFIG_FILE):
         take(DIFFUSION_FILE, required=True)
         take(VOCODER_FILE, required=True)
     return found

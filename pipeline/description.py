@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 4
 NAME = "run.json"
 # Of a checkpoint; they decide nothing where no candidate becomes sound.
-SOUND_FILES = ("waveform_config.json", "diffusion_decoder.safetensors", "vocoder.safetensors")
+SOUND_FILES = (
+    "waveform_config.json",
+    "diffusion_decoder.safetensors",
+    "vocoder.safetensors",
+    "codec_config.json",
+    "codec.safetensors",
+)
 ADDED_FACTS = ("waveform", "measures")  # of an engine's: of what comes after its tokens
 PACKAGE = "clvp"
 

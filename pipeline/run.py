@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clvp import ClvpConfig
+from clvp.codec import CODEC_CONFIG_FILE
 from clvp.quality import find_measure
 from clvp.waveform.files import WAVEFORM_CONFIG_FILE
 from pipeline import storage
@@ -239,7 +240,7 @@ def decided(run: Run, checkpoint: Checkpoint) -> Run:
     """The run with `audio="auto"` replaced by what the checkpoint can. Raises RunError where it cannot."""
     if not isinstance(run.results, ResultSettings):
         return run
-    audio, can = run.results.audio, WAVEFORM_CONFIG_FILE in checkpoint.files
+    audio, can = run.results.audio, {WAVEFORM_CONFIG_FILE, CODEC_CONFIG_FILE} & checkpoint.files.keys()
     if not can and (audio.audio not in ("auto", "none") or run.results.measuring.measure):
         raise RunError(
             f"the model {checkpoint.location} has no files for sound ({WAVEFORM_CONFIG_FILE}): add them with "

@@ -179,7 +179,7 @@ class Run(Checked):
     # Parquet, JSONL or CSV files, folders or quoted globs, with id, text and audio, or speech_ids to rank
     manifest: tuple[str, ...]
     output: str  # folder in which data/ and errors/ are written
-    model: str  # checkpoint folder, hub id or URI
+    model: str  # checkpoint folder, hub id or URI; demo: the small one that comes with the package
     results: ResultSettings | RankingSettings
     execution: ExecutionSettings = ExecutionSettings()
     retry_failed: bool = False  # also try the rows again that are in the error table

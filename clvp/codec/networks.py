@@ -40,8 +40,13 @@ class CodecConfig(ClvpConfigBase):
 
 
 def voice_of(mels: Sequence[Tensor]) -> Tensor:
-    """[2, 8] mean and deviation of each band over the frames of a voice's clips, [8, T] each."""
+    """[2, 8] mean and deviation of each band over the frames of a voice's clips, [8, T] each.
+
+    Frames that are at the floor in every band are padding.
+    """
     frames = torch.cat(list(mels), dim=1)
+    sounding = (frames > frames.amin(dim=1, keepdim=True)).any(dim=0)
+    frames = frames[:, sounding] if sounding.sum() > 1 else frames
     return torch.stack((frames.mean(dim=1), frames.std(dim=1).clamp(min=_LEAST_DEVIATION)))
 
 

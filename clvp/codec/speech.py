@@ -1,8 +1,8 @@
 """From speech codes and a voice to sound, with the files beside a checkpoint: one call.
 
-    codec = SpeechCodec.from_pretrained(folder)
-    voice = codec.voice_of(log_mels_of_its_clips)
-    waveforms = codec.decode(list_of_codes, voice)
+codec = SpeechCodec.from_pretrained(folder)
+voice = codec.voice_of(log_mels_of_its_clips)
+waveforms = codec.decode(list_of_codes, voice)
 """
 
 import os

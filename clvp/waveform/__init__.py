@@ -1,11 +1,13 @@
-"""From ranked speech tokens to 24 kHz waveforms: Tortoise's diffusion decoder and its vocoder.
+"""From ranked speech tokens to 24 kHz waveforms: Tortoise's diffusion decoder and vocoder, or a codec.
 
-Reading order: `params`, `speaker`, `decoder`, `bucket`; then `latents`, `mel`, `denoiser`, `schedule`,
-`samplers`, `noise`, `vocoder`, `invariance`; `gpu_attention` for GPUs, `files` and `convert` for checkpoints.
+Reading order: `params`, `speaker`, `codec_decoder`, `decoder`, `bucket`; then `latents`, `mel`, `denoiser`,
+`schedule`, `samplers`, `noise`, `vocoder`, `invariance`; `gpu_attention` for GPUs, `files` and `convert` for
+checkpoints.
 """
 
+from clvp.waveform.codec_decoder import CodecWaveformDecoder
 from clvp.waveform.decoder import WaveformDecoder
-from clvp.waveform.files import WaveformModels, load_waveform_models
+from clvp.waveform.files import WaveformModels, load_waveform_decoder, load_waveform_models
 from clvp.waveform.params import (
     PRESETS,
     DecodedSpeech,
@@ -19,6 +21,7 @@ from clvp.waveform.speaker import Speaker
 
 __all__ = [
     "PRESETS",
+    "CodecWaveformDecoder",
     "DecodeFailure",
     "DecodedSpeech",
     "Preset",
@@ -28,5 +31,6 @@ __all__ = [
     "WaveformModels",
     "WaveformParams",
     "WaveformRequest",
+    "load_waveform_decoder",
     "load_waveform_models",
 ]

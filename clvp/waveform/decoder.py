@@ -82,6 +82,10 @@ class WaveformDecoder:
             **self.thread_facts,
         }
 
+    def voice_of(self, mels: Sequence[Tensor], spoken: Sequence[Tensor]) -> Tensor:
+        """What the decoder takes of a voice: of the log-mels of its clips, those of 24 kHz (`clip_mels`)."""
+        return self.voice_latent(spoken)
+
     @torch.inference_mode()
     def voice_latent(self, mels: Sequence[Tensor]) -> Tensor:
         """What the decoder takes of a voice, from the log-mels of its clips (`clip_mels`)."""

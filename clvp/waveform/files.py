@@ -13,7 +13,11 @@ import torch
 from torch import nn
 
 from clvp.checkpoint import CheckpointSource, load_weights, write_json, write_safetensors
+from clvp.codec import CODEC_CONFIG_FILE, SpeechCodec
+from clvp.waveform.codec_decoder import CodecWaveformDecoder
+from clvp.waveform.decoder import WaveformDecoder
 from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
+from clvp.waveform.params import DiffusionDtype, WaveformEngineConfig
 from clvp.waveform.random_voices import RandomVoices
 from clvp.waveform.vocoder import UnivNet, VocoderConfig
 
@@ -77,3 +81,21 @@ def load_waveform_models(
     for name, model in models.by_file.items():
         load_weights(model.eval(), source, files=(name,), device=device)
     return models
+
+
+def load_waveform_decoder(
+    location: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    config: WaveformEngineConfig | None = None,
+    dtype: DiffusionDtype = "float32",
+    **hub: Any,
+) -> WaveformDecoder | CodecWaveformDecoder:
+    """What makes sound with a checkpoint: its own codec, where it has one, else Tortoise's diffusion.
+
+    `config` and `dtype` are of diffusion. Raises what `load_waveform_models` does.
+    """
+    if CheckpointSource(location, **hub).file(CODEC_CONFIG_FILE) is not None:
+        return CodecWaveformDecoder(SpeechCodec.from_pretrained(location, device=device, **hub))
+    models = load_waveform_models(location, device=device, **hub)
+    return WaveformDecoder(models.diffusion, models.vocoder, config, dtype)

@@ -70,8 +70,9 @@ class WaveformRequest:
 
     row_id: str  # keys the noise, with the seed and the candidate's index
     candidate: int
-    latents_LE: Tensor  # [L, E] float32 speech latents
-    voice: Tensor  # what the decoder's `voice_latent` gave for the clips
+    tokens_T: Tensor  # [T] int64 without start and stop token, which a codec decodes
+    latents_LE: Tensor  # [L, E] float32 speech latents, which diffusion decodes
+    voice: Tensor  # what the decoder's `voice_of` gave for the clips
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class DecodedSpeech:
 
     row_id: str
     candidate: int
-    mel_MT: Tensor  # [M, T] log-mels of 24 kHz, hop 256, float32 on the CPU
-    waveform_N: Tensor  # [256 · T] samples of 24 kHz within ±1, float32 on the CPU
+    mel_MT: Tensor | None  # [M, T] log-mels of 24 kHz, hop 256, float32 on the CPU; None: of a codec
+    waveform_N: Tensor  # [N] samples of 24 kHz within ±1, float32 on the CPU
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from clvp.generation import sample_prompts
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.sampling import Candidate
 from clvp.scoring import pad_and_fix_codes, score_candidates
+from clvp.waveform.codec_decoder import CodecWaveformDecoder
 from clvp.waveform.decoder import WaveformDecoder
-from clvp.waveform.files import load_waveform_models
+from clvp.waveform.files import load_waveform_decoder
 from clvp.waveform.latents import speech_latents
 from clvp.waveform.mel import clip_mels
 from clvp.waveform.params import (
@@ -42,7 +43,7 @@ class Speaker:
 
     model: ClvpModelForConditionalGeneration
     processor: ClvpProcessor
-    decoder: WaveformDecoder
+    decoder: WaveformDecoder | CodecWaveformDecoder
 
     @classmethod
     def from_pretrained(
@@ -58,11 +59,10 @@ class Speaker:
 
         Raises FileNotFoundError for a checkpoint that has no files for sound.
         """
-        models = load_waveform_models(location, device=device, **hub)
         return cls(
             ClvpModelForConditionalGeneration.from_pretrained(location, device=device, **hub),
             ClvpProcessor.from_pretrained(location, **hub),
-            WaveformDecoder(models.diffusion, models.vocoder, config, diffusion_dtype),
+            load_waveform_decoder(location, device=device, config=config, dtype=diffusion_dtype, **hub),
         )
 
     @torch.inference_mode()
@@ -82,7 +82,8 @@ class Speaker:
         )
         encoder, speech_decoder = self.model.conditioning_encoder, self.model.speech_decoder_model
         ids_N = inputs["input_ids"][0]
-        prefix_PD = encoder.build_prefix(encoder.average_clips(list(inputs["input_features"][0])), ids_N)
+        mels = list(inputs["input_features"][0])
+        prefix_PD = encoder.build_prefix(encoder.average_clips(mels), ids_N)
         config = self.model.generation_config.for_call(
             num_return_sequences=preset.candidates, do_sample=True, seed=seed
         )
@@ -91,8 +92,9 @@ class Speaker:
         request = WaveformRequest(
             text,
             best.candidate,
+            best.tokens,
             speech_latents(speech_decoder, prefix_PD, best.tokens, best.finished),
-            self.decoder.voice_latent([mel_MT for clip_N in waveforms for mel_MT in clip_mels(clip_N)]),
+            self.decoder.voice_of(mels, [mel_MT for clip_N in waveforms for mel_MT in clip_mels(clip_N)]),
         )
         (speech,) = self.decoder.decode([request], preset.waveform, seed)
         if isinstance(speech, DecodeFailure):

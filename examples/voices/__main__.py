@@ -54,7 +54,10 @@ def speak(texts: Sequence[str], speaker: str) -> Iterator[tuple[Spoken, str]]:
     for text, spoken in zip(texts, voice.engine(texts), strict=True):
         if spoken.words == text.split():
             samples = soxr.resample(spoken.samples, spoken.sampling_rate * voice.speed, SAMPLING_RATE)
-            yield Spoken(samples, SAMPLING_RATE, spoken.words, [end / voice.speed for end in spoken.word_ends]), text
+            yield (
+                Spoken(samples, SAMPLING_RATE, spoken.words, [end / voice.speed for end in spoken.word_ends]),
+                text,
+            )
 
 
 def make_chunk(output: Path, number: int, texts: Sequence[str]) -> list[dict[str, object]]:
@@ -68,7 +71,9 @@ def make_chunk(output: Path, number: int, texts: Sequence[str]) -> list[dict[str
             soundfile.write(output / audio, spoken.samples, SAMPLING_RATE)
             ends = [round(end, 3) for end in spoken.word_ends]
             name = Path(audio).stem
-            rows.append({"id": name, "text": f"{text}.", "audio": audio, "speaker": speaker, "word_ends": ends})
+            rows.append(
+                {"id": name, "text": f"{text}.", "audio": audio, "speaker": speaker, "word_ends": ends}
+            )
         listing.write_text(json.dumps(rows))
     return json.loads(listing.read_text())
 

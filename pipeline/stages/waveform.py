@@ -1,7 +1,8 @@
 """Stage 6, `waveform`: the best candidates of a row as sound.
 
 The decoder's second pass gives a candidate's latents; the diffusion decoder and the vocoder make its waveform
-of them (`clvp.waveform`). What a voice is to both is computed once and kept.
+of them, or a family's own codec of the tokens (`clvp.waveform`). What a voice is to both is computed once and
+kept.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import soundfile
 import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
-from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformDecoder, WaveformRequest, load_waveform_models
+from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformRequest, load_waveform_decoder
 from clvp.waveform.latents import mean_log_probability, speech_latents
 from clvp.waveform.measures import WaveformMeasures, fade_out, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
@@ -105,9 +106,12 @@ class WaveformMaker:
         dtype = settings.model.dtype
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
         self.speech_decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
-        models = load_waveform_models(model, device=device)
-        engine, dtype = execution.waveform_engine, settings.audio.diffusion_dtype
-        self.decoder = WaveformDecoder(models.diffusion, models.vocoder, engine, dtype)
+        self.decoder = load_waveform_decoder(
+            model,
+            device=device,
+            config=execution.waveform_engine,
+            dtype=settings.audio.diffusion_dtype,
+        )
         self.facts = self.decoder.facts()
         differing = differing_fields(expected_facts or self.facts, self.facts, "waveform")
         if differing:
@@ -130,7 +134,7 @@ class WaveformMaker:
 
     def _requests(self, table: pa.Table, i: int) -> list[tuple[WaveformRequest, float]]:
         """What becomes sound, each with the mean log-probability of its tokens."""
-        voice_D, voice_2C = self._voice(table, i)
+        voice_D, voice = self._voice(table, i)
         prefix_PD = self.encoder.build_prefix(voice_D, torch.tensor(table["input_ids"][i].as_py()))
         row_id, wanted = table["id"][i].as_py(), table["candidates"][i].as_py()[: self.settings.audio.most]
         requests = []
@@ -141,16 +145,17 @@ class WaveformMaker:
             except ValueError as error:
                 raise RowError("NoSpeech", f"candidate {item['candidate']}: {error}") from error
             known = mean_log_probability(self.speech_decoder, latents_LD, tokens_T, item["finished"])
-            requests.append((WaveformRequest(row_id, item["candidate"], latents_LD.cpu(), voice_2C), known))
+            request = WaveformRequest(row_id, item["candidate"], tokens_T, latents_LD.cpu(), voice)
+            requests.append((request, known))
         return requests
 
     def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the speech decoder and the diffusion decoder take of the row's voice."""
+        """What the speech decoder and what makes sound take of the row's voice."""
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
             mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
             spoken = spoken_mels(table[SPOKEN_VOICE.name][i].as_py())
-            return self.encoder.average_clips(mels), self.decoder.voice_latent(spoken)
+            return self.encoder.average_clips(mels), self.decoder.voice_of(mels, spoken)
 
         return kept(self.voices, table["voice_key"][i].as_py(), self.voices_cached, make)
 

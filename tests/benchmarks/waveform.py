@@ -357,7 +357,7 @@ def _once(bench: Bench, workload: Workload, dtype: str) -> tuple[dict[str, float
     mel_TM = draw(frames_of(USUAL), bench.model.config.num_mels).clamp(-1, 1).to(options.device)
     prefix_PD = draw(options.prefix, workload.model.config.hidden_size).to(options.device, options.dtype)
     tokens_T = torch.randint(100, 8000, (USUAL - CALM_TOKENS,), generator=bench.generator)
-    request = WaveformRequest("row", 0, bench.latents_LE[:USUAL], bench.voice)
+    request = WaveformRequest("row", 0, tokens_T, bench.latents_LE[:USUAL], bench.voice)
 
     def voice() -> float:
         decoder.voice_latent([clip_MT])

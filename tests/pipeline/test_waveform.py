@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from clvp.codec.speech import CODEC_CONFIG_FILE, CODEC_FILE
 from clvp.sampling import SamplingParams
 from clvp.tortoise import convert_tortoise
 from clvp.waveform import WaveformParams, load_waveform_models
@@ -201,12 +202,13 @@ def test_a_checkpoint_without_sound_ranks_tokens_and_says_so(
 
 def test_run_json_names_what_the_sound_depends_on(manifest: Path, golden_checkpoint: Path) -> None:
     described = describe_checkpoint(str(golden_checkpoint))
-    assert SOUND_FILES == (WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE)
+    files = {WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE}
+    assert {*files, CODEC_CONFIG_FILE, CODEC_FILE} == set(SOUND_FILES)
     told = {}
     for audio in ("best", "none"):
         run = Run((str(manifest),), "out", str(golden_checkpoint), settings_of(audio=audio))
         told[audio] = describe(run, described, pa.schema([]))
-    assert set(told["best"].model_files) - set(told["none"].model_files) == set(SOUND_FILES)
+    assert set(told["best"].model_files) - set(told["none"].model_files) == files
     other = replace(settings_of(audio="best"), waveform=WaveformParams(guidance=1.0))
     changed = describe(Run((str(manifest),), "out", "m", other), described, pa.schema([]))
     assert differing_fields(told["best"].settings, changed.settings) == [
@@ -224,7 +226,7 @@ def test_a_mel_that_is_not_finite_is_the_row_s_error(
             weight.data.fill_(torch.nan)
         return models
 
-    monkeypatch.setattr("pipeline.stages.waveform.load_waveform_models", broken)
+    monkeypatch.setattr("clvp.waveform.files.load_waveform_models", broken)
     with pytest.raises(pa.ArrowInvalid):  # no row is left to be read
         made(manifest, golden_checkpoint, tmp_path, settings_of())
     assert ("r/1", "waveform", "UndecodableSpeech") in errors_of(tmp_path)

@@ -53,6 +53,9 @@ def decoder_of(models, config=None, device="cpu", dtype="float32"):
     )
 
 
+NO_TOKENS = torch.zeros(0, dtype=torch.int64)  # diffusion takes their latents
+
+
 def request(number, models, latents=None):
     """The request of a number, always the same: 1 to 40 latents."""
     generator = torch.Generator().manual_seed(number)
@@ -61,6 +64,7 @@ def request(number, models, latents=None):
     return WaveformRequest(
         f"row{number}",
         number % 3,
+        NO_TOKENS,
         torch.randn(count, config.latent_size, generator=generator),
         torch.randn(2 * config.hidden_size, generator=generator),
     )
@@ -95,7 +99,7 @@ def test_golden_end_to_end(models, golden_checkpoint, golden_tensors, about, mon
     monkeypatch.setattr(bucket_module, "normal", recorded)
     monkeypatch.setattr(decoder_module, "normal", recorded)
     params = WaveformParams("p", about["chain_steps"], "time", guidance=about["cond_free_k"])
-    asked = WaveformRequest("0", 0, latents, voices["diffusion_latent_both"])
+    asked = WaveformRequest("0", 0, NO_TOKENS, latents, voices["diffusion_latent_both"])
     (speech,) = decoder_of(models).decode([asked], params)
     assert relative_error(speech.mel_MT, tensors["0.mel"]) < WHOLE_CHAIN
     assert relative_error(speech.waveform_N, tensors["0.waveform"]) < WHOLE_CHAIN

@@ -1,0 +1,53 @@
+"""The other way to sound: a family with a codec of its own decodes the tokens themselves, in one pass."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from clvp.codec import SpeechCodec
+from clvp.sampling.invariance import thread_count
+from clvp.waveform.params import DecodedSpeech, DecodeFailure, WaveformParams, WaveformRequest
+from clvp.waveform.vocoder import SAMPLING_RATE
+
+
+@dataclass
+class CodecWaveformDecoder:
+    """Has the calls of `WaveformDecoder`; candidates are decoded alone, on one thread."""
+
+    codec: SpeechCodec
+
+    def facts(self) -> dict[str, str | int]:
+        """What the bit-for-bit promise depends on, apart from the codec's weights."""
+        device = self.codec.decoder.of_voice.weight.device
+        on_gpu = device.type == "cuda"
+        cpu = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+        return {
+            "device": torch.cuda.get_device_name(device) if on_gpu else cpu,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
+
+    def voice_of(self, mels: Sequence[Tensor], spoken: Sequence[Tensor]) -> Tensor:
+        """What the codec takes of a voice, from the log-mels of 22.05 kHz of its clips."""
+        return self.codec.voice_of(mels)
+
+    def decode(
+        self, requests: Sequence[WaveformRequest], params: WaveformParams, seed: int = 0
+    ) -> list[DecodedSpeech | DecodeFailure]:
+        """The sound of each request, in order, or why it has none. `params` and `seed` are of diffusion."""
+        return [self._decode(request) for request in requests]
+
+    def _decode(self, request: WaveformRequest) -> DecodedSpeech | DecodeFailure:
+        try:
+            with thread_count(1):
+                (waveform_N,) = self.codec.decode([request.tokens_T], request.voice)
+        except ValueError as error:
+            return DecodeFailure(request.row_id, request.candidate, str(error))
+        resampled_N = soxr.resample(waveform_N.numpy(), self.codec.sampling_rate, SAMPLING_RATE)
+        limited_N = torch.from_numpy(np.clip(resampled_N, -1, 1))
+        return DecodedSpeech(request.row_id, request.candidate, None, limited_N)
