@@ -35,7 +35,7 @@ PIECE_BYTES = 64 << 20  # of an object; Arrow makes a request of each
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """ "demo", a folder, hub id (`NAME@COMMIT`) or URI, and the sha256 (hex) of each of its files that is used."""
+    """A folder, hub id (`NAME@COMMIT`), URI or "demo", and the sha256 (hex) of each of its files in use."""
 
     location: str
     files: Mapping[str, str]
