@@ -13,8 +13,9 @@ from jobs.options import add_options, read_run, settings_of
 from pipeline.settings import ResultSettings, Run
 
 TEMPLATE = Run((), "", "", ResultSettings())
+SOUNDING = ("results.audio.", "results.waveform.", "results.measuring.")
 WITHOUT = [setting.path for setting in settings_of(TEMPLATE) if setting.path.startswith("results.")]
-WITHOUT = [path for path in WITHOUT if not path.startswith(("results.audio.", "results.waveform."))]
+WITHOUT = [path for path in WITHOUT if not path.startswith(SOUNDING)]
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -23,6 +23,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="CHECKPOINT", help=now)
     hosts = "hosts and buckets of audio, as in the run"
     parser.add_argument("--audio-hosts", nargs="+", default=[], metavar="URI", help=hosts)
+    parser.add_argument("--recognizer", metavar="FOLDER", help="as in the run (default: the installed one)")
+    trusted = "measures of your own that the run was told"
+    parser.add_argument("--measure", nargs="+", default=[], metavar="MODULE:CLASS", help=trusted)
     parser.add_argument(
         "--torch-threads", type=int, metavar="N", help="without a GPU (default: half the cores)"
     )
@@ -37,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def replay() -> str:
         where = (options.output, options.manifest, options.model)
-        replayer = Replayer(*where, options.torch_threads, options.audio_hosts)
+        told = (options.torch_threads, options.audio_hosts, options.recognizer, options.measure)
+        replayer = Replayer(*where, *told)
         found.extend(replayer.replay(row_id, options.candidate) for row_id in options.id)
         return "\n".join(map(describe, found))
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clvp.quality import NAMED
 from clvp.sampling import EngineConfig
 from pipeline import storage
 from pipeline.checkpoint import describe_checkpoint
@@ -29,6 +30,7 @@ from pipeline.rows.plan import make_plan
 from pipeline.rows.scan import scan
 from pipeline.settings import ExecutionSettings, Run
 from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of
+from pipeline.stages.choose import Chooser, check_measures
 from pipeline.stages.sample import Sampler
 
 
@@ -62,7 +64,8 @@ class Replay:
 
 class Replayer:
     """Replays rows of one output; models are loaded once. `manifest` and `model` say where they lie now; by
-    default where the run had them. `audio_hosts` are as in a run.
+    default where the run had them. `audio_hosts` and `recognizer` are as in a run; `measures` names those of
+    the user's own that the run was measured by: run.json alone is not trusted to name code.
 
     Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """
@@ -74,19 +77,28 @@ class Replayer:
         model: str | None = None,
         torch_threads: int | None = None,
         audio_hosts: Sequence[str] = (),
+        recognizer: str | None = None,
+        measures: Sequence[str] = (),
     ) -> None:
         folder = OutputFolder(storage.absolute(output))
         before, results, where, checkpoint_uri = load_sampled(folder, manifest, model)
         self.before = before
+        for name in results.measuring.measure:
+            if name not in (*NAMED, *measures):
+                raise RunError(f"run.json names the code {name}: name it too (--measure) if you trust it")
         run = Run(
             where,
             folder.uri,
             checkpoint_uri,
             results,
             ExecutionSettings(
-                engine=_engine(before), torch_threads=torch_threads, audio_hosts=tuple(audio_hosts)
+                engine=_engine(before),
+                torch_threads=torch_threads,
+                audio_hosts=tuple(audio_hosts),
+                recognizer=recognizer,
             ),
         )
+        check_measures(run)
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
         # Loose files of the output stay as they are.
@@ -130,6 +142,8 @@ class Replayer:
         for _, stage in self._chain.steps:
             if isinstance(stage, Sampler):
                 stage.candidates = candidates
+            if isinstance(stage, Chooser):
+                stage.refuses = False  # the row is stored; the candidate that was good may not be wanted
         row = self._chain(make_plan(self.index, places[:1], 1).slices_of(0)).to_pylist()[0]
         if (error := row["error"]) is not None:
             raise RunError(

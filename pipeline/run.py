@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from clvp import ClvpConfig
 from clvp.codec import CODEC_CONFIG_FILE
-from clvp.quality import find_measure
 from clvp.waveform.files import WAVEFORM_CONFIG_FILE
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, describe_checkpoint, fetch
@@ -42,7 +41,7 @@ from pipeline.rows.plan import Selection, rejected_rows, select_rows
 from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ResultSettings, Run
 from pipeline.stages import Work, output_columns
-from pipeline.stages.choose import Chooser
+from pipeline.stages.choose import check_measures
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.retry import reports
 from pipeline.stream.stream import rows_per_block
@@ -249,18 +248,6 @@ def decided(run: Run, checkpoint: Checkpoint) -> Run:
     if audio.audio == "auto":
         audio = replace(audio, audio=_sounding(run.results) if can else "none")
     return replace(run, results=replace(run.results, audio=audio))
-
-
-def check_measures(run: Run) -> None:
-    """Raise RunError for measures that cannot be taken here, and formulas that cannot be evaluated."""
-    if isinstance(run.results, ResultSettings):
-        try:
-            for name in run.results.measuring.measure:
-                find_files = getattr(find_measure(name), "files", list)
-                find_files(*([run.execution.recognizer] if name == "transcribe" else []))
-            Chooser(run.results)
-        except (ImportError, OSError, ValueError) as error:
-            raise RunError(str(error)) from error
 
 
 def check_model(checkpoint: Checkpoint, run: Run) -> None:

@@ -23,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import BestOfN
+from pipeline.report.words import HEARD, word_curves
 from pipeline.rows.columns import CANDIDATE_TYPE, EXTRA_PREFIX
 from pipeline.rows.memory import MAX_CANDIDATES
 from pipeline.rows.token_measures import count_characters
@@ -81,19 +82,25 @@ _PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
 _ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
 _UNUSED = {"seed", "voice_key", "row_digest", "engine"}
 _SOUND = "audio_measures"  # of the best candidate, where it became sound
-_OWN = {"id", "text", "source", "candidates", _SOUND, *_UNUSED}
+_MEASURED = "measures"  # of candidates that became sound, where they were measured
+_OWN = {"id", "text", "source", "candidates", _SOUND, _MEASURED, *_UNUSED}
 
 TABLES = """
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean,
-    sound_s float, rms_dbfs float, clipped_share float);
+    sampled bigint, sound_s float, rms_dbfs float, clipped_share float);
 create table candidates ("row" bigint, characters bigint, rank smallint, candidate smallint, score float,
     num_tokens integer, finished boolean, duration_s float, longest_run integer, repeated_ngrams float);
+create table measures ("row" bigint, candidate smallint, name varchar, "value" double);
 create table passed ("row" bigint, name varchar, "value" varchar);
 create table errors (id varchar, source varchar, stage varchar, type varchar, message varchar);
 """
 SOUND_MEASURES = {"sound_s": "duration_s", "rms_dbfs": "rms_dbfs", "clipped_share": "clipped_share"}
 SOUND = """select count(sound_s) as "count", coalesce(sum(sound_s), 0) / 3600 as hours,
     quantile_disc(rms_dbfs, 0.5) as rms_dbfs, count(*) filter (clipped_share > 0) as clipped from rows"""
+MEASURES = """select name, count("value") as "count", avg("value") as mean,
+    avg("value") filter (rank = 1) as best_mean, quantile_disc("value", 0.5) filter (rank = 1) as best_p50
+    from measures join candidates using ("row", candidate) where isfinite("value")
+    group by name order by name"""
 # `pace` is log2 of the seconds per character, so that half and twice the usual rate are equally far off; null
 # where a candidate is unfinished or empty: such a one is flagged anyway, and a duration that the length limit
 # has cut says nothing of what is usual. That is the median among texts about as long: band b holds those of
@@ -134,19 +141,24 @@ class Stored:
         if not any(files.values()) and not storage.exists(storage.join(self.uri, NAME)):
             raise RunError(f"{self.uri} holds no run: no {NAME}, data or errors are in it")
         self.description = _description(self.uri)
-        self._told = _settings(self.uri)
-        self.best_of_n = BestOfN(by_score_alone=not self._told.scoring.unfinished_last)
+        self.told = _settings(self.uri)
+        self.best_of_n = BestOfN(by_score_alone=not self.told.scoring.unfinished_last)
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
         database.execute(TABLES)
         self._read(files["_parts"])
         database.execute(JUDGED)
+        database.execute(HEARD)
 
     def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
         """The rows of a result, as objects."""
         result = self.database.execute(sql, parameters)
         names = [column[0] for column in result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a result, a batch at a time."""
+        yield from self.database.sql(sql).to_arrow_reader(BATCH_ROWS)
 
     def _read(self, parts: Sequence[str]) -> None:
         # `parts` were listed before the published files: what is published meanwhile is then seen twice, not
@@ -205,21 +217,27 @@ class Stored:
             rows |= {
                 name: pc.struct_field(batch.column(column), field) for name, field in SOUND_MEASURES.items()
             }
-        self._insert("rows", {**rows, "characters": characters, "published": [published] * len(batch)})
         stored = _numbers(lists.value_lengths()).astype(np.int64)
         owners = np.repeat(np.arange(len(batch)), stored)
         columns = {name: pa.array(values, from_pandas=True) for name, values in fields.items()}
         self._insert("candidates", {"row": number[owners], "characters": characters[owners], **columns})
         sampled = stored.copy()  # of which only the best may be stored
         np.maximum.at(sampled, owners, fields["candidate"].astype(np.int64) + 1)
-        if self._told.num_candidates and self._told.scoring.keep:
-            cut = stored >= self._told.scoring.keep
-            sampled[cut] = np.maximum(sampled[cut], self._told.num_candidates)
+        if self.told.num_candidates and self.told.scoring.keep:
+            cut = stored >= self.told.scoring.keep
+            sampled[cut] = np.maximum(sampled[cut], self.told.num_candidates)
+        known = {"characters": characters, "published": [published] * len(batch), "sampled": sampled}
+        self._insert("rows", {**rows, **known})
+        measured = _MEASURED if published else EXTRA_PREFIX + _MEASURED
+        if measured in batch.schema.names:
+            self._add_measures(number, batch.column(measured))
         scored = np.isin(np.arange(len(batch)), owners[~np.isfinite(fields["score"])], invert=True)
         items = [fields[name][scored[owners]] for name in ("score", "rank", "finished")]
         self.best_of_n.add(sampled[scored], stored[scored], *items)
         for name in batch.schema.names:
-            if name != column and (name.startswith(EXTRA_PREFIX) or (published and name not in _OWN)):
+            if name not in (column, measured) and (
+                name.startswith(EXTRA_PREFIX) or (published and name not in _OWN)
+            ):
                 self._add_values(name.removeprefix(EXTRA_PREFIX), number, batch.column(name))
 
     def _add_values(self, name: str, number: np.ndarray, values: pa.Array) -> None:
@@ -230,6 +248,19 @@ class Stored:
             self._insert("passed", {"row": number, "name": [name] * len(values), "value": values})
             if len(seen) > MAX_VALUES:
                 self.database.execute("delete from passed where name = ?", [name])
+
+    def _add_measures(self, number: np.ndarray, lists: pa.Array) -> None:
+        """The numbers among what was measured of each candidate."""
+        owners = np.repeat(number, _numbers(lists.value_lengths()).astype(np.int64))
+        values = lists.flatten()
+        candidates = pc.struct_field(values, "candidate")
+        for field in values.type:
+            if field.name not in ("rank", "candidate"):
+                column = pc.struct_field(values, field.name)
+                names = [field.name] * len(column)
+                self._insert(
+                    "measures", {"row": owners, "candidate": candidates, "name": names, "value": column}
+                )
 
     def _add_errors(self, columns: dict[str, pa.Array]) -> None:
         groups = {name: columns[name].fill_null("") for name in _ERROR_COLUMNS[2:]}
@@ -258,6 +289,8 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         "candidates": _candidates(stored),
         "sound": stored.query(SOUND)[0],
         "best_of_n": _best_of_n(stored.best_of_n),
+        "measures": stored.query(MEASURES),
+        "words": word_curves(stored.batches, stored.told.scoring.unfinished_last),
         "pace": _pace(stored),
         "look_at": {name: _list(stored, name) for name in LISTS},
         "by_column": _by_column(stored),
@@ -447,7 +480,18 @@ def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:
     tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
     plain = {f.name for f in parquet.schema_arrow if f.name not in _UNUSED and any(t(f.type) for t in tests)}
     sound = (f"{_SOUND}.", f"{EXTRA_PREFIX}{_SOUND}.")
-    return [p for p in leaves if p in plain or p.startswith(("error.", *sound)) or p in _PATHS]
+    known = plain | _PATHS | _measured_paths(parquet)
+    return [p for p in leaves if p in known or p.startswith(("error.", *sound))]
+
+
+def _measured_paths(parquet: pq.ParquetFile) -> set[str]:
+    """Leaves of the column `measures` that are numbers."""
+    found = set()
+    for column in (_MEASURED, EXTRA_PREFIX + _MEASURED):
+        if column in parquet.schema_arrow.names:
+            fields = parquet.schema_arrow.field(column).type.value_type
+            found |= {f"{column}.list.element.{f.name}" for f in fields if not pa.types.is_string(f.type)}
+    return found
 
 
 def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:

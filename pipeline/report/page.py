@@ -38,6 +38,13 @@ _STYLE = {
 }
 TIME_UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (86_400.0, "days"))
 STEPS = (1, 2, 5, 10)  # of ticks
+# Of what the best of n buys in words.
+WORD_LINES = (
+    ("clvp", FIRST, "-"),
+    ("oracle", SECOND, "--"),
+    ("log_probability", THIRD, "-."),
+    ("chance", SOFT, ":"),
+)
 LEAST_BARS = 8  # that an axis has room for
 
 
@@ -63,7 +70,17 @@ def render_page(figures: Mapping[str, Any]) -> str:
         for name, item in best.items()
     ]
     run = [(" › ".join(path[:-1]), path[-1], plain(value)) for path, value in _leaves(figures["run"])]
-    more = {"flags": flags, "settings": run, "plots": plots, "limits": limits, "ngram": NGRAM}
+    # As many lines as there are powers of two, and the last.
+    points = figures["words"]
+    words = [p for p in points if not p["n"] & (p["n"] - 1) or p is points[-1]]
+    more = {
+        "flags": flags,
+        "word_lines": words,
+        "settings": run,
+        "plots": plots,
+        "limits": limits,
+        "ngram": NGRAM,
+    }
     return environment.get_template("page.html.j2").render({**figures, **more})
 
 
@@ -104,6 +121,7 @@ def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
 
     return {
         "best_of_n": _best_of_n(figures["best_of_n"]["points"]),
+        "words": _words(figures["words"]),
         "score": both("score", "score"),
         "duration": both("duration_s", "seconds"),
         "longest_run": both("longest_run", "tokens", whole=True),
@@ -161,6 +179,25 @@ def _best_of_n(points: list[dict[str, Any]]) -> Markup | None:
     for kind, colour, style in (("chosen", FIRST, "-"), ("best", SECOND, "--")):
         pairs = np.array([(point["n"], point[f"expected_{kind}_score"]) for point in points], float)
         axes.plot(*np.insert(pairs, breaks, np.nan, axis=0).T, style, color=colour, linewidth=1.4)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
+    return _svg(axes)
+
+
+def _words(points: list[dict[str, Any]]) -> Markup | None:
+    """Expected word error rates against n, with the interval of the choice by score."""
+    if not points:
+        return None
+    axes = _axes("n, candidates per row", "% of words wrong")
+    axes.margins(x=0.02)
+    counts = [point["n"] for point in points]
+    for name, colour, style in WORD_LINES:
+        rates = np.array([(point[name] or {"rate": np.nan})["rate"] for point in points])
+        axes.plot(counts, 100 * rates, style, color=colour, linewidth=1.4)
+    low, high = np.array(
+        [[p["clvp"]["rate"] + side * (p["clvp"]["within"] or 0) for p in points] for side in (-1, 1)]
+    )
+    axes.fill_between(counts, 100 * low, 100 * high, color=FIRST, alpha=0.15, linewidth=0)
+    axes.set_ylim(0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
     return _svg(axes)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ERROR, RowError, shown
+from clvp.quality import find_measure
+from pipeline.errors import ERROR, RowError, RunError, shown
 from pipeline.rows.columns import CANDIDATE_TYPE, CANDIDATES, map_rows, set_columns
-from pipeline.settings import ResultSettings
+from pipeline.settings import ResultSettings, Run
 from pipeline.stages.formula import Formula
 from pipeline.stages.measure import measured_field
 from pipeline.stages.waveform import (
@@ -45,6 +46,18 @@ def choice_columns(settings: ResultSettings) -> pa.Schema:
     sound = sound_fields(settings.audio) if settings.audio.most else []
     measured = [measured_field(settings.measuring.measure)] if settings.measuring.measure else []
     return pa.schema([CANDIDATES, *sound, *measured, ERROR])
+
+
+def check_measures(run: Run) -> None:
+    """Raise RunError for measures that cannot be taken here, and formulas that cannot be evaluated."""
+    if isinstance(run.results, ResultSettings):
+        try:
+            for name in run.results.measuring.measure:
+                find_files = getattr(find_measure(name), "files", list)
+                find_files(*([run.execution.recognizer] if name == "transcribe" else []))
+            Chooser(run.results)
+        except (ImportError, OSError, ValueError) as error:
+            raise RunError(str(error)) from error
 
 
 class Chooser:
