@@ -83,8 +83,8 @@ def lose(workload: Workload, output: Path, part: str, name: str) -> None:
 def test_signals_a_lost_folder_and_dead_processes_change_no_token(
     workload: Workload, undisturbed: Stored, tmp_path: Path
 ) -> None:
-    """One output, begun by four runs: two are told to end, one loses Ray's own process, and in the last one the
-    sampler's process is killed, and replaced. A storage that fails is the full disk's test.
+    """One output, begun by four runs: two are told to end, one loses Ray's own process, and in the last one
+    the sampler's process is killed, and replaced. A storage that fails is the full disk's test.
     """
     (tmp_path / "file").write_text("")
     with Run(workload, str(tmp_path / "file" / "out")) as run:
