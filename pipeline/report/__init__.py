@@ -1,6 +1,6 @@
 """A finished or running output as figures, plots and one HTML page. Needs neither Ray nor torch.
 
-Reading order: `figures`, `best_of_n`, then `page` with its template.
+Reading order: `figures`, `best_of_n`, `words`, `listen`, then `page` with its template.
 """
 
 import json
@@ -13,6 +13,7 @@ import duckdb
 
 from pipeline import storage
 from pipeline.report.figures import Stored, build_figures
+from pipeline.report.listen import clips_of
 from pipeline.report.page import render_page
 
 MEMORY = "1GB"  # of the database; what does not fit lies on the local disk
@@ -39,9 +40,10 @@ def write_report(output: str, html: str | None = None, json_file: str | None = N
     ):
         stored = Stored(output, database)
         figures = build_figures(stored, datetime.now(UTC).isoformat(timespec="seconds"))
+        clips = clips_of(stored)
     page = storage.absolute(html) if html else storage.join(stored.uri, "report.html")
     values = storage.absolute(json_file) if json_file else storage.join(stored.uri, "report.json")
     text = json.dumps(figures, indent=1, allow_nan=False, ensure_ascii=False)
-    for uri, content in ((page, render_page(figures)), (values, text)):
+    for uri, content in ((page, render_page(figures, clips)), (values, text)):
         storage.write_atomically(uri, content.encode("utf-8", "replace"), storage.parent(uri))
     return Written(page, values, figures)

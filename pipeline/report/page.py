@@ -8,7 +8,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ WORD_LINES = (
 LEAST_BARS = 8  # that an axis has room for
 
 
-def render_page(figures: Mapping[str, Any]) -> str:
-    """The page of the figures that `pipeline.report.figures.build_figures` returns."""
+def render_page(figures: Mapping[str, Any], clips: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page of the figures of `pipeline.report.figures.build_figures`, and of what `clips_of` gives."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,6 +77,7 @@ def render_page(figures: Mapping[str, Any]) -> str:
         "flags": flags,
         "word_lines": words,
         "settings": run,
+        "clips": clips,
         "plots": plots,
         "limits": limits,
         "ngram": NGRAM,
