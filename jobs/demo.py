@@ -1,7 +1,7 @@
-"""Run the main job on the clips that come with the project, and print what it wrote.
+"""Run the main job on the clips that come with the project, print what it wrote, and say where to listen.
 
-The model is small and random unless --model names a real one. The results stay in demo-output/ until the
-next demo.
+The model comes with the project too, unless --model names another one. It is a small one, for short
+sentences about everyday things. The results stay in demo-output/ until the next demo.
 """
 
 import argparse
@@ -9,9 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,66 +17,78 @@ import duckdb
 from rich.console import Console
 from rich.table import Table
 
-from clvp.random_checkpoint import write_random_checkpoint
+from clvp.checkpoint import DEMO
+from clvp.quality import find_measure
 from jobs.cli import job_parser
 from pipeline.errors import safe
+from pipeline.report import write_report
 
 MANIFEST = Path(__file__).parents[1] / "examples" / "demo" / "manifest.jsonl"
 OUTPUT = Path("demo-output")
 NUM_CANDIDATES = 16
-RANKS_SHOWN = 3
-CODES_SHOWN = 6
 
-RANKED = f"""
-    select id, speaker, rank, candidate, printf('%.4f', score) as score, num_tokens as tokens,
-        printf('%.2f', duration_s) as seconds, if(finished, 'yes', 'no') as finished,
-        array_to_string(speech_ids[:{CODES_SHOWN}], ' ') || ' …' as speech_ids
-    from (select id, speaker, unnest(candidates, recursive := true) from '{{}}/data/*.parquet')
-    where rank <= {RANKS_SHOWN} order by id, rank"""
+BEST = """
+    select id, speaker, printf('%.3f', candidates[1].score) as score,
+        printf('%.2f', candidates[1].duration_s) as seconds, text{heard} from read_parquet('{output}/data/*.parquet')
+    order by id"""
 ERRORS = "select id, stage, type, message from '{}/errors/*.parquet' order by id"
-NUMBERS = ("rank", "candidate", "score", "tokens", "seconds")
+NUMBERS = ("score", "seconds")
 
-NOISE = """\
-The weights of this demo's model are random: its tokens and its sound are noise, its scores mean nothing. What
-you see is the machinery. With real weights:
-    make demo MODEL=susnato/clvp_dev      the published checkpoint, a download of 2.7 GB
-    make demo MODEL=FOLDER                a folder that jobs.convert made from Tortoise's own files"""
+ABOUT = """\
+The model of this demo comes with the project: a small one, trained on synthesized speech, that knows some 400
+words in a few voices (clvp/assets/demo/README.md). For other texts and voices:
+    make demo MODEL=susnato/clvp_dev      the published checkpoint, a download of 2.7 GB; tokens, no sound
+    make demo MODEL=FOLDER                a folder that jobs.convert made from Tortoise's own files
+"""
+NEXT = """
+Go on:
+    python -m jobs.replay --output {output} --id harbour-01      makes a row's candidates again: the same tokens
+    python -m jobs.report --output {output}                      writes the report anew
+    python -m jobs.synthesize --manifest FILE --output FOLDER --model demo --audio-files      your own texts and clips,
+        FILE being a CSV, JSONL or Parquet file with columns id, text and audio"""
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("demo", __doc__)
-    parser.add_argument("--model", metavar="CHECKPOINT", help="checkpoint folder or hub id")
+    parser.add_argument("--model", metavar="CHECKPOINT", default=DEMO, help="checkpoint folder or hub id")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return the main job's exit code."""
-    options = make_parser().parse_args(argv)
-    arguments: list[str] = []
-    with ExitStack() as cleanup:
-        model = options.model
-        if model is None:
-            model = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="clvp-random-"))
-            write_random_checkpoint(model, audio=True)
-            print(NOISE, end="\n\n", flush=True)
-            arguments += ["--diffusion-steps", "6"]  # more of them make no better noise
-        shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
-        arguments += ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
-        arguments += ["--num-candidates", str(NUM_CANDIDATES), "--audio-files"]
-        print("python -m jobs.synthesize", safe(shlex.join(arguments)), flush=True)
-        # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
-        code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
+    model = make_parser().parse_args(argv).model
+    if model == DEMO:
+        print(ABOUT, flush=True)
+    shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
+    arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
+    arguments += ["--num-candidates", str(NUM_CANDIDATES), "--audio-files"]
+    if model == DEMO and _can_hear():
+        arguments += ["--measure", "transcribe"]
+    print("python -m jobs.synthesize", safe(shlex.join(arguments)), flush=True)
+    # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
+    code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
     if code == 0:
-        print_results(OUTPUT, "noise, the weights are random" if options.model is None else model)
+        print_results(OUTPUT, model)
+        print(f"\nListen to them in {write_report(str(OUTPUT)).html}")
+        print(NEXT.format(output=OUTPUT))
     return code
 
 
+def _can_hear() -> bool:
+    """Whether the extra that has a recognizer is installed."""
+    try:
+        find_measure("transcribe")
+    except ImportError:
+        return False
+    return True
+
+
 def print_results(output: Path, model: str) -> None:
-    """Print the best candidates of every row, and the rows that failed."""
-    print(
-        f"\nRanked candidates, the best {RANKS_SHOWN} of {NUM_CANDIDATES}, from {output}/data ({safe(model)})"
-    )
-    _print_found(RANKED.format(output))
+    """Print the best candidate of every row, and the rows that failed."""
+    print(f"\nThe best candidate of each row, from {output}/data ({safe(model)})")
+    columns = duckdb.execute(f"describe select * from '{output}/data/*.parquet'").fetchall()
+    heard = ", measures[1].heard as heard" if "measures" in {column[0] for column in columns} else ""
+    _print_found(BEST.format(output=output, heard=heard))
     print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
     _print_found(ERRORS.format(output))
     if sounds := sorted((output / "audio").glob("*.flac")):

@@ -1,22 +1,22 @@
-"""Make the reference clips of the demo: six short clips of five voices, in six different encodings.
+"""Make the reference clips of the demo: six clips of five speakers, in six different encodings.
 
-The clips in `audio/` were made by this script and are part of the repository; running it again needs
-espeak-ng (`apt-get install espeak-ng`), which nothing else in this project needs:
+The clips in `audio/` were made by this script and are part of the repository; running it again needs the
+speech engines of `examples/voices` (`apt-get install festival festvox-us-slt-hts libflite1`):
 
-    python examples/demo/make_clips.py
+    python -m examples.demo.make_clips
 
 Every clip has another sample rate, channel count, bit depth or container, because that is what real
-reference recordings look like. The speech is synthetic, so the clips carry no one's voice and no licence.
+reference recordings look like. The voices are those that the demo's model has learned.
 """
 
-import io
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import soundfile
-import torch
-import torchaudio
+import soxr
+
+from examples.voices.__main__ import speak
 
 AUDIO_DIR = Path(__file__).parent / "audio"
 
@@ -24,9 +24,7 @@ AUDIO_DIR = Path(__file__).parent / "audio"
 @dataclass(frozen=True)
 class Clip:
     file: str
-    voice: str  # espeak-ng voice, "+" and a variant
-    words_per_minute: int
-    pitch: int  # 0..99
+    voice: str  # of examples.voices
     text: str
     sample_rate: int  # Hz
     subtype: str  # soundfile's name of the sample encoding
@@ -34,65 +32,37 @@ class Clip:
 
 
 CLIPS = [
-    Clip(
-        "ada_16khz.wav",
-        "en-gb+f3",
-        165,
-        55,
-        "The harbour lights went out, one after another.",
-        16_000,
-        "PCM_16",
-    ),
+    Clip("ada_16khz.wav", "slt", "the lesson starts at half past one on thursday", 16_000, "PCM_16"),
     Clip(
         "ben_44khz_stereo.flac",
-        "en-us",
-        160,
-        42,
-        "We planted the orchard in spring.",
+        "rms",
+        "the camera and the ticket are behind the chair",
         44_100,
         "PCM_16",
         stereo=True,
     ),
-    Clip("cleo_48khz_24bit.wav", "en-us+f4", 185, 60, "Nobody expected rain today.", 48_000, "PCM_24"),
-    Clip(
-        "dan_24khz_1.ogg",
-        "en-gb-scotland",
-        155,
-        38,
-        "A train leaves for the coast at noon.",
-        24_000,
-        "VORBIS",
-    ),
+    Clip("cleo_48khz_24bit.wav", "high", "the market was built in nineteen ninety two", 48_000, "PCM_24"),
+    Clip("dan_24khz_1.ogg", "low", "sunday will be cloudy and dry in the south", 24_000, "VORBIS"),
     Clip(
         "dan_24khz_2.mp3",
-        "en-gb-scotland",
-        155,
-        38,
-        "The old map shows a road across the hills.",
+        "low",
+        "the moon over the mountain is orange this evening",
         24_000,
         "MPEG_LAYER_III",
     ),
-    Clip("eve_8khz.wav", "en-029+f2", 160, 50, "This line was recorded over a telephone.", 8_000, "ULAW"),
+    Clip("eve_8khz.wav", "slt", "this phone is too big for my brother", 8_000, "ULAW"),
 ]
-
-
-def speak(clip: Clip) -> tuple[torch.Tensor, int]:
-    """Speak the text of a clip; returns the samples [N] in -1..1 and their rate in Hz."""
-    command = ["espeak-ng", "-v", clip.voice, "-s", str(clip.words_per_minute), "-p", str(clip.pitch)]
-    spoken = subprocess.run([*command, "--stdout", clip.text], check=True, capture_output=True).stdout
-    samples, sample_rate = soundfile.read(io.BytesIO(spoken), dtype="float32")
-    return torch.from_numpy(samples), sample_rate
 
 
 def write_clip(clip: Clip) -> Path:
     """Speak, resample, spread over the channels and encode one clip."""
-    samples_N, spoken_rate = speak(clip)
-    samples_N = torchaudio.functional.resample(samples_N, spoken_rate, clip.sample_rate)
-    channels_NC = samples_N[:, None]
-    if clip.stereo:
-        channels_NC = torch.stack([samples_N, 0.6 * samples_N], dim=1)  # left of the centre
+    ((spoken, _),) = speak([clip.text], clip.voice)
+    samples_N = soxr.resample(spoken.samples, spoken.sampling_rate, clip.sample_rate).clip(-1, 1)
+    left_of_centre = np.stack([samples_N, 0.6 * samples_N], axis=1)
     path = AUDIO_DIR / clip.file
-    soundfile.write(path, channels_NC.clamp(-1, 1).numpy(), clip.sample_rate, subtype=clip.subtype)
+    soundfile.write(
+        path, left_of_centre if clip.stereo else samples_N, clip.sample_rate, subtype=clip.subtype
+    )
     return path
 
 
