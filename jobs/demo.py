@@ -29,8 +29,8 @@ NUM_CANDIDATES = 16
 
 BEST = """
     select id, speaker, printf('%.3f', candidates[1].score) as score,
-        printf('%.2f', candidates[1].duration_s) as seconds, text{heard} from read_parquet('{output}/data/*.parquet')
-    order by id"""
+        printf('%.2f', candidates[1].duration_s) as seconds, text{heard}
+    from read_parquet('{output}/data/*.parquet') order by id"""
 ERRORS = "select id, stage, type, message from '{}/errors/*.parquet' order by id"
 NUMBERS = ("score", "seconds")
 
@@ -42,10 +42,10 @@ words in a few voices (clvp/assets/demo/README.md). For other texts and voices:
 """
 NEXT = """
 Go on:
-    python -m jobs.replay --output {output} --id harbour-01      makes a row's candidates again: the same tokens
-    python -m jobs.report --output {output}                      writes the report anew
-    python -m jobs.synthesize --manifest FILE --output FOLDER --model demo --audio-files      your own texts and clips,
-        FILE being a CSV, JSONL or Parquet file with columns id, text and audio"""
+    python -m jobs.replay --output {output} --id harbour-01      the candidates of a row again: the same tokens
+    python -m jobs.report --output {output}                      the report again
+    python -m jobs.synthesize --manifest FILE --output FOLDER --model demo --audio-files
+        your own texts and clips: FILE is CSV, JSONL or Parquet with the columns id, text and audio"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _can_hear() -> bool:
-    """Whether the extra that has a recognizer is installed."""
+    """Whether a recognizer is installed."""
     try:
-        find_measure("transcribe")
-    except ImportError:
+        find_measure("transcribe").files(None)
+    except (ImportError, FileNotFoundError):
         return False
     return True
 
