@@ -5,7 +5,6 @@ from pathlib import Path
 from clvp.audio.processor import ClvpProcessor
 from clvp.text.tokenizer import Normalizer
 
-
 ASSETS = Path(__file__).parent
 
 

@@ -87,7 +87,9 @@ def rate(settings: TrainingSettings, step: int) -> float:
     return settings.learning_rate * warm * (1 + float(done.cos())) / 2
 
 
-def train(part: Part, output: Path, settings: TrainingSettings, place: Place, until: int | None = None) -> None:
+def train(
+    part: Part, output: Path, settings: TrainingSettings, place: Place, until: int | None = None
+) -> None:
     """Train to the last step, or to step `until`, from the checkpoint in `output` if there is one."""
     output.mkdir(parents=True, exist_ok=True)
     network = part.network.to(place.device)
@@ -140,7 +142,9 @@ def validate(part: Part, settings: TrainingSettings, device: torch.device) -> di
     return {name: float(torch.stack([losses[name] for losses in found]).mean()) for name in found[0]}
 
 
-def _resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> int:
+def _resume(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingSettings
+) -> int:
     if not path.exists():
         torch.manual_seed(settings.seed)
         return 0
@@ -195,7 +199,9 @@ def plot(output: Path) -> Path:
 
     lines = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
     axes = (figure := Figure(figsize=(8, 4))).subplots()
-    for name in sorted({name for line in lines for name in line} - {"step", "lr", "seconds_per_step", "gradient"}):
+    for name in sorted(
+        {name for line in lines for name in line} - {"step", "lr", "seconds_per_step", "gradient"}
+    ):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points, strict=True), label=name, marker="." if "validation" in name else "")
     axes.set_xlabel("step")

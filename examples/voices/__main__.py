@@ -49,12 +49,15 @@ def read_list(name: str) -> list[str]:
 
 
 def speak(texts: Sequence[str], speaker: str) -> Iterator[tuple[Spoken, str]]:
-    """Each text at 22,050 Hz in a voice, and the text; those that the engine read in other words are left out."""
+    """Sound at 22,050 Hz and text, but for texts that the engine reads in other words."""
     voice = VOICES[speaker]
     for text, spoken in zip(texts, voice.engine(texts), strict=True):
         if spoken.words == text.split():
             samples = soxr.resample(spoken.samples, spoken.sampling_rate * voice.speed, SAMPLING_RATE)
-            yield Spoken(samples, SAMPLING_RATE, spoken.words, [end / voice.speed for end in spoken.word_ends]), text
+            yield (
+                Spoken(samples, SAMPLING_RATE, spoken.words, [end / voice.speed for end in spoken.word_ends]),
+                text,
+            )
 
 
 def make_chunk(output: Path, number: int, texts: Sequence[str]) -> list[dict[str, object]]:
@@ -68,7 +71,9 @@ def make_chunk(output: Path, number: int, texts: Sequence[str]) -> list[dict[str
             soundfile.write(output / audio, spoken.samples, SAMPLING_RATE)
             ends = [round(end, 3) for end in spoken.word_ends]
             name = Path(audio).stem
-            rows.append({"id": name, "text": f"{text}.", "audio": audio, "speaker": speaker, "word_ends": ends})
+            rows.append(
+                {"id": name, "text": f"{text}.", "audio": audio, "speaker": speaker, "word_ends": ends}
+            )
         listing.write_text(json.dumps(rows))
     return json.loads(listing.read_text())
 
