@@ -1,6 +1,6 @@
 """The small family's own codec: log-mels to few codes, and codes with a voice to sound."""
 
-from clvp.codec.networks import CodecConfig, CodecDecoder, CodecEncoder, CodecVocoder, voice_of
+from clvp.codec.networks import CodecConfig, CodecDecoder, CodecEncoder, voice_of
 from clvp.codec.speech import CODEC_CONFIG_FILE, SpeechCodec
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "CodecConfig",
     "CodecDecoder",
     "CodecEncoder",
-    "CodecVocoder",
     "SpeechCodec",
     "voice_of",
 ]

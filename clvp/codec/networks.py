@@ -1,10 +1,10 @@
-"""The networks of the speech codec: log-mels to codes, codes to log-mels, log-mels to sound.
+"""The networks of the speech codec: log-mels to codes and codes to log-mels.
 
 Log-mels are those of `clvp.audio`, 86 frames a second. Encoder and decoder know a voice by the mean and the
 deviation of each band in its reference clips: codes are left to say what the voice does not. Four frames make
 a code, 21.5 a second. Convolutions alone, without norms: no clip takes part in the result of another.
 
-B clips, T frames, L = T / 4 codes, Q channels of the quantizer, 8 stands for the mel bands, N samples.
+B clips, T frames, L = T / 4 codes, Q channels of the quantizer, 8 stands for the mel bands.
 """
 
 from collections.abc import Sequence
@@ -19,24 +19,19 @@ from clvp.config import ClvpConfigBase
 from clvp.fields import Count
 
 FRAMES_PER_CODE = 4
-N_FFT, HOP = 1024, 256
 _LEAST_DEVIATION = 0.02
-_MOST_LOG_MAGNITUDE = 6.0
 
 
 @dataclass(frozen=True)
 class CodecConfig(ClvpConfigBase):
-    """Sizes of the codec and of its vocoder."""
+    """Sizes of the codec."""
 
     model_type: ClassVar[str] = "clvp_codec"
 
     num_mels: Count = 80
-    levels: tuple[Count, ...] = (8, 5, 5, 5)  # their product is the number of codes
-    hidden_size: Count = 256
-    dilations: tuple[Count, ...] = (1, 3)  # of the blocks at each of the higher frame rates
-    code_dilations: tuple[Count, ...] = (1, 2, 4, 1)  # of the blocks at the rate of codes
-    vocoder_size: Count = 256
-    vocoder_dilations: tuple[Count, ...] = (1, 3, 1, 3, 1, 3)
+    levels: tuple[Count, ...] = (8, 8, 8, 4)  # their product is the number of codes
+    hidden_sizes: tuple[Count, Count, Count] = (128, 192, 320)  # at the rates of frames, half and a quarter
+    dilations: tuple[tuple[Count, ...], ...] = ((1, 3), (1,), (1, 2, 4, 1))  # of the blocks at each
 
 
 def voice_of(mels: Sequence[Tensor]) -> Tensor:
@@ -74,15 +69,16 @@ class CodecEncoder(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        fast, half, slow = config.hidden_sizes
+        of_fast, of_half, of_slow = config.dilations
         self.layers = nn.Sequential(
-            nn.Conv1d(config.num_mels, width, 3, padding=1),
-            *_blocks(width, config.dilations),
-            nn.Conv1d(width, width, 4, stride=2, padding=1),
-            *_blocks(width, config.dilations),
-            nn.Conv1d(width, width, 4, stride=2, padding=1),
-            *_blocks(width, config.code_dilations),
-            nn.Conv1d(width, len(config.levels), 1),
+            nn.Conv1d(config.num_mels, fast, 3, padding=1),
+            *_blocks(fast, of_fast),
+            nn.Conv1d(fast, half, 4, stride=2, padding=1),
+            *_blocks(half, of_half),
+            nn.Conv1d(half, slow, 4, stride=2, padding=1),
+            *_blocks(slow, of_slow),
+            nn.Conv1d(slow, len(config.levels), 1),
         )
         self.quantizer = FiniteScalarQuantizer(config.levels)
 
@@ -103,17 +99,18 @@ class CodecDecoder(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        fast, half, slow = config.hidden_sizes
+        of_fast, of_half, of_slow = config.dilations
         self.quantizer = FiniteScalarQuantizer(config.levels)
-        self.of_codes = nn.Conv1d(len(config.levels), width, 3, padding=1)
-        self.of_voice = nn.Linear(2 * config.num_mels, width)
+        self.of_codes = nn.Conv1d(len(config.levels), slow, 3, padding=1)
+        self.of_voice = nn.Linear(2 * config.num_mels, slow)
         self.layers = nn.Sequential(
-            *_blocks(width, config.code_dilations),
-            nn.ConvTranspose1d(width, width, 4, stride=2, padding=1),
-            *_blocks(width, config.dilations),
-            nn.ConvTranspose1d(width, width, 4, stride=2, padding=1),
-            *_blocks(width, config.dilations),
-            nn.Conv1d(width, config.num_mels, 3, padding=1),
+            *_blocks(slow, of_slow),
+            nn.ConvTranspose1d(slow, half, 4, stride=2, padding=1),
+            *_blocks(half, of_half),
+            nn.ConvTranspose1d(half, fast, 4, stride=2, padding=1),
+            *_blocks(fast, of_fast),
+            nn.Conv1d(fast, config.num_mels, 3, padding=1),
         )
 
     def forward(self, values_BLQ: Tensor, voice_B28: Tensor) -> Tensor:
@@ -126,29 +123,3 @@ class CodecDecoder(nn.Module):
     def decode(self, codes_L: Tensor, voice_28: Tensor) -> Tensor:
         """Log-mels [8, 4 L] of one clip's codes."""
         return self(self.quantizer.values(codes_L)[None], voice_28[None])[0]
-
-
-class CodecVocoder(nn.Module):
-    """Log-mels to sound: magnitude and phase of each frame, then the inverse transform.
-
-    Siuzdak, "Vocos: Closing the gap between time-domain and Fourier-based neural vocoders", 2023.
-    """
-
-    window: Tensor
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        width = config.vocoder_size
-        self.layers = nn.Sequential(
-            nn.Conv1d(config.num_mels, width, 7, padding=3),
-            *_blocks(width, config.vocoder_dilations),
-            nn.GELU(approximate="tanh"),
-        )
-        self.head = nn.Conv1d(width, N_FFT + 2, 1)
-        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
-
-    def forward(self, mel_B8T: Tensor) -> Tensor:
-        """Samples [B, 256 (T - 1)]."""
-        log_magnitude, phase = self.head(self.layers(mel_B8T)).float().chunk(2, dim=1)
-        spectrum = torch.polar(log_magnitude.clamp(max=_MOST_LOG_MAGNITUDE).exp(), phase)
-        return torch.istft(spectrum, N_FFT, HOP, window=self.window)

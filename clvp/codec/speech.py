@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from clvp.audio.mel import SAMPLING_RATE
 from clvp.checkpoint import CheckpointSource, load_weights, write_json, write_safetensors
-from clvp.codec.networks import CodecConfig, CodecDecoder, CodecVocoder, voice_of
+from clvp.codec.griffin_lim import griffin_lim, magnitudes
+from clvp.codec.networks import CodecConfig, CodecDecoder, voice_of
 from clvp.pretrained import inference
 
 CODEC_CONFIG_FILE = "codec_config.json"
@@ -23,7 +24,7 @@ CODEC_FILE = "codec.safetensors"
 
 
 class SpeechCodec(nn.Module):
-    """What makes sound of the codes of a small family: the codec's decoder and its vocoder."""
+    """What makes sound of the codes of a small family: the codec's decoder, and Griffin and Lim."""
 
     sampling_rate = SAMPLING_RATE
 
@@ -31,7 +32,6 @@ class SpeechCodec(nn.Module):
         super().__init__()
         self.config = config
         self.decoder = CodecDecoder(config)
-        self.vocoder = CodecVocoder(config)
 
     @classmethod
     def from_pretrained(
@@ -75,5 +75,5 @@ class SpeechCodec(nn.Module):
             if not len(row) or row.min() < 0 or row.max() >= limit:
                 raise ValueError(f"candidate {index} must be one or more codes from 0 to {int(limit) - 1}")
             mel_8T = self.decoder.decode(row.to(device), voice.to(device))
-            waveforms.append(self.vocoder(mel_8T[None])[0].clamp(-1, 1).cpu())
+            waveforms.append(griffin_lim(magnitudes(mel_8T.cpu())).clamp(-1, 1))
         return waveforms

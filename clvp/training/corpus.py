@@ -26,7 +26,7 @@ from clvp.text.tokenizer import ClvpTokenizer
 from clvp.text.vocabulary import SPACE_TOKEN
 
 HOP = 256
-NUM_MELS = 80
+CODES_FILE = "codes.parquet"
 Rng = np.random.Generator
 
 
@@ -112,6 +112,7 @@ class Corpus:
         count = len(speakers)
         order = np.random.default_rng(0).permutation(count)
         self.validation, self.training = order[:validation], order[validation:]
+        self.space_id = ClvpTokenizer.from_pretrained(ASSETS).convert_tokens_to_ids(SPACE_TOKEN)
         self.of_speaker = {name: self.training[speakers[self.training] == name] for name in set(speakers)}
 
     def mel(self, row: int, start: int = 0, length: int | None = None) -> np.ndarray:
@@ -134,5 +135,11 @@ class Corpus:
     @cached_property
     def codes(self) -> list[np.ndarray]:
         """Speech codes of each row."""
-        column = pq.read_table(self.folder / "codes.parquet")["codes"]
+        column = pq.read_table(self.folder / CODES_FILE)["codes"]
         return [np.asarray(codes, dtype=np.int64) for codes in column.to_pylist()]
+
+    def silence(self) -> int:
+        """The code in which speech ends most often; 0 before there are codes."""
+        if not (self.folder / CODES_FILE).exists():
+            return 0
+        return int(np.bincount([codes[-1] for codes in self.codes]).argmax())

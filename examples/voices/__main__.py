@@ -49,7 +49,7 @@ def read_list(name: str) -> list[str]:
 
 
 def speak(texts: Sequence[str], speaker: str) -> Iterator[tuple[Spoken, str]]:
-    """Each text at 22,050 Hz in a voice, and the text; those that the engine read in other words are left out."""
+    """Sound at 22,050 Hz and text, but for texts that the engine reads in other words."""
     voice = VOICES[speaker]
     for text, spoken in zip(texts, voice.engine(texts), strict=True):
         if spoken.words == text.split():

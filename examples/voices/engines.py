@@ -31,7 +31,9 @@ _FESTIVAL = """\
 (define (say id text)
   (let ((utt (utt.synth (eval (list 'Utterance 'Text text)))))
     (utt.save.wave utt (string-append id ".wav") 'riff)
-    (mapcar (lambda (w) (format t "%s %s " (item.name w) (item.feat w "word_end"))) (utt.relation.items utt 'Word))
+    (mapcar
+      (lambda (word) (format t "%s %s " (item.name word) (item.feat word "word_end")))
+      (utt.relation.items utt 'Word))
     (format t "\\n")))
 """
 

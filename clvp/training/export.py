@@ -1,0 +1,46 @@
+"""Parts of a family that were trained one by one, as one checkpoint folder for the ordinary loader."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from clvp.assets import write_processor_files
+from clvp.codec import SpeechCodec
+from clvp.generation_config import ClvpGenerationConfig
+from clvp.model import ClvpModelForConditionalGeneration
+from clvp.training.codec import CodecNetwork
+from clvp.training.decoder import DecoderNetwork
+from clvp.training.loop import STATE_FILE
+from clvp.training.pair import PairNetwork
+from clvp.training.parts import Sizes
+
+# Few codes repeat often, so that their repetition is no fault.
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def trained(network: N, run: Path) -> N:
+    """A network with the weights of a run's last checkpoint, in evaluation mode."""
+    network.load_state_dict(torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")["network"])
+    return network.eval()
+
+
+def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
+    """Write a checkpoint folder of the last weights of the runs `codec`, `decoder` and `pair`, in float16."""
+    config = sizes.family
+    model = ClvpModelForConditionalGeneration(config)
+    parts = [trained(DecoderNetwork(config), runs / "decoder"), trained(PairNetwork(config), runs / "pair")]
+    state = {key: value for part in parts for key, value in part.state_dict().items()}
+    model.load_state_dict({key: state[key] for key in model.state_dict()})
+    defaults = ClvpGenerationConfig.for_decoder(config.decoder_config, config.scoring_length)
+    model.generation_config = defaults.replace(**SAMPLING)
+    model.half().save_pretrained(folder)
+    write_processor_files(folder)
+    speech = SpeechCodec(sizes.codec)
+    codec = trained(CodecNetwork(sizes.codec), runs / "codec")
+    speech.decoder.load_state_dict(codec.decoder.state_dict())
+    speech.save_pretrained(folder, torch.float16)
+    return folder
