@@ -35,14 +35,14 @@ CLIPS = [
     Clip("ada_16khz.wav", "slt", "the lesson starts at half past one on thursday", 16_000, "PCM_16"),
     Clip(
         "ben_44khz_stereo.flac",
-        "rms",
+        "low",
         "the camera and the ticket are behind the chair",
         44_100,
         "PCM_16",
         stereo=True,
     ),
-    Clip("cleo_48khz_24bit.wav", "high", "the market was built in nineteen ninety two", 48_000, "PCM_24"),
-    Clip("dan_24khz_1.ogg", "low", "sunday will be cloudy and dry in the south", 24_000, "VORBIS"),
+    Clip("cleo_48khz_24bit.wav", "slt", "the market was built in nineteen ninety two", 48_000, "PCM_24"),
+    Clip("dan_24khz_1.ogg", "rms", "sunday will be cloudy and dry in the south", 24_000, "VORBIS"),
     Clip(
         "dan_24khz_2.mp3",
         "low",
@@ -50,7 +50,7 @@ CLIPS = [
         24_000,
         "MPEG_LAYER_III",
     ),
-    Clip("eve_8khz.wav", "slt", "this phone is too big for my brother", 8_000, "ULAW"),
+    Clip("eve_8khz.wav", "low", "this phone is too big for my brother", 8_000, "ULAW"),
 ]
 
 
