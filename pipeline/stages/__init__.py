@@ -40,7 +40,7 @@ from pipeline.settings import Pool, ResultSettings, Run
 from pipeline.stages import rank, sample, tokens, voices, waveform, write
 from pipeline.stages.rank import Ranker
 from pipeline.stages.sample import Sampler
-from pipeline.stages.tokens import TextToTokens, load_encoder
+from pipeline.stages.tokens import TextToTokens, load_tokenizer
 from pipeline.stages.voices import AudioToMels
 from pipeline.stages.waveform import WaveformMaker
 from pipeline.stages.write import BlockWriter
@@ -121,7 +121,7 @@ def _validation(run: Run) -> Stage:
     def make(work: Work) -> OnBlock:
         model = fetch(work.checkpoint)
         most = ClvpConfig.from_pretrained(model).decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
-        return TextToTokens(load_encoder(model, run.results.model.normalizer), most)
+        return TextToTokens(load_tokenizer(model, run.results.model.normalizer), most)
 
     return Stage("validate", make, tokens.INPUT, tokens.OUTPUT, group="prepare")
 
