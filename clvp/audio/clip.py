@@ -37,8 +37,37 @@ _CONTAINERS = (
 )
 # Decoders, by how their names begin: none of pictures sees a byte.
 _DECODERS = (
-    *("8svx", "aac", "ac3", "adpcm", "alac", "amr", "ape", "atrac", "cook", "dca", "dsd", "eac3", "flac", "g7"),
-    *("gsm", "libopencore", "mp1", "mp2", "mp3", "mpc", "opus", "pcm", "qcelp", "qoa", "ra", "shorten", "sipr"),
+    *(
+        "8svx",
+        "aac",
+        "ac3",
+        "adpcm",
+        "alac",
+        "amr",
+        "ape",
+        "atrac",
+        "cook",
+        "dca",
+        "dsd",
+        "eac3",
+        "flac",
+        "g7",
+    ),
+    *(
+        "gsm",
+        "libopencore",
+        "mp1",
+        "mp2",
+        "mp3",
+        "mpc",
+        "opus",
+        "pcm",
+        "qcelp",
+        "qoa",
+        "ra",
+        "shorten",
+        "sipr",
+    ),
     *("speex", "tak", "truespeech", "tta", "vorbis", "wavpack", "wma"),
 )
 _OPTIONS = {
@@ -178,7 +207,7 @@ def _mixed(mean_N: np.ndarray, first_N: np.ndarray, power_C: np.ndarray) -> np.n
 def _frames(source: "_Source") -> Iterator[av.AudioFrame]:
     """The decoded frames of a file's best stream of sound; what is damaged is left out, as players do."""
     damage, frames = None, 0
-    with av.open(source, container_options=_OPTIONS, metadata_errors="ignore") as container:
+    with av.open(source, "r", container_options=_OPTIONS, metadata_errors="ignore") as container:
         if not container.streams.audio:
             kind = "video" if container.streams.video else "file"
             raise ClipError("NoSound", f"{container.format.long_name} {kind} without sound")
@@ -187,7 +216,7 @@ def _frames(source: "_Source") -> Iterator[av.AudioFrame]:
             raise ClipError("UndecodableAudio", f"{container.format.long_name} with sound of an unknown kind")
         for packet in container.demux(stream):
             try:
-                decoded = packet.decode()
+                decoded = stream.decode(packet)
             except av.InvalidDataError as error:
                 damage = error
                 continue

@@ -44,9 +44,7 @@ def clip_name(path: str | None) -> str:
     return "embedded audio" if path is None else repr(path)
 
 
-def _open_clip(
-    data: bytes | None, path: str | None, root: str | None, places: Sequence[str]
-) -> BinaryIO:
+def _open_clip(data: bytes | None, path: str | None, root: str | None, places: Sequence[str]) -> BinaryIO:
     """A seekable binary stream, to be closed by the caller."""
     if data is not None:
         return io.BytesIO(data)
@@ -71,7 +69,7 @@ def _other_form(path: str) -> str:
     for form in ("NFC", "NFD"):
         other = unicodedata.normalize(form, path)
         if other != path and os.path.lexists(other):
-            return f"; there is one whose name is written in the Unicode form {form}: {ascii(other)}"
+            return f"; there is one whose name is written in the Unicode form {form}: {other!a}"
     return ""
 
 

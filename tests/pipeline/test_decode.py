@@ -1,5 +1,6 @@
 import io
 import os
+import unicodedata
 import wave
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import soundfile
 import torch
 import torchaudio
 
-from pipeline.errors import RowError
-from pipeline.stages import decode
 from clvp.audio import clip
 from clvp.audio.clip import resample
+from pipeline.errors import RowError
 from pipeline.rows.memory import SAMPLE_RATE
+from pipeline.stages import decode
 from pipeline.stages.decode import decode_clip
 from tests.pipeline.clips import chirp, write_clip
 
@@ -201,6 +202,20 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(RowError) as caught:
         decode_clip(None, "nosuchscheme://bucket/a.wav", 6.0, places=["nosuchscheme://bucket"])
     assert caught.value.kind == "UnreadableAudio"
+
+
+def test_a_path_is_quoted_and_its_other_unicode_form_is_told(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "Zoé.wav") for form in ("NFC", "NFD"))
+    for written, there, form in ((composed, apart, "NFD"), (apart, composed, "NFC")):
+        folder = tmp_path / form
+        write_clip(folder / there)
+        for root in (None, str(tmp_path)):
+            with pytest.raises(RowError) as caught:
+                decode_clip(None, str(folder / written), 6.0, root)
+            assert caught.value.kind == "AudioNotFound"
+            assert f"Unicode form {form}: {str(folder / there)!a}" in str(caught.value)
+    with pytest.raises(RowError, match=r"no such file: '.*/a\.wav '$"):
+        decode_clip(None, str(tmp_path / "a.wav "), 6.0)
 
 
 def test_audio_root_holds_paths_and_links_inside(tmp_path: Path) -> None:

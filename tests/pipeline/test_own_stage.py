@@ -42,7 +42,9 @@ def test_a_stage_of_one_s_own(workload: Workload, undisturbed: Stored, tmp_path:
     assert stored.data.drop_columns(COLUMN).equals(undisturbed.data), "nothing else has changed"
     encode = load_tokenizer(str(workload.model), "tortoise").encode
     for row in stored.data.to_pylist():
-        expected = [c["num_tokens"] / len(encode(row["text"], add_special_tokens=False)) for c in row["candidates"]]
+        expected = [
+            c["num_tokens"] / len(encode(row["text"], add_special_tokens=False)) for c in row["candidates"]
+        ]
         assert row[COLUMN] == pytest.approx(expected, rel=1e-6)
     row_id = stored.data["id"][0].as_py()
     with_it = replayed("tests.pipeline.own_stage_job", "replay", output.uri, row_id)

@@ -23,9 +23,9 @@ def test_tokens_are_the_tokenizer_s(tmp_path: Path, checkpoint: Path) -> None:
         assert out["input_ids"].to_pylist() == [list(tokenizer.encode(text)) for text in texts[:3]]
         assert out["error"].null_count == 3
         assert out["extra.lang"].to_pylist() == ["en"] * 3
-    assert validated(tmp_path, texts, load_tokenizer(str(checkpoint), "tortoise"))["input_ids"][0].as_py() == [
-        *(62, 84, 28, 2, 179, 79)
-    ]
+    assert validated(tmp_path, texts, load_tokenizer(str(checkpoint), "tortoise"))["input_ids"][
+        0
+    ].as_py() == [*(62, 84, 28, 2, 179, 79)]
 
 
 def test_bad_texts_are_row_errors(tmp_path: Path, checkpoint: Path) -> None:
