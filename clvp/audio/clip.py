@@ -37,42 +37,12 @@ _CONTAINERS = (
 )
 # Decoders, by how their names begin: none of pictures sees a byte.
 _DECODERS = (
-    *(
-        "8svx",
-        "aac",
-        "ac3",
-        "adpcm",
-        "alac",
-        "amr",
-        "ape",
-        "atrac",
-        "cook",
-        "dca",
-        "dsd",
-        "eac3",
-        "flac",
-        "g7",
-    ),
-    *(
-        "gsm",
-        "libopencore",
-        "mp1",
-        "mp2",
-        "mp3",
-        "mpc",
-        "opus",
-        "pcm",
-        "qcelp",
-        "qoa",
-        "ra",
-        "shorten",
-        "sipr",
-    ),
-    *("speex", "tak", "truespeech", "tta", "vorbis", "wavpack", "wma"),
+    "8svx aac ac3 adpcm alac amr ape atrac cook dca dsd eac3 flac g7 gsm libopencore mp1 mp2 mp3 mpc opus "
+    "pcm qcelp qoa ra shorten sipr speex tak truespeech tta vorbis wavpack wma"
 )
 _OPTIONS = {
     "format_whitelist": _CONTAINERS,
-    "codec_whitelist": ",".join(name for name in sorted(av.codecs_available) if name.startswith(_DECODERS)),
+    "codec_whitelist": ",".join(c for c in av.codecs_available if c.startswith(tuple(_DECODERS.split()))),
     "protocol_whitelist": "none",
 }
 
@@ -147,7 +117,7 @@ def _read_mono(source: "_Source", seconds: float) -> tuple[np.ndarray, int]:
     """float32 [N] at the file's own rate, not resampled and a little longer, and that rate."""
     pieces: list[np.ndarray] = []  # [2, n]: the mean over the channels, and the first of them
     power_C = np.zeros(1)
-    rate = channels = total = silent = missing = 0
+    rate = channels = total = silent = missing = held = 0
     started = False
     for frame in _frames(source):
         if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
@@ -173,7 +143,10 @@ def _read_mono(source: "_Source", seconds: float) -> tuple[np.ndarray, int]:
             silent += before
             kept = len(loud_N) - before + math.ceil(LEAD * rate)
             pieces = [np.concatenate(pieces, axis=1)[:, -kept:]]
-        if sum(piece.shape[1] for piece in pieces) >= missing if started else silent > MAX_SILENCE * rate:
+            held = pieces[0].shape[1]
+        else:
+            held += len(samples_NC)
+        if held >= missing if started else silent > MAX_SILENCE * rate:
             break
     if not total:
         raise ClipError("EmptyAudio", "the clip has no samples")
@@ -204,7 +177,7 @@ def _mixed(mean_N: np.ndarray, first_N: np.ndarray, power_C: np.ndarray) -> np.n
     return first_N if cancelled else mean_N
 
 
-def _frames(source: "_Source") -> Iterator[av.AudioFrame]:
+def _frames(source: "_Source") -> Iterator[Any]:
     """The decoded frames of a file's best stream of sound; what is damaged is left out, as players do."""
     damage, frames = None, 0
     with av.open(source, "r", container_options=_OPTIONS, metadata_errors="ignore") as container:
@@ -216,7 +189,7 @@ def _frames(source: "_Source") -> Iterator[av.AudioFrame]:
             raise ClipError("UndecodableAudio", f"{container.format.long_name} with sound of an unknown kind")
         for packet in container.demux(stream):
             try:
-                decoded = stream.decode(packet)
+                decoded = packet.decode()
             except av.InvalidDataError as error:
                 damage = error
                 continue

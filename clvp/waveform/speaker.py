@@ -76,7 +76,7 @@ class Speaker:
             check_choice("preset", preset, list(PRESETS))
             preset = PRESETS[preset]
         seconds = self.processor.feature_extractor.default_audio_length
-        waveforms = [_read(clip, seconds) for clip in clips]
+        waveforms = [read_audio(clip, seconds) for clip in clips]
         inputs = self.processor(
             raw_speech=[waveforms], sampling_rate=CLIP_RATE, text=text, return_tensors="pt"
         )
@@ -113,7 +113,7 @@ class Speaker:
         return max(ranked, key=lambda pair: (pair[0].finished, pair[1]))[0]
 
 
-def _read(path: StrPath, seconds: float) -> Tensor:
+def read_audio(path: StrPath, seconds: float) -> Tensor:
     """The beginning of an audio file; ValueError names one that holds no voice."""
     with open(path, "rb") as file:
         try:
