@@ -19,6 +19,7 @@ from clvp.audio.mel import SAMPLING_RATE
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_BYTES = 1 << 27  # that are read of a file
+BLOCK = 1 << 14  # samples over all channels that are looked at together, about
 MAX_KERNEL_ELEMENTS = 1 << 22  # about, of a resampling filter bank, which torchaudio computes in float64
 
 SILENCE = 1e-3  # -60 dB of full scale: what stays below it in all channels is silence
@@ -44,6 +45,7 @@ _OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "codec_whitelist": ",".join(c for c in av.codecs_available if c.startswith(tuple(_DECODERS.split()))),
     "protocol_whitelist": "none",
+    "max_probe_packets": "4",  # of PCM, which is tried for other codecs in disguise: by default for 20 ms
 }
 
 _BEGINNINGS = {  # in lower case, of what is often found under the name of a clip
@@ -117,27 +119,21 @@ def _read_mono(source: "_Source", seconds: float) -> tuple[np.ndarray, int]:
     """float32 [N] at the file's own rate, not resampled and a little longer, and that rate."""
     pieces: list[np.ndarray] = []  # [2, n]: the mean over the channels, and the first of them
     power_C = np.zeros(1)
-    rate = channels = total = silent = missing = held = 0
+    rate = total = silent = held = 0
     started = False
-    for frame in _frames(source):
-        if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
-            if rate:
-                raise ClipError("UndecodableAudio", "its rate or number of channels changes on the way")
-            rate, channels = frame.sample_rate, frame.layout.nb_channels
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise ClipError(
-                    "UnsupportedSampleRate",
-                    f"{rate:,} Hz; from {MIN_RATE:,} to {MAX_RATE:,} Hz are supported",
-                )
-            missing = math.ceil((seconds + _MARGIN / min(rate, SAMPLING_RATE)) * rate)
-        samples_NC = _samples(frame)
-        total += len(samples_NC)
+    for rate, samples_CN in _blocks(source):
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise ClipError(
+                "UnsupportedSampleRate", f"{rate:,} Hz; from {MIN_RATE:,} to {MAX_RATE:,} Hz are supported"
+            )
+        missing = math.ceil((seconds + _MARGIN / min(rate, SAMPLING_RATE)) * rate)
+        total += samples_CN.shape[1]
         with np.errstate(all="ignore"):  # NaN is looked for later
-            power_C = power_C + np.square(samples_NC, dtype=np.float64).sum(axis=0)
-            mean_N = samples_NC.mean(axis=1, dtype=np.float64) if channels > 1 else samples_NC[:, 0]
-            pieces.append(np.stack([mean_N.astype(np.float32), samples_NC[:, 0]]))
+            power_C = power_C + np.square(samples_CN, dtype=np.float64).sum(axis=1)
+            mean_N = samples_CN.mean(axis=0, dtype=np.float64).astype(np.float32)
+            pieces.append(np.stack([mean_N, samples_CN[0]]))
         if not started:
-            loud_N = ~(np.abs(samples_NC).max(axis=1, initial=0) < SILENCE)  # NaN is no silence
+            loud_N = ~(np.abs(samples_CN).max(axis=0) < SILENCE)  # NaN is no silence
             started = bool(loud_N.any())
             before = int(loud_N.argmax()) if started else len(loud_N)
             silent += before
@@ -145,20 +141,19 @@ def _read_mono(source: "_Source", seconds: float) -> tuple[np.ndarray, int]:
             pieces = [np.concatenate(pieces, axis=1)[:, -kept:]]
             held = pieces[0].shape[1]
         else:
-            held += len(samples_NC)
+            held += samples_CN.shape[1]
         if held >= missing if started else silent > MAX_SILENCE * rate:
             break
     if not total:
         raise ClipError("EmptyAudio", "the clip has no samples")
-    mono_N, first_N = np.concatenate(pieces, axis=1)[:, :missing]
-    if not np.isfinite(mono_N).all():
+    if not np.isfinite(power_C).all():
         raise ClipError("InvalidSamples", "the clip holds NaN or infinite samples")
     sound = (total - silent if started else total) / rate
     if sound < MIN_SOUND:
         raise ClipError("TooShortAudio", f"{sound:.3f} s of sound; at least {MIN_SOUND} s are needed")
     if not started:
         raise ClipError("SilentAudio", f"nothing but silence (below -60 dB) in its first {sound:.1f} s")
-    mono_N = _mixed(mono_N, first_N, power_C)
+    mono_N = _mixed(*np.concatenate(pieces, axis=1)[:, :missing], power_C)
     if (peak := np.abs(mono_N).max()) > MAX_PEAK:
         raise ClipError(
             "SamplesOutOfRange",
@@ -177,9 +172,13 @@ def _mixed(mean_N: np.ndarray, first_N: np.ndarray, power_C: np.ndarray) -> np.n
     return first_N if cancelled else mean_N
 
 
-def _frames(source: "_Source") -> Iterator[Any]:
-    """The decoded frames of a file's best stream of sound; what is damaged is left out, as players do."""
-    damage, frames = None, 0
+def _blocks(source: "_Source") -> Iterator[tuple[int, np.ndarray]]:
+    """Sampling rate and samples [C, N] of a file's best stream of sound, about BLOCK values at a time.
+
+    What is damaged is left out, as players do.
+    """
+    damage, form = None, None
+    arrays: list[np.ndarray] = []
     with av.open(source, "r", container_options=_OPTIONS, metadata_errors="ignore") as container:
         if not container.streams.audio:
             kind = "video" if container.streams.video else "file"
@@ -189,26 +188,34 @@ def _frames(source: "_Source") -> Iterator[Any]:
             raise ClipError("UndecodableAudio", f"{container.format.long_name} with sound of an unknown kind")
         for packet in container.demux(stream):
             try:
-                decoded = packet.decode()
+                frames: list[Any] = packet.decode()
             except av.InvalidDataError as error:
                 damage = error
                 continue
-            frames += len(decoded)
-            yield from decoded
-    if damage is not None and not frames:
+            for frame in frames:
+                here = (frame.sample_rate, frame.layout.nb_channels, frame.format.is_planar)
+                if form not in (None, here):
+                    raise ClipError("UndecodableAudio", "its rate or number of channels changes on the way")
+                form = here
+                arrays.append(frame.to_ndarray())
+            if form is not None and sum(array.size for array in arrays) >= BLOCK:
+                yield form[0], _samples(np.concatenate(arrays, axis=1), *form[1:])
+                arrays = []
+    if form is not None and arrays:
+        yield form[0], _samples(np.concatenate(arrays, axis=1), *form[1:])
+    if form is None and damage is not None:
         raise damage
 
 
-def _samples(frame: av.AudioFrame) -> np.ndarray:
-    """float32 [N, C] with full scale 1."""
-    values = frame.to_ndarray()
-    values_NC = values.T.copy() if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+def _samples(values: np.ndarray, channels: int, planar: bool) -> np.ndarray:
+    """float32 [C, N] with full scale 1, of what FFmpeg gives."""
+    values_CN = values if planar else np.ascontiguousarray(values.reshape(-1, channels).T)
     if values.dtype == np.uint8:
-        return (values_NC.astype(np.float32) - 128) / 128
+        return (values_CN.astype(np.float32) - 128) / 128
     if values.dtype.kind == "i":
-        values_NC = values_NC * (0.5 / (1 << 8 * values.itemsize - 2))
+        values_CN = values_CN * (0.5 / (1 << 8 * values.itemsize - 2))
     with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
-        return values_NC.astype(np.float32)
+        return values_CN.astype(np.float32)
 
 
 def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:
