@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import soundfile
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
 
+from clvp.audio.clip import ClipError, read_clip
 from clvp.audio.mel import SAMPLING_RATE as CLIP_RATE
 from clvp.audio.processor import ClvpProcessor
 from clvp.batch import check_choice
@@ -76,7 +75,8 @@ class Speaker:
         if isinstance(preset, str):
             check_choice("preset", preset, list(PRESETS))
             preset = PRESETS[preset]
-        waveforms = [read_clip(clip) for clip in clips]
+        seconds = self.processor.feature_extractor.default_audio_length
+        waveforms = [read_audio(clip, seconds) for clip in clips]
         inputs = self.processor(
             raw_speech=[waveforms], sampling_rate=CLIP_RATE, text=text, return_tensors="pt"
         )
@@ -115,10 +115,10 @@ class Speaker:
         return max(ranked, key=lambda pair: (pair[0].finished, pair[1]))[0]
 
 
-def read_clip(path: StrPath) -> Tensor:
-    """Mono float32 [N] at 22.05 kHz of an audio file; ValueError for one that cannot be read."""
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return resample(torch.from_numpy(samples).mean(dim=1), rate, CLIP_RATE)
+def read_audio(path: StrPath, seconds: float) -> Tensor:
+    """The beginning of an audio file; ValueError names one that holds no voice."""
+    with open(path, "rb") as file:
+        try:
+            return read_clip(file, seconds)
+        except ClipError as error:
+            raise ValueError(f"{os.fspath(path)!r}: {error}") from error

@@ -246,5 +246,5 @@ STORED_PAYLOAD = Payload(
     _accepts_speech_ids,
     speech_candidates,
     "the candidates of a finished run (structs with speech_ids, candidate and finished)",
-    replaced=("seed", "voice_key", "row_digest"),
+    replaced=("seed", "voice_key", "row_digest", "unknown_tokens"),
 )

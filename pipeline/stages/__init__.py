@@ -46,7 +46,7 @@ from pipeline.stages.decode import decode_clip
 from pipeline.stages.measure import Measurer
 from pipeline.stages.rank import Ranker
 from pipeline.stages.sample import Sampler
-from pipeline.stages.tokens import TextToTokens, load_encoder
+from pipeline.stages.tokens import TextToTokens, load_tokenizer
 from pipeline.stages.voices import AudioToMels
 from pipeline.stages.waveform import WaveformMaker
 from pipeline.stages.write import BlockWriter
@@ -132,7 +132,7 @@ def _validation(run: Run) -> Stage:
     def make(work: Work) -> OnBlock:
         model = fetch(work.checkpoint)
         most = ClvpConfig.from_pretrained(model).decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
-        return TextToTokens(load_encoder(model, run.results.model.normalizer), most)
+        return TextToTokens(load_tokenizer(model, run.results.model.normalizer), most)
 
     return Stage("validate", make, tokens.INPUT, tokens.OUTPUT, group="prepare")
 

@@ -1,39 +1,48 @@
 """Stage 2, `validate`: text to text tokens; a text that the model cannot take is its row's error."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import pyarrow as pa
 
 from clvp import ClvpTokenizer
 from pipeline.errors import ERROR, RowError, shown
-from pipeline.rows.columns import INPUT_IDS, TEXT, map_rows, set_columns
+from pipeline.rows.columns import EXTRA_PREFIX, INPUT_IDS, TEXT, map_rows, set_columns
 from pipeline.settings import Normalizer
 
-INPUT = pa.schema([TEXT, ERROR])
-OUTPUT = pa.schema([INPUT_IDS])
+# Of a text: characters that no token stands for, such as "@". The model hears that there is one, not which.
+UNKNOWN_TOKENS = pa.field(EXTRA_PREFIX + "unknown_tokens", pa.int32())
 
-Encode = Callable[[str], list[int]]
+INPUT = pa.schema([TEXT, ERROR])
+OUTPUT = pa.schema([INPUT_IDS, UNKNOWN_TOKENS])
 
 
 class TextToTokens:
     """Callable on a block. `max_tokens` is the number of text tokens that the model takes."""
 
-    def __init__(self, encode: Encode, max_tokens: int) -> None:
-        self.encode = encode
+    def __init__(self, tokenizer: ClvpTokenizer, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
         self.max_tokens = max_tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, table = map_rows(table, "validate", lambda i: self._tokens(table["text"][i].as_py()))
-        return set_columns(table, {INPUT_IDS: pa.array(tokens, INPUT_IDS.type)})
+        unknown = [ids and ids.count(self.tokenizer.unk_token_id) for ids in tokens]
+        return set_columns(
+            table,
+            {
+                INPUT_IDS: pa.array(tokens, INPUT_IDS.type),
+                UNKNOWN_TOKENS: pa.array(unknown, UNKNOWN_TOKENS.type),
+            },
+        )
 
     def _tokens(self, text: str) -> list[int]:
         # Blanks, controls and what is unassigned: a tokenizer may well have a token for them.
         if not any(character.isprintable() and character != " " for character in text):
             raise RowError("EmptyText", f"the text has no character that can be spoken: {shown(text)}")
-        tokens = self.encode(text)
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         if not tokens:
             raise RowError("EmptyText", f"nothing to speak is left of the text {shown(text)}")
+        if not any(map(str.isalnum, self.tokenizer.decode(tokens, skip_special_tokens=True))):
+            raise RowError("UnspeakableText", f"no letter that the model knows is in the text {shown(text)}")
         if len(tokens) > self.max_tokens:
             raise RowError(
                 "TextTooLong",
@@ -43,7 +52,6 @@ class TextToTokens:
 
 
 @lru_cache(maxsize=2)
-def load_encoder(model: str, normalizer: Normalizer) -> Encode:
-    """The tokenizer of a checkpoint as a function, loaded once per process."""
-    tokenizer = ClvpTokenizer.from_pretrained(model, normalizer=normalizer)
-    return partial(tokenizer.encode, add_special_tokens=False)
+def load_tokenizer(model: str, normalizer: Normalizer) -> ClvpTokenizer:
+    """The tokenizer of a checkpoint, loaded once per process."""
+    return ClvpTokenizer.from_pretrained(model, normalizer=normalizer)

@@ -18,9 +18,9 @@ import torch
 
 from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import VOICE_KEY, good_rows, map_rows, set_columns
-from pipeline.rows.memory import NUM_MELS, clips_at_once, mel_frames
+from pipeline.rows.memory import NUM_MELS, SAMPLE_RATE, clips_at_once, mel_frames
 from pipeline.rows.payloads import AUDIO
-from pipeline.stages.decode import SAMPLE_RATE, decode_clip
+from pipeline.stages.decode import clip_name, decode_clip
 
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
@@ -88,7 +88,7 @@ class AudioToMels:
         except RowError as error:
             return error
         except Exception as error:  # whatever a codec may do must stay with the rows that name the clip
-            return RowError(type(error).__name__, f"{clip['path'] or 'embedded audio'}: {error}")
+            return RowError(type(error).__name__, f"{clip_name(clip['path'])}: {error}")
 
 
 class _Clips:
@@ -109,7 +109,7 @@ class _Clips:
                 try:
                     self.spoken[name] = _as_bytes(torch.stack(list(self.stage.spoken_mels(decoded))))
                 except ValueError as error:
-                    decoded = RowError("SilentAudio", f"{clip['path'] or 'embedded audio'}: {error}")
+                    decoded = RowError("SilentAudio", f"{clip_name(clip['path'])}: {error}")
             if isinstance(decoded, RowError):
                 self.failures[name] = decoded
             else:

@@ -1,10 +1,12 @@
 """Short synthetic clips and manifests of them, made where a test needs them."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import soundfile
@@ -55,3 +57,21 @@ def blocks_of(
     manifest, index = scan(open_manifest([str(pattern) for pattern in patterns], payload))
     plan = make_plan(index, select_rows(index, NO_IDS).todo, rows_per_block)
     return manifest, [read_block(manifest, plan.slices_of(i)) for i in range(plan.num_blocks)]
+
+
+def encoded(samples_NC: np.ndarray, rate: int, codec: str, container: str, bit_rate: int = 128_000) -> bytes:
+    """A clip as FFmpeg writes it. `rate` must be one that the codec knows."""
+    buffer = io.BytesIO()
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples_NC.shape[1]]
+    planes_CN = np.ascontiguousarray(samples_NC.T, np.float32)
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.layout = layout
+        stream.bit_rate = bit_rate
+        stream.codec_context.open()
+        whole = av.AudioFrame.from_ndarray(planes_CN, format="fltp", layout=layout)
+        whole.sample_rate, whole.pts = rate, 0
+        resampler = av.AudioResampler(stream.format.name, layout, rate, stream.frame_size or 1024)
+        for frame in [*resampler.resample(whole), *resampler.resample(None), None]:
+            file.mux(stream.encode(frame))
+    return buffer.getvalue()

@@ -1,5 +1,6 @@
 import io
 import os
+import unicodedata
 import wave
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import soundfile
 import torch
 import torchaudio
 
+from clvp.audio import clip
+from clvp.audio.clip import resample
 from pipeline.errors import RowError
+from pipeline.rows.memory import SAMPLE_RATE
 from pipeline.stages import decode
-from pipeline.stages.decode import SAMPLE_RATE, decode_clip, resample
+from pipeline.stages.decode import decode_clip
 from tests.pipeline.clips import chirp, write_clip
 
 FORMATS = {
@@ -33,7 +37,12 @@ def test_formats_rates_channels(tmp_path: Path, name: str, rate: int, channels: 
     path = write_clip(tmp_path / f"clip.{name}", 0.7, rate, channels, **FORMATS[name])
     decoded, _ = soundfile.read(path, dtype="float32", always_2d=True)
     expected = torchaudio.functional.resample(torch.from_numpy(decoded.mean(axis=1)), rate, SAMPLE_RATE)
-    assert torch.allclose(decode_clip(None, str(path), 6.0), expected, atol=1e-6)
+    found = decode_clip(None, str(path), 6.0)
+    if name == "ogg":  # of Vorbis, FFmpeg ends some milliseconds before or behind libvorbis
+        assert abs(len(found) - len(expected)) <= 0.06 * SAMPLE_RATE
+        common = min(len(found), len(expected)) - 100
+        found, expected = found[:common], expected[:common]
+    assert torch.allclose(found, expected, atol=1e-6)
     source = torch.from_numpy(chirp(0.7, rate, channels).mean(axis=1))
     length = min(len(source), len(decoded))
     error = (torch.from_numpy(decoded.mean(axis=1))[:length] - source[:length]).abs().max()
@@ -56,15 +65,13 @@ def test_only_the_needed_seconds_are_read(tmp_path: Path) -> None:
     class Counting(io.BytesIO):
         count = 0
 
-        def readinto(self, buffer: object) -> int:
-            read = super().readinto(buffer)  # type: ignore[arg-type]
-            Counting.count += read
-            return read
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            Counting.count += len(data)
+            return data
 
-    samples, rate = decode._read_mono(Counting(data), 6.0)
-    assert rate == 16_000
-    assert 6.0 <= len(samples) / rate < 6.1
-    assert Counting.count < len(data) / 15
+    assert len(clip.read_clip(Counting(data), 6.0)) == 6 * SAMPLE_RATE
+    assert Counting.count < len(data) / 12
 
 
 @pytest.mark.parametrize("rate", [44_101, 22_051, 191_999])
@@ -72,7 +79,7 @@ def test_unusual_rates_sound_as_usual_ones(rate: int, monkeypatch: pytest.Monkey
     """Another filter with a sharper cut-off: what lies well below it comes out as torchaudio has it."""
     low = sum(torch.sin(2 * torch.pi * hertz * torch.arange(8_000) / 16_000) for hertz in (100, 700, 2_500))
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "MAX_KERNEL_ELEMENTS", 0)
+        patch.setattr(clip, "MAX_KERNEL_ELEMENTS", 0)
         for usual in (8_000, 16_000, 24_000):
             expected = torchaudio.functional.resample(low, usual, SAMPLE_RATE)
             found = resample(low, usual)
@@ -86,13 +93,12 @@ def test_unusual_rates_sound_as_usual_ones(rate: int, monkeypatch: pytest.Monkey
     assert torch.allclose(result[middle], torch.sin(2 * torch.pi * 1000 * middle / SAMPLE_RATE), atol=2e-3)
 
 
-def test_memory_does_not_follow_the_number_of_channels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decode, "MAX_SAMPLES_AT_ONCE", 1000)
-    path = write_clip(tmp_path / "many.wav", 0.2, 8_000, channels=64, subtype="FLOAT")
-    expected = torch.from_numpy(chirp(0.2, 8_000, 64).mean(axis=1))
-    assert torch.allclose(decode_clip(None, str(path), 6.0), resample(expected, 8_000), atol=1e-6)
+def test_many_channels(tmp_path: Path) -> None:
+    channels = chirp(0.2, 8_000) * np.linspace(0.3, 1, 64, dtype=np.float32) + 0.1 * chirp(0.2, 8_000, 64)
+    soundfile.write(tmp_path / "many.wav", channels, 8_000, subtype="FLOAT")
+    expected = torch.from_numpy(channels.mean(axis=1))
+    found = decode_clip(None, str(tmp_path / "many.wav"), 6.0)
+    assert torch.allclose(found, resample(expected, 8_000), atol=1e-6)
 
 
 def test_embedded_bytes_win_over_the_path(tmp_path: Path) -> None:
@@ -118,10 +124,10 @@ def test_transfer_that_breaks_off_is_no_short_clip(tmp_path: Path, monkeypatch: 
     data = write_clip(tmp_path / "clip.wav", 2.0).read_bytes()
 
     class Broken(io.BytesIO):
-        def readinto(self, buffer: object) -> int:
+        def read(self, size: int | None = -1) -> bytes:
             if self.tell() > 50_000:
                 raise OSError("connection reset")
-            return super().readinto(memoryview(buffer)[:1000])  # type: ignore[arg-type]
+            return super().read(min(size or 0, 1000))
 
     monkeypatch.setattr(decode, "_open_remote", lambda path, places: Broken(data))
     with pytest.raises(RowError, match="connection reset") as caught:
@@ -186,7 +192,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         "folder.wav": "UnreadableAudio",
         "missing.wav": "AudioNotFound",
         "loop.wav": "UnreadableAudio",
-        "secret.wav": "UndecodableAudio",
+        "secret.wav": "EmptyAudio",
         "x" * 300: "UnreadableAudio",
     }
     for name, kind in expected.items():
@@ -196,6 +202,20 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(RowError) as caught:
         decode_clip(None, "nosuchscheme://bucket/a.wav", 6.0, places=["nosuchscheme://bucket"])
     assert caught.value.kind == "UnreadableAudio"
+
+
+def test_a_path_is_quoted_and_its_other_unicode_form_is_told(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "Zoé.wav") for form in ("NFC", "NFD"))
+    for written, there, form in ((composed, apart, "NFD"), (apart, composed, "NFC")):
+        folder = tmp_path / form
+        write_clip(folder / there)
+        for root in (None, str(tmp_path)):
+            with pytest.raises(RowError) as caught:
+                decode_clip(None, str(folder / written), 6.0, root)
+            assert caught.value.kind == "AudioNotFound"
+            assert f"Unicode form {form}: {str(folder / there)!a}" in str(caught.value)
+    with pytest.raises(RowError, match=r"no such file: '.*/a\.wav '$"):
+        decode_clip(None, str(tmp_path / "a.wav "), 6.0)
 
 
 def test_audio_root_holds_paths_and_links_inside(tmp_path: Path) -> None:

@@ -15,30 +15,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clvp import ClvpTokenizer
 from pipeline.errors import ManifestError
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import make_plan, rejected_rows, select_rows
 from pipeline.rows.read import read_block
 from pipeline.rows.scan import scan
-from pipeline.stages.tokens import Encode, TextToTokens, load_encoder
+from pipeline.stages.tokens import TextToTokens, load_tokenizer
 from tests.pipeline.fuzzing import fuzzed, mutated, mutations
 
 NO_IDS = pa.chunked_array([], pa.large_string())
 
 
 @pytest.fixture(scope="module")
-def encode(checkpoint: Path) -> Encode:
-    return load_encoder(str(checkpoint), "tortoise")
+def tokenizer(checkpoint: Path) -> ClvpTokenizer:
+    return load_tokenizer(str(checkpoint), "tortoise")
 
 
-def check(data: bytes, suffix: str, payload: Payload, encode: Encode) -> str:
+def check(data: bytes, suffix: str, payload: Payload, tokenizer: ClvpTokenizer) -> str:
     """Read a manifest of these bytes to its end; how it ended."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "m" + suffix)
         file.write_bytes(data)
         try:
-            return check_rows(str(file), payload, encode)
+            return check_rows(str(file), payload, tokenizer)
         except ManifestError as error:
             message = str(error)
         assert message.isprintable()
@@ -46,13 +47,13 @@ def check(data: bytes, suffix: str, payload: Payload, encode: Encode) -> str:
         return "refused"
 
 
-def check_rows(file: str, payload: Payload, encode: Encode) -> str:
+def check_rows(file: str, payload: Payload, tokenizer: ClvpTokenizer) -> str:
     manifest, index = scan(open_manifest([file], payload))
     selection = select_rows(index, NO_IDS)
     rejected = list(rejected_rows(manifest, index, selection))
     assert all(row["type"] and row["message"] for row in rejected)
     plan = make_plan(index, selection.todo, 3)
-    stage = TextToTokens(encode, 401)
+    stage = TextToTokens(tokenizer, 401)
     found: list[str] = []
     for number in range(plan.num_blocks):
         table = stage(read_block(manifest, plan.slices_of(number)))
@@ -116,7 +117,7 @@ def rows_of(column: str) -> st.SearchStrategy[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("column", list(PAYLOADS))
-def test_jsonl(column: str, encode: Encode) -> None:
+def test_jsonl(column: str, tokenizer: ClvpTokenizer) -> None:
     @fuzzed(80)
     @given(rows=rows_of(column), noise=st.lists(st.binary(max_size=20), max_size=2), seed=mutations())
     def run(rows: list[dict[str, Any]], noise: list[bytes], seed: int) -> None:
@@ -124,7 +125,7 @@ def test_jsonl(column: str, encode: Encode) -> None:
         for i, piece in enumerate(noise):
             lines.insert(2 * i, piece)
         for data in (b"\n".join(lines), mutated(b"\n".join(lines), seed)):
-            ends[check(data, ".jsonl", KINDS[column], encode)] += 1
+            ends[check(data, ".jsonl", KINDS[column], tokenizer)] += 1
 
     ends: Counter[str] = Counter()
     run()
@@ -133,7 +134,7 @@ def test_jsonl(column: str, encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("column", ["audio", "speech_ids"])
-def test_csv(column: str, encode: Encode) -> None:
+def test_csv(column: str, tokenizer: ClvpTokenizer) -> None:
     fields = st.lists(TEXTS | st.just("a"), min_size=3, max_size=4)
 
     @fuzzed(120)
@@ -143,7 +144,7 @@ def test_csv(column: str, encode: Encode) -> None:
         csv.writer(buffer, quoting=quoting).writerows([["id", "text", column, "n"], *rows])
         data = buffer.getvalue().encode("utf-8", "surrogatepass")
         for changed in (data, mutated(data, seed)):
-            ends[check(changed, ".csv", KINDS[column], encode)] += 1
+            ends[check(changed, ".csv", KINDS[column], tokenizer)] += 1
 
     ends: Counter[str] = Counter()
     run()
@@ -230,7 +231,7 @@ def parquet_bytes(columns: dict[str, pa.Array], options: Sequence[Any]) -> bytes
 
 
 @pytest.mark.parametrize("column", ["audio", "candidates"])
-def test_parquet(column: str, encode: Encode) -> None:
+def test_parquet(column: str, tokenizer: ClvpTokenizer) -> None:
     choices = {name: st.sampled_from(COLUMNS[name]) for name in ("id", "text", column, "n")}
     options = st.tuples(
         st.sampled_from(["none", "snappy", "zstd", "gzip", "lz4"]),
@@ -245,7 +246,7 @@ def test_parquet(column: str, encode: Encode) -> None:
     def run(columns: dict[str, pa.Array], options: Sequence[Any], seeds: list[int]) -> None:
         data = parquet_bytes(columns, options)
         for seed in [0, *seeds]:
-            ends[check(mutated(data, seed), ".parquet", KINDS[column], encode)] += 1
+            ends[check(mutated(data, seed), ".parquet", KINDS[column], tokenizer)] += 1
 
     ends: Counter[str] = Counter()
     run()
@@ -253,7 +254,7 @@ def test_parquet(column: str, encode: Encode) -> None:
 
 
 def test_rows_behind_a_damaged_page_are_errors_and_those_before_are_not(
-    tmp_path: Path, encode: Encode
+    tmp_path: Path, tokenizer: ClvpTokenizer
 ) -> None:
     rows = [{"id": f"{i:03}", "text": f"Text number {i} of many.", "audio": "a.wav"} for i in range(300)]
     file = tmp_path / "m.parquet"

@@ -103,7 +103,7 @@ AUDIO = {  # path -> how its row ends
     "voices/../voices/good.wav": "good",
     "voices/missing.wav": "AudioNotFound",
     "voices/text.wav": "UndecodableAudio",
-    "voices/nothing.wav": "UndecodableAudio",
+    "voices/nothing.wav": "EmptyAudio",
     "voices/cut-off.wav": "UndecodableAudio",
     "voices/no-samples.wav": "EmptyAudio",
     "voices/nan.wav": "InvalidSamples",

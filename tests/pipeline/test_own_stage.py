@@ -11,7 +11,7 @@ from pipeline import stages
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import AudioSettings, ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
 from pipeline.stages import gpu_shares, stages_of
-from pipeline.stages.tokens import load_encoder
+from pipeline.stages.tokens import load_tokenizer
 from tests.soak.output import Stored, Watch, check_finished, read_stored
 from tests.soak.processes import kill_session, wait_until
 from tests.soak.workload import Run as Process
@@ -40,9 +40,11 @@ def test_a_stage_of_one_s_own(workload: Workload, undisturbed: Stored, tmp_path:
     assert stored.data is not None
     assert undisturbed.data is not None
     assert stored.data.drop_columns(COLUMN).equals(undisturbed.data), "nothing else has changed"
-    encode = load_encoder(str(workload.model), "tortoise")
+    encode = load_tokenizer(str(workload.model), "tortoise").encode
     for row in stored.data.to_pylist():
-        expected = [c["num_tokens"] / len(encode(row["text"])) for c in row["candidates"]]
+        expected = [
+            c["num_tokens"] / len(encode(row["text"], add_special_tokens=False)) for c in row["candidates"]
+        ]
         assert row[COLUMN] == pytest.approx(expected, rel=1e-6)
     row_id = stored.data["id"][0].as_py()
     with_it = replayed("tests.pipeline.own_stage_job", "replay", output.uri, row_id)

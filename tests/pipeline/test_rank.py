@@ -10,7 +10,7 @@ from clvp.scoring import pad_and_fix_codes, score_candidates
 from pipeline.rows.payloads import SPEECH_PAYLOAD
 from pipeline.settings import ModelSettings, ScoringSettings
 from pipeline.stages.rank import OUTPUT, Ranker, Scored, order_candidates
-from pipeline.stages.tokens import TextToTokens, load_encoder
+from pipeline.stages.tokens import TextToTokens, load_tokenizer
 from tests.pipeline.clips import read_rows, write_jsonl
 
 GENERATOR = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def block(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> pa.Tabl
     ]
     file = write_jsonl(tmp_path_factory.mktemp("tokens") / "m.jsonl", rows)
     table = read_rows(file, payload=SPEECH_PAYLOAD, rows_per_block=100)
-    return TextToTokens(load_encoder(str(checkpoint), "tortoise"), 401)(table)
+    return TextToTokens(load_tokenizer(str(checkpoint), "tortoise"), 401)(table)
 
 
 def ranker(checkpoint: Path, settings: ScoringSettings) -> Ranker:

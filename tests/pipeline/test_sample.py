@@ -9,7 +9,7 @@ from clvp.audio.mel import log_mel
 from clvp.sampling import EngineConfig, SamplingParams
 from pipeline.settings import ResultSettings
 from pipeline.stages.sample import OUTPUT, Sampler
-from pipeline.stages.tokens import TextToTokens, load_encoder
+from pipeline.stages.tokens import TextToTokens, load_tokenizer
 from pipeline.stages.voices import AudioToMels
 from tests.pipeline.clips import read_rows, write_clip, write_jsonl
 
@@ -28,7 +28,7 @@ def block(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> pa.Tabl
         for i, value in enumerate(audio)
     ]
     table = read_rows(write_jsonl(folder / "m.jsonl", rows), rows_per_block=100)
-    table = TextToTokens(load_encoder(str(checkpoint), "tortoise"), 401)(table)
+    table = TextToTokens(load_tokenizer(str(checkpoint), "tortoise"), 401)(table)
     return AudioToMels(log_mel, 6.0)(table)
 
 

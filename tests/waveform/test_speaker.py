@@ -8,7 +8,7 @@ import torch
 from clvp.random_checkpoint import write_random_checkpoint
 from clvp.waveform import Preset, Speaker, WaveformParams
 from clvp.waveform.latents import latent_tokens
-from clvp.waveform.speaker import read_clip
+from clvp.waveform.speaker import read_audio
 
 FEW = Preset(4, WaveformParams(diffusion_steps=2))
 
@@ -64,13 +64,13 @@ def test_the_best_candidate_is_the_one_that_is_heard(speaker, clip, monkeypatch)
 
 
 def test_clips_are_mixed_and_resampled(clip, tmp_path):
-    waveform = read_clip(clip)
+    waveform = read_audio(clip, 6)
     assert waveform.shape == (66150 // 2,)
     soundfile.write(tmp_path / "mono.wav", waveform.numpy(), 22050, subtype="FLOAT")
-    assert torch.equal(read_clip(tmp_path / "mono.wav"), waveform)
+    assert torch.equal(read_audio(tmp_path / "mono.wav", 6), waveform)
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(ValueError, match=r"text\.wav"):
-        read_clip(tmp_path / "text.wav")
+        read_audio(tmp_path / "text.wav", 6)
 
 
 def test_without_a_clip_there_is_no_voice(speaker):
