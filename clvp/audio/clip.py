@@ -153,7 +153,8 @@ def _read_mono(source: "_Source", seconds: float) -> tuple[np.ndarray, int]:
         raise ClipError("TooShortAudio", f"{sound:.3f} s of sound; at least {MIN_SOUND} s are needed")
     if not started:
         raise ClipError("SilentAudio", f"nothing but silence (below -60 dB) in its first {sound:.1f} s")
-    mono_N = _mixed(*np.concatenate(pieces, axis=1)[:, :missing], power_C)
+    mean_N, first_N = np.concatenate(pieces, axis=1)[:, :missing]
+    mono_N = _mixed(mean_N, first_N, power_C)
     if (peak := np.abs(mono_N).max()) > MAX_PEAK:
         raise ClipError(
             "SamplesOutOfRange",
