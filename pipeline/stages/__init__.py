@@ -242,8 +242,10 @@ def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage
         make,
         input=measure.measure_input(names, results.audio),
         output=pa.schema([measure.measured_field(names), ENGINE]),
-        pool=Pool(num_gpus=gpus) if gpus else None,
+        pool=Pool() if gpus else None,
+        gpu_share=gpus,
         group="" if gpus else "measure",
+        memory=lambda work, rows: measure.MEMORY,
     )
 
 

@@ -27,6 +27,7 @@ from pipeline.stages.waveform import BEST, MEASURED, MEASURED_TYPE, OTHERS, soun
 
 ARROW_TYPES = {float: pa.float64(), int: pa.int64(), str: pa.string()}
 VOICES_CACHED = 64  # reference clips, half a megabyte each
+MEMORY = 1 << 30  # bytes of a process: torch, and what all named measures listen with
 
 Decode = Callable[[dict[str, Any]], Any]  # a clip to float32 [N] of SAMPLE_RATE
 
@@ -91,7 +92,7 @@ class Measurer:
             found = self.measure(waveform_N, rate, text, self._reference(table, i, rate))
             if missing := self.measure.columns.keys() - found.keys():
                 raise RowError("MissingMeasure", f"the measure gave no {', '.join(sorted(missing))}")
-            items.append(item | {name: _finite(found[name]) for name in self.measure.columns})
+            items.append(item | {n: _value(found[n], kind) for n, kind in self.measure.columns.items()})
         return items
 
     def _reference(self, table: pa.Table, i: int, rate: int) -> np.ndarray:
@@ -112,5 +113,8 @@ def stored_sounds(table: pa.Table, i: int) -> list[bytes]:
     return [table[BEST.name][i].as_py()["bytes"], *(item["audio"]["bytes"] for item in others)]
 
 
-def _finite(value: Value) -> Value:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _value(value: Value, kind: type) -> Value:
+    """As it is stored: null for a number that is not finite."""
+    if value is None or (kind is float and not math.isfinite(float(value))):
+        return None
+    return kind(value)

@@ -180,7 +180,7 @@ def test_what_is_missing_is_said_with_the_command(tmp_path: Path, monkeypatch: p
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(quality, "import_module", gone)
-    with pytest.raises(ImportError, match=r"measure naturalness: .*; pip install 'clvp\[measures\]'"):
+    with pytest.raises(ImportError, match=r"measure naturalness: .*; make measures, or pip install jiwer"):
         find_measure("naturalness")
 
 

@@ -252,9 +252,12 @@ def test_sound_that_is_measured_later_is_replayed_with_its_measures(finished: Pa
     told = ResultSettings(waveform=WaveformParams(diffusion_steps=2), measuring=measuring)
     decode(Run((), str(tmp_path / "out"), str(model), told, EXECUTION), str(finished))
     for row in rows_of(tmp_path / "out").values():
-        louds = [measured["loud"] for measured in row["measures"]]
-        assert len(louds) == CANDIDATES
-        assert louds == sorted(louds)
+        order = [
+            (not candidate["finished"], measured["loud"])
+            for candidate, measured in zip(row["candidates"], row["measures"], strict=True)
+        ]
+        assert len(order) == CANDIDATES
+        assert order == sorted(order)
     row = ("--output", str(tmp_path / "out"), "--id", "r1")
     done = replayed(*row, "--measure", loudness)
     assert done.returncode == 0, done.stdout + done.stderr

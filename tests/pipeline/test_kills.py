@@ -27,7 +27,7 @@ KILLS = {
 
 @pytest.fixture(scope="module")
 def sounding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, Stored]:
-    """Rows whose candidates become sound and are ranked by a measure of it, and what an undisturbed run stores."""
+    """Rows whose candidates become sound and are ranked by a measure, and what an undisturbed run stores."""
     folder = tmp_path_factory.mktemp("sounding")
     workload = make_workload(folder, rows=24, sound=True)
     measured = {

@@ -19,7 +19,7 @@ from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.scan import scan
 from pipeline.run import decided
 from pipeline.settings import AudioSettings, ExecutionSettings, MeasuringSettings, ResultSettings, Run
-from pipeline.stages import Chain, Work, stages_of
+from pipeline.stages import Chain, Work, gpu_shares, grouped, stages_of
 from pipeline.stages.choose import check_measures
 from pipeline.stages.formula import Formula
 from pipeline.stages.measure import Measurer, measured_field
@@ -208,7 +208,7 @@ def test_columns_and_their_types() -> None:
             told(LOUDNESS, rank_by="score - 5*wer"),
             'column "wer" not found.* Columns are rank, candidate, score',
         ),
-        (told(LOUDNESS, rank_by="score -"), "'score -': syntax error"),
+        (told(LOUDNESS, rank_by="score -"), "'score -': Parser Error: syntax error"),
         (told(LOUDNESS, rank_by="score, loud"), "single expression"),
         (told(LOUDNESS, rank_by="said"), "'said' is string, not double"),
         (told(LOUDNESS, rank_by="max(score)"), "'max.score.' gives 1 values for two candidates"),
@@ -239,6 +239,14 @@ def test_measures_need_sound(checkpoint: Path, manifest: Path, tmp_path: Path) -
 def test_where_a_formula_chooses_all_become_sound(model: Path, rank_by: str | None, audio: str) -> None:
     run = Run((), "out", str(model), told(LOUDNESS, audio="auto", rank_by=rank_by))
     assert decided(run, describe_checkpoint(str(model))).results.audio == AudioSettings(audio=audio)  # type: ignore[union-attr]
+
+
+def test_measures_are_tasks_together_unless_one_wants_a_gpu() -> None:
+    stages = stages_of(Run((), "out", "model", told(LOUDNESS, OWN + "Deaf", audio=2, rank_by="score")))
+    assert [name for name, _ in grouped(stages)][-3:] == ["waveform", "measure", "write"]
+    alone = stages_of(Run((), "out", "model", told(OWN + "OnGpu", rank_by="score")))
+    assert [name for name, _ in grouped(alone)][-4:] == ["waveform", OWN + "OnGpu", "measure", "write"]
+    assert gpu_shares(alone)[OWN + "OnGpu"] == pytest.approx(0.2 / 1.7, abs=1e-4)
 
 
 def test_formulas() -> None:
