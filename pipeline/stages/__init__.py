@@ -224,10 +224,11 @@ def _decoding(run: Run, results: ResultSettings) -> Stage:
 
 def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage:
     """The last of these measures."""
-    kind = find_measure(names[-1])
+    kind, folder = find_measure(names[-1]), run.execution.recognizer
+    # Workers may have another current folder than the driver.
+    given = [folder and storage.absolute(folder)] if names[-1] == "transcribe" else []
 
     def make(work: Work) -> OnBlock:
-        given = [run.execution.recognizer] if names[-1] == "transcribe" else []
         facts = (work.engine or {}).get("measures", {})
         root, places = run.execution.audio_root, _places(work)
 

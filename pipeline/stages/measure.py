@@ -48,7 +48,7 @@ def measured_field(names: Sequence[str]) -> pa.Field:
 
 def measure_input(names: Sequence[str], settings: AudioSettings) -> pa.Schema:
     """What the last of these measures needs."""
-    clips = [AUDIO, VOICE_KEY] if getattr(find_measure(names[-1]), "needs_reference", True) else []
+    clips = [AUDIO, VOICE_KEY] if _needs_reference(find_measure(names[-1])) else []
     sounds = [field for field in sound_fields(settings) if field in (BEST, OTHERS)]
     return pa.schema([TEXT, *clips, CANDIDATES, *sounds, measured_field(names[:-1]), ENGINE, ERROR])
 
@@ -97,7 +97,7 @@ class Measurer:
 
     def _reference(self, table: pa.Table, i: int, rate: int) -> np.ndarray:
         """The clips of the row's voice one after the other, float32 [N]; none where they are not needed."""
-        if AUDIO.name not in table.column_names:
+        if not _needs_reference(self.measure):
             return np.zeros(0, np.float32)
 
         def make() -> np.ndarray:
@@ -111,6 +111,10 @@ def stored_sounds(table: pa.Table, i: int) -> list[bytes]:
     """The files of the row's candidates that have sound, the best first."""
     others = table[OTHERS.name][i].as_py() if OTHERS.name in table.column_names else []
     return [table[BEST.name][i].as_py()["bytes"], *(item["audio"]["bytes"] for item in others)]
+
+
+def _needs_reference(measure: Any) -> bool:
+    return bool(getattr(measure, "needs_reference", True))
 
 
 def _value(value: Value, kind: type) -> Value:
