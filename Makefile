@@ -13,7 +13,11 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
+INSTALLED_MEASURES := $(VENV)/.installed-measures
 INSTALLED_TEST := $(VENV)/.installed-test
+# The English model is in the vendor's npm package, its vocabulary in the one for Python.
+MOONSHINE := @moonshine-ai/moonshine-js@0.1.29
+MOONSHINE_FILES := package/dist/model/tiny/quantized
 
 # Ray starts one process per actor; more BLAS threads than cores make all of them slower, above all those that
 # wait for each other in a loop.
@@ -23,7 +27,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE RAY_USAGE_STATS_ENABLED=0
 SIDE_BY_SIDE := -n 2 --dist loadgroup --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-proofs check test-kernels bench format clean
+.PHONY: help install measures demo test test-proofs check test-kernels bench format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,12 +42,26 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(INSTALLED_TEST): $(INSTALLED)
+# Of some packages only the weights and networks are used, not what they depend on (a compiler, numba, a sound card).
+$(INSTALLED_MEASURES): $(INSTALLED)
+	@echo "Installing what measures listen with into $(VENV)"
+	$(PIP_INSTALL) --editable '.[measures]'
+	$(PIP_INSTALL) --no-deps Resemblyzer distillmos xls-r-sqa moonshine-voice
+	@if command -v npm >/dev/null; then \
+	    mkdir -p $(VENV)/share/moonshine-tiny && fetched=$$(mktemp -d) && \
+	    npm pack --silent --pack-destination $$fetched $(MOONSHINE) >/dev/null && \
+	    tar -xzf $$fetched/*.tgz -C $(VENV)/share/moonshine-tiny --strip-components 5 $(MOONSHINE_FILES) && rm -r $$fetched; \
+	else echo "There is no npm, so no recognizer was fetched: see docs/measures.md"; fi
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED_MEASURES)
 	@echo "Installing the test dependencies into $(VENV)"
 	$(PIP_INSTALL) --editable '.[test]'
 	@touch $@
 
 install: $(INSTALLED)  ## make .venv with the project and its pinned dependencies
+
+measures: $(INSTALLED_MEASURES)  ## install what measures speech: a recognizer, voices, opinions (docs/measures.md)
 
 demo: $(INSTALLED)  ## run the main job on the embedded clips and print the ranked table
 	@RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m jobs.demo $(if $(MODEL),--model $(MODEL))

@@ -21,7 +21,8 @@ NAMED = {
     "naturalness": "clvp.quality.naturalness:Naturalness",
 }
 INSTALL = (
-    "pip install 'clvp[measures]'; pip install --no-deps Resemblyzer distillmos xls-r-sqa moonshine-voice"
+    "make measures, or pip install jiwer onnxruntime and pip install --no-deps Resemblyzer distillmos "
+    "xls-r-sqa moonshine-voice"
 )
 RATE = 16_000  # that all models here hear at
 

@@ -224,10 +224,11 @@ def _decoding(run: Run, results: ResultSettings) -> Stage:
 
 def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage:
     """The last of these measures."""
-    kind = find_measure(names[-1])
+    kind, folder = find_measure(names[-1]), run.execution.recognizer
+    # Workers may have another current folder than the driver.
+    given = [folder and storage.absolute(folder)] if names[-1] == "transcribe" else []
 
     def make(work: Work) -> OnBlock:
-        given = [run.execution.recognizer] if names[-1] == "transcribe" else []
         facts = (work.engine or {}).get("measures", {})
         root, places = run.execution.audio_root, _places(work)
 
@@ -242,8 +243,10 @@ def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage
         make,
         input=measure.measure_input(names, results.audio),
         output=pa.schema([measure.measured_field(names), ENGINE]),
-        pool=Pool(num_gpus=gpus) if gpus else None,
+        pool=Pool() if gpus else None,
+        gpu_share=gpus,
         group="" if gpus else "measure",
+        memory=lambda work, rows: measure.MEMORY,
     )
 
 

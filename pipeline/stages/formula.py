@@ -22,8 +22,8 @@ class Formula:
         try:
             found = self._column(pa.Table.from_pylist([{}, {}], columns))
         except duckdb.Error as error:
-            reason = str(error).partition(": ")[2].splitlines()[0]
-            raise ValueError(f"{text!r}: {reason} Columns are {', '.join(columns.names)}") from error
+            reason = str(error).splitlines()[0].rstrip("!.")
+            raise ValueError(f"{text!r}: {reason}. Columns are {', '.join(columns.names)}") from error
         numeric = pa.types.is_integer(found.type) or pa.types.is_floating(found.type)
         if len(found) != 2:
             raise ValueError(f"{text!r} gives {len(found)} values for two candidates, not one for each")

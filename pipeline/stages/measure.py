@@ -27,6 +27,7 @@ from pipeline.stages.waveform import BEST, MEASURED, MEASURED_TYPE, OTHERS, soun
 
 ARROW_TYPES = {float: pa.float64(), int: pa.int64(), str: pa.string()}
 VOICES_CACHED = 64  # reference clips, half a megabyte each
+MEMORY = 1 << 30  # bytes of a process: torch, and what all named measures listen with
 
 Decode = Callable[[dict[str, Any]], Any]  # a clip to float32 [N] of SAMPLE_RATE
 
@@ -47,7 +48,7 @@ def measured_field(names: Sequence[str]) -> pa.Field:
 
 def measure_input(names: Sequence[str], settings: AudioSettings) -> pa.Schema:
     """What the last of these measures needs."""
-    clips = [AUDIO, VOICE_KEY] if getattr(find_measure(names[-1]), "needs_reference", True) else []
+    clips = [AUDIO, VOICE_KEY] if _needs_reference(find_measure(names[-1])) else []
     sounds = [field for field in sound_fields(settings) if field in (BEST, OTHERS)]
     return pa.schema([TEXT, *clips, CANDIDATES, *sounds, measured_field(names[:-1]), ENGINE, ERROR])
 
@@ -91,12 +92,12 @@ class Measurer:
             found = self.measure(waveform_N, rate, text, self._reference(table, i, rate))
             if missing := self.measure.columns.keys() - found.keys():
                 raise RowError("MissingMeasure", f"the measure gave no {', '.join(sorted(missing))}")
-            items.append(item | {name: _finite(found[name]) for name in self.measure.columns})
+            items.append(item | {n: _value(found[n], kind) for n, kind in self.measure.columns.items()})
         return items
 
     def _reference(self, table: pa.Table, i: int, rate: int) -> np.ndarray:
         """The clips of the row's voice one after the other, float32 [N]; none where they are not needed."""
-        if AUDIO.name not in table.column_names:
+        if not _needs_reference(self.measure):
             return np.zeros(0, np.float32)
 
         def make() -> np.ndarray:
@@ -112,5 +113,12 @@ def stored_sounds(table: pa.Table, i: int) -> list[bytes]:
     return [table[BEST.name][i].as_py()["bytes"], *(item["audio"]["bytes"] for item in others)]
 
 
-def _finite(value: Value) -> Value:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _needs_reference(measure: Any) -> bool:
+    return bool(getattr(measure, "needs_reference", True))
+
+
+def _value(value: Value, kind: type) -> Value:
+    """As it is stored: null for a number that is not finite."""
+    if value is None or (kind is float and not math.isfinite(float(value))):
+        return None
+    return kind(value)

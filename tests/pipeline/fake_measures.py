@@ -34,6 +34,10 @@ class Deaf:
         return {"odd": float("nan")}
 
 
+class OnGpu(Deaf):
+    gpus = 0.2
+
+
 class Failing:
     columns: ClassVar = {"x": float}
 

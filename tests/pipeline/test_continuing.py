@@ -17,7 +17,15 @@ from clvp.sampling import SamplingParams
 from clvp.waveform import WaveformParams
 from pipeline.errors import RunError
 from pipeline.run import decode, rank_again, synthesize
-from pipeline.settings import AudioSettings, ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
+from pipeline.settings import (
+    AudioSettings,
+    ExecutionSettings,
+    MeasuringSettings,
+    Pool,
+    RankingSettings,
+    ResultSettings,
+    Run,
+)
 from tests.pipeline.clips import write_clip, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -234,6 +242,30 @@ def test_tokens_become_sound_later_and_are_replayed_with_it(
     done = replayed("--output", str(tmp_path / "out"), "--id", "r1", "r2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "audio" not in done.stdout, "nothing differs"
+
+
+def test_sound_that_is_measured_later_is_replayed_with_its_measures(finished: Path, tmp_path: Path) -> None:
+    """A measure of one's own is code, which run.json alone is not trusted to name."""
+    model = write_random_checkpoint(tmp_path / "model", audio=True)
+    loudness = "tests.pipeline.fake_measures:Loudness"
+    measuring = MeasuringSettings((loudness,), rank_by="-loud", keep_if="loud > 0")
+    told = ResultSettings(waveform=WaveformParams(diffusion_steps=2), measuring=measuring)
+    decode(Run((), str(tmp_path / "out"), str(model), told, EXECUTION), str(finished))
+    for row in rows_of(tmp_path / "out").values():
+        order = [
+            (not candidate["finished"], measured["loud"])
+            for candidate, measured in zip(row["candidates"], row["measures"], strict=True)
+        ]
+        assert len(order) == CANDIDATES
+        assert order == sorted(order)
+    row = ("--output", str(tmp_path / "out"), "--id", "r1")
+    done = replayed(*row, "--measure", loudness)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not as it was" not in done.stdout
+    assert "1 of 1 candidates identical" in replayed(*row, "--measure", loudness, "--candidate", "2").stdout
+    untrusted = replayed(*row)
+    assert untrusted.returncode == 1
+    assert f"run.json names the code {loudness}: name it too (--measure) if you trust it" in untrusted.stderr
 
 
 def test_a_replay_says_where_the_tokens_part_and_which_fact_differs(

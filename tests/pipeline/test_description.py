@@ -167,7 +167,16 @@ def test_fields_have_stable_names(output: OutputFolder) -> None:
     stored = json.loads(Path(output.file("", "run.json")).read_text())
     assert list(stored) == [field.name for field in dataclasses.fields(Description)]
     assert (stored["schema_version"], stored["job"]) == (4, "synthesize")
-    own = ["model", "num_candidates", "sampling", "scoring", "waveform", "audio", "audio_seconds"]
+    own = [
+        "model",
+        "num_candidates",
+        "sampling",
+        "scoring",
+        "waveform",
+        "audio",
+        "measuring",
+        "audio_seconds",
+    ]
     assert list(stored["settings"]) == own
     assert list(told(RankingSettings()).settings) == ["model", "scoring"]
 

@@ -1,5 +1,6 @@
 """Runs that are killed and started again, shorter than `python -m tests.soak` does it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,15 @@ KILLS = {
 
 @pytest.fixture(scope="module")
 def sounding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, Stored]:
-    """Rows whose best candidates become sound, and what a run of them stores when nothing happens to it."""
+    """Rows whose candidates become sound and are ranked by a measure, and what an undisturbed run stores."""
     folder = tmp_path_factory.mktemp("sounding")
     workload = make_workload(folder, rows=24, sound=True)
+    measured = {
+        "--measure": "tests.pipeline.fake_measures:Loudness",
+        "--audio": "all",
+        "--rank-by": "1 - loud",
+    }
+    workload = replace(workload, options={**workload.options, **measured})
     return workload, run_undisturbed(workload, str(folder / "undisturbed"))
 
 
@@ -39,6 +46,7 @@ def test_killed_runs_continue_to_the_same_tokens_and_the_same_sound(
 ) -> None:
     workload, undisturbed = sounding
     assert undisturbed.data["audio"].null_count == 0
+    assert all(len(row) == 3 for row in undisturbed.data["measures"].to_pylist())
     output = str(tmp_path / "out")
     if place == "s3":
         server: S3Server = request.getfixturevalue("s3")

@@ -5,7 +5,7 @@ import torch
 
 from clvp import ClvpModelForConditionalGeneration
 from clvp.tortoise import convert_tortoise
-from clvp.waveform.latents import CALM_TOKENS, latent_tokens, speech_latents
+from clvp.waveform.latents import CALM_TOKENS, latent_tokens, mean_log_probability, speech_latents
 from tests.waveform.conftest import relative_error
 
 CALM = 83
@@ -102,3 +102,22 @@ def test_latents_are_float32_whatever_the_decoder_is(model, prefix, golden_tenso
     latents = speech_latents(half.speech_decoder_model, prefix.bfloat16(), tensors["0.speech_ids"], True)
     assert latents.dtype == torch.float32
     assert relative_error(latents, tensors["0.latents"]) < 0.1
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@torch.no_grad()
+def test_mean_log_probability_is_that_of_token_after_token(model, prefix, golden_tensors, finished):
+    """Of the spoken tokens: calm at the end of a finished candidate does not count."""
+    decoder = model.speech_decoder_model
+    tokens = golden_tensors["end_to_end"]["0.speech_ids"][:9]
+    with_calm = torch.cat((tokens, torch.full((3,), CALM)))
+    counted = tokens if finished else with_calm
+    expected = []
+    for i, token in enumerate(counted.tolist()):
+        heard = torch.tensor([[decoder.config.bos_token_id, *counted[:i].tolist()]])
+        embeds = torch.cat((prefix[None], decoder.mel_embeddings(heard)), dim=1)
+        state = decoder.model.decoder.hidden_of(embeds).last_hidden_state[0, -1]
+        expected.append(decoder.lm_head(decoder.final_norm(state)).log_softmax(-1)[token])
+    latents = speech_latents(decoder, prefix, with_calm, finished)
+    found = mean_log_probability(decoder, latents, with_calm, finished)
+    assert found == pytest.approx(float(torch.stack(expected).mean()), abs=1e-5)
