@@ -56,6 +56,7 @@ class SpeechCodec(nn.Module):
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, then the configuration by which they are found."""
         state = {key: value.to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(folder / CODEC_FILE, state)
         write_json(folder / CODEC_CONFIG_FILE, self.config.to_dict())
 

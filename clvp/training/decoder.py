@@ -2,12 +2,14 @@
 
 What is learned last is where in the text the speech is. Where the corpus knows when each word ends, one head
 of the middle layers is held to look there, and some of the codes are hidden on the way in, so that it is not
-enough to carry on with what was heard.
+enough to carry on with what was heard. Codes that differ in one digit of the quantizer sound alike: each
+digit has an embedding of its own, which is added to those of all codes that have it.
 
 B rows, P prefix and L mel positions, D width, R reference clips.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.nn import functional
 
 from clvp.audio.mel import SAMPLING_RATE
 from clvp.codec.networks import FRAMES_PER_CODE
+from clvp.codec.quantizer import FiniteScalarQuantizer
 from clvp.conditioning import ClvpConditioningEncoder
 from clvp.config import ClvpConfig
 from clvp.generation import LABEL_IGNORED, ClvpForCausalLM
@@ -27,18 +30,49 @@ REFERENCE_FRAMES = (60, 160)
 HIDDEN_CODES = 0.5  # the share of codes hidden in a row, at most
 SECONDS_PER_CODE = HOP * FRAMES_PER_CODE / SAMPLING_RATE
 GUIDED_HEAD = 0
+GUIDE_WEIGHT = 0.25
 _POOL = 16  # batches of which one of equal length is taken
+
+
+def digits_of(levels: Sequence[int]) -> Tensor:
+    """[codes, Q] the digits of each code, numbered through all Q channels of the quantizer."""
+    quantizer = FiniteScalarQuantizer(levels)
+    codes = torch.arange(math.prod(levels))
+    offsets = torch.tensor([0, *levels[:-1]]).cumsum(0)
+    return codes[:, None] // quantizer.places % quantizer.levels + offsets
 
 
 class DecoderNetwork(nn.Module):
     """The decoder and what makes its prefix."""
 
-    def __init__(self, config: ClvpConfig) -> None:
+    digits: Tensor
+
+    def __init__(self, config: ClvpConfig, levels: Sequence[int]) -> None:
         super().__init__()
         self.conditioning_encoder = ClvpConditioningEncoder(config)
         self.speech_decoder_model = ClvpForCausalLM(config.decoder_config)
+        self.register_buffer("digits", digits_of(levels), persistent=False)
+        width = config.decoder_config.hidden_size
+        self.digits_in = nn.Parameter(torch.zeros(sum(levels), width))
+        self.digits_out = nn.Parameter(torch.zeros(sum(levels), width))
         middle = config.decoder_config.num_hidden_layers // 2
         self.guided = (middle - 1, middle) if middle else ()
+
+    def _with_digits(self, table_VD: Tensor, digits_XD: Tensor) -> Tensor:
+        """A table of all tokens with what the digits add to the codes; start and stop token have none."""
+        added_CD = digits_XD[self.digits].sum(dim=1)
+        return table_VD + functional.pad(added_CD, (0, 0, 0, len(table_VD) - len(added_CD)))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put what the digits add into the tables of the checkpoint, which has no digits."""
+        decoder, head = self.speech_decoder_model.model.decoder, self.speech_decoder_model.lm_head
+        decoder.input_embeds_layer.weight.copy_(
+            self._with_digits(decoder.input_embeds_layer.weight, self.digits_in)
+        )
+        head.weight.copy_(self._with_digits(head.weight, self.digits_out))
+        self.digits_in.zero_()
+        self.digits_out.zero_()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nats a code, the share that is right, and how little the guided heads look where they should."""
@@ -47,7 +81,8 @@ class DecoderNetwork(nn.Module):
         encoder = self.conditioning_encoder
         text = encoder.text_token_embedding(batch["text"])
         text = text + encoder.text_position_embedding.weight[: text.shape[1]]
-        codes = decoder.input_embeds_layer(batch["codes"])
+        table_VD = self._with_digits(decoder.input_embeds_layer.weight, self.digits_in)
+        codes = functional.embedding(batch["codes"], table_VD)
         if self.training:
             shares_B1 = torch.rand(len(codes), 1, device=codes.device) * HIDDEN_CODES
             shown_BL = torch.rand(codes.shape[:2], device=codes.device) >= shares_B1
@@ -60,7 +95,9 @@ class DecoderNetwork(nn.Module):
         labels_BL = batch["labels"]
         spoken_BL = labels_BL != LABEL_IGNORED
         states = output.last_hidden_state[spoken_BL]
-        logits = self.speech_decoder_model.lm_head(self.speech_decoder_model.final_norm(states)).float()
+        head = self.speech_decoder_model.lm_head
+        weight_VD = self._with_digits(head.weight, self.digits_out)
+        logits = functional.linear(self.speech_decoder_model.final_norm(states), weight_VD, head.bias).float()
         labels = labels_BL[spoken_BL]
         nats = functional.cross_entropy(logits, labels, reduction="sum") / batch["count"]
         right = (logits.argmax(dim=-1) == labels).sum() / batch["count"]
@@ -71,7 +108,7 @@ class DecoderNetwork(nn.Module):
                 self._misses(output.attentions[layer], batch["piece"], guided_BL) for layer in self.guided
             ]
             losses["guide"] = torch.stack(misses).sum() / batch["count"]
-            losses["loss"] = nats + losses["guide"]
+            losses["loss"] = nats + GUIDE_WEIGHT * losses["guide"]
         return losses
 
     def _misses(self, weights_BHLL: Tensor, piece_BL: Tensor, guided_BL: Tensor) -> Tensor:
@@ -84,11 +121,10 @@ class DecoderNetwork(nn.Module):
 class DecoderPart:
     """Rows of about equal length, each with a clip of its speaker."""
 
-    def __init__(self, config: ClvpConfig, corpus: Corpus) -> None:
-        self.network, self.config, self.corpus = DecoderNetwork(config), config, corpus
-        decoder = config.decoder_config
-        limit = min(config.scoring_length, decoder.max_position_embeddings - 1)
-        fits = np.array([len(codes) <= limit for codes in corpus.codes])
+    def __init__(self, config: ClvpConfig, levels: Sequence[int], corpus: Corpus) -> None:
+        self.network, self.config, self.corpus = DecoderNetwork(config, levels), config, corpus
+        positions = config.decoder_config.max_position_embeddings  # the start token takes one
+        fits = np.array([len(codes) < positions for codes in corpus.codes])
         self.rows = corpus.training[fits[corpus.training]]
         self.kept = corpus.validation[fits[corpus.validation]]
         lengths = [

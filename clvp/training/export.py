@@ -32,8 +32,9 @@ def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
     """Write a checkpoint folder of the last weights of the runs `codec`, `decoder` and `pair`, in float16."""
     config = sizes.family
     model = ClvpModelForConditionalGeneration(config)
-    parts = [trained(DecoderNetwork(config), runs / "decoder"), trained(PairNetwork(config), runs / "pair")]
-    state = {key: value for part in parts for key, value in part.state_dict().items()}
+    decoder = trained(DecoderNetwork(config, sizes.codec.levels), runs / "decoder")
+    decoder.merge()
+    state = {**decoder.state_dict(), **trained(PairNetwork(config), runs / "pair").state_dict()}
     model.load_state_dict({key: state[key] for key in model.state_dict()})
     defaults = ClvpGenerationConfig.for_decoder(config.decoder_config, config.scoring_length)
     model.generation_config = defaults.replace(**SAMPLING)

@@ -38,4 +38,6 @@ def make_part(name: PartName, sizes: Sizes, corpus: Corpus) -> Part:
     """A part to be trained, with new weights."""
     if name == "codec":
         return CodecPart(sizes.codec, corpus)
-    return (DecoderPart if name == "decoder" else PairPart)(sizes.family, corpus)
+    if name == "decoder":
+        return DecoderPart(sizes.family, sizes.codec.levels, corpus)
+    return PairPart(sizes.family, corpus)

@@ -3,7 +3,7 @@
 from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
 
 NUM_CODES = 2048
-LONGEST = 128  # codes of a sentence: 5.9 seconds
+LONGEST = 104  # codes of a sentence: 4.8 seconds
 
 
 def small_config(silence: int = 0) -> ClvpConfig:
@@ -16,11 +16,11 @@ def small_config(silence: int = 0) -> ClvpConfig:
         "num_attention_heads": 3,
     }
     return ClvpConfig(
-        ClvpEncoderConfig.from_dict(encoder),
+        ClvpEncoderConfig.from_dict(encoder, num_hidden_layers=2),
         ClvpEncoderConfig.from_dict(encoder, vocab_size=NUM_CODES),
         ClvpDecoderConfig(
             vocab_size=NUM_CODES + 2,
-            max_position_embeddings=LONGEST + 8,
+            max_position_embeddings=136,
             max_text_tokens=96,
             hidden_size=256,
             num_hidden_layers=6,

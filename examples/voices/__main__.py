@@ -3,8 +3,8 @@
     python -m examples.voices OUTPUT --sentences 30000 --processes 2
 
 OUTPUT/manifest.jsonl has a line for each sentence: id, text, audio (FLAC of 22,050 Hz), speaker, and the
-seconds at which its words end. Sentence i is the same in every corpus that is long enough to have it, and
-none of them is in held_out.txt or validation.txt. What is there already is not made again.
+seconds at which its words end. Sentence i and who speaks it are the same in every corpus that is long enough
+to have it, and none is in held_out.txt or validation.txt. What is there already is not made again.
 """
 
 import argparse
@@ -82,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("output", type=Path, help="folder to write into")
     parser.add_argument("--sentences", type=int, default=30000, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--speakers", nargs="+", choices=VOICES, default=["slt", "low", "rms"], help="(default: slt low rms)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="engines at work (default: %(default)s)")
     options = parser.parse_args(argv)
     for folder in ("audio", "chunks"):
@@ -90,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = distinct(read_grammar(), options.sentences, SEED, without)
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
     with multiprocessing.Pool(options.processes) as pool:
-        parts = pool.starmap(partial(make_chunk, options.output), enumerate(chunks), chunksize=1)
+        wanted = [each for each in enumerate(chunks) if TURNS[each[0] % len(TURNS)] in options.speakers]
+        parts = pool.starmap(partial(make_chunk, options.output), wanted, chunksize=1)
     with open(options.output / "manifest.jsonl", "w") as manifest:
         manifest.writelines(json.dumps(row) + "\n" for part in parts for row in part)
     print(f"{sum(map(len, parts))} sentences in {options.output}/manifest.jsonl")

@@ -1,0 +1,163 @@
+"""How many words are understood: of the teacher, of the codec, and of samples, by what chooses among them.
+
+    python -m examples.voices.evaluate MODEL --corpus corpus --codec runs/codec --output heard.jsonl
+
+Each held-out sentence is spoken by its teacher, sent through the codec, and sampled several times in the
+voice of one clip of the speaker, the first of the corpus. What a recognizer hears goes into a line of the output; lines that are
+there already are not made again. At the end comes the table: words wrong of all words, with 95% intervals by
+bootstrap over the sentences.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from clvp.audio.mel import SAMPLING_RATE, log_mel
+from clvp.codec import SpeechCodec
+from clvp.generation import sample_prompts
+from clvp.model import ClvpModelForConditionalGeneration
+from clvp.quality.transcribe import Transcribe
+from clvp.sampling import Candidate
+from clvp.scoring import pad_and_fix_codes, score_candidates
+from clvp.text.tokenizer import ClvpTokenizer
+from clvp.training.codec import CodecNetwork
+from clvp.training.export import trained
+from examples.voices.__main__ import read_list, speak
+
+SPEAKERS = ("slt", "low", "rms")
+BOOTSTRAPS = 2000
+
+
+def mel_of(samples: np.ndarray) -> Tensor:
+    """[80, T]."""
+    return log_mel(torch.from_numpy(samples)[None])[0]
+
+
+@torch.no_grad()
+def log_probability(
+    model: ClvpModelForConditionalGeneration, prefix_PD: Tensor, candidate: Candidate
+) -> float:
+    """Mean over the tokens, the stop token included."""
+    decoder = model.speech_decoder_model
+    end = torch.tensor([decoder.config.eos_token_id] * candidate.finished, dtype=torch.long)
+    tokens_T = torch.cat((candidate.tokens, end))
+    states = decoder.speech_states(prefix_PD[None], tokens_T[None])[-1]
+    logits_TV = decoder.lm_head(decoder.final_norm(states))[0]
+    return float(logits_TV.log_softmax(dim=-1)[torch.arange(len(tokens_T)), tokens_T].mean())
+
+
+def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
+    """One line for each sentence behind those that are done."""
+    model = ClvpModelForConditionalGeneration.from_pretrained(options.model, dtype="float32")
+    tokenizer = ClvpTokenizer.from_pretrained(options.model)
+    codec = SpeechCodec.from_pretrained(options.model)
+    encoder = trained(CodecNetwork(codec.config), options.codec).encoder
+    transcribe = Transcribe(options.recognizer)
+    rows = map(json.loads, reversed((options.corpus / "manifest.jsonl").read_text().splitlines()))
+    audio = {
+        row["speaker"]: options.corpus / row["audio"] for row in rows
+    }  # the first of each is the last seen
+    clips = {name: mel_of(soundfile.read(audio[name], dtype="float32")[0]) for name in SPEAKERS}
+
+    def heard(waveform: Tensor, text: str) -> dict[str, Any]:
+        return dict(transcribe(waveform.numpy(), SAMPLING_RATE, text, np.zeros(0, dtype=np.float32)))
+
+    for index, text in list(enumerate(read_list(options.sentences)))[done:]:
+        speaker = SPEAKERS[index % len(SPEAKERS)]
+        clip = clips[speaker]
+        voice = codec.voice_of([clip])
+        (spoken, _), *_ = speak([text], speaker)
+        mel = mel_of(spoken.samples)
+        (again,) = codec.decode([encoder.encode(mel, voice)], voice)
+        ids = torch.tensor(tokenizer(f"{text}.")["input_ids"])
+        with torch.no_grad():
+            prefix = model.conditioning_encoder.build_prefix(
+                model.conditioning_encoder.encode_clip(clip), ids
+            )
+        settings = model.generation_config.replace(num_return_sequences=options.candidates, seed=options.seed)
+        (candidates,) = sample_prompts(model.speech_decoder_model, [prefix], settings, [str(index)])
+        codes = pad_and_fix_codes(
+            [each.tokens for each in candidates],
+            [each.finished for each in candidates],
+            model.config.scoring_length,
+            model.config.decoder_config.decoder_fixing_codes,
+        )
+        scores = score_candidates(*model.encoders, ids, codes).tolist()
+        waveforms = codec.decode([each.tokens for each in candidates], voice)
+        yield {
+            "text": text,
+            "speaker": speaker,
+            "teacher": heard(torch.from_numpy(spoken.samples), text),
+            "codec": heard(again, text),
+            "candidates": [
+                {
+                    **heard(waveform, text),
+                    "score": score,
+                    "log_probability": log_probability(model, prefix, each),
+                }
+                for each, score, waveform in zip(candidates, scores, waveforms, strict=True)
+            ],
+        }
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Words wrong of all words, by what is heard or what chooses."""
+    words = np.array([line["teacher"]["words"] for line in found])
+    wrong_NK = np.array([[each["wer"] for each in line["candidates"]] for line in found]) * words[:, None]
+    score_NK, sure_NK = (
+        np.array([[each[name] for each in line["candidates"]] for line in found])
+        for name in ("score", "log_probability")
+    )
+    rows = np.arange(len(found))
+
+    def chosen(by_NK: np.ndarray) -> np.ndarray:
+        return wrong_NK[rows, by_NK.argmax(axis=1)]
+
+    def standard(by_NK: np.ndarray) -> np.ndarray:
+        return (by_NK - by_NK.mean(axis=1, keepdims=True)) / by_NK.std(axis=1, keepdims=True).clip(1e-6)
+
+    wrong = {
+        "teacher": np.array([line["teacher"]["wer"] for line in found]) * words,
+        "resynthesis through the codec": np.array([line["codec"]["wer"] for line in found]) * words,
+        "one random candidate": wrong_NK.mean(axis=1),
+        "best by CLVP": chosen(score_NK),
+        "best by mean log-probability": chosen(sure_NK),
+        "best by both": chosen(standard(score_NK) + standard(sure_NK)),
+        "best by an oracle": wrong_NK.min(axis=1),
+    }
+    draws = np.random.default_rng(0).integers(len(found), size=(BOOTSTRAPS, len(found)))
+    texts = [f"{len(found)} sentences, {int(words.sum())} words, {wrong_NK.shape[1]} candidates each"]
+    for name, errors in wrong.items():
+        low, high = np.percentile(errors[draws].sum(axis=1) / words[draws].sum(axis=1), [2.5, 97.5])
+        texts.append(f"{name:32} {errors.sum() / words.sum():6.1%}   ({low:.1%} to {high:.1%})")
+    return "\n".join(texts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path, help="checkpoint folder")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with the clips of the speakers")
+    parser.add_argument("--codec", type=Path, required=True, help="run of the codec, which has its encoder")
+    parser.add_argument("--output", type=Path, required=True, help="file of what was heard")
+    parser.add_argument("--sentences", default="held_out.txt", help="list beside this file (%(default)s)")
+    parser.add_argument("--candidates", type=int, default=16, help="of each sentence (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
+    parser.add_argument("--recognizer", help="folder of Moonshine (default: the installed package's)")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    done = options.output.read_text().splitlines() if options.output.exists() else []
+    with options.output.open("a") as file:
+        for line in lines(options, len(done)):
+            print(json.dumps(line), file=file, flush=True)
+    print(table([json.loads(line) for line in options.output.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The loop resumes exactly, shares a batch among processes, and each part learns."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clvp.codec import SpeechCodec
+from clvp.model import ClvpModelForConditionalGeneration
+from clvp.training.corpus import Corpus, piece_ends
+from clvp.training.decoder import digits_of
+from clvp.training.export import export
+from clvp.training.loop import LOG_FILE, STATE_FILE, Place, TrainingSettings, plot, train
+from clvp.training.pair import edited
+from clvp.training.parts import PARTS, PartName, make_part
+from tests.training.conftest import tiny_sizes
+
+ALONE = Place(0, 1, torch.device("cpu"))
+SETTINGS = TrainingSettings(steps=6, batch=8, warmup=2, log_every=1, validate_every=3, checkpoint_s=0)
+
+
+def run(
+    name: PartName, corpus: Corpus, output: Path, settings: TrainingSettings, until: int | None = None
+) -> list[dict]:
+    torch.manual_seed(0)
+    train(make_part(name, tiny_sizes(), corpus), output, settings, ALONE, until)
+    return read_log(output)
+
+
+def read_log(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
+
+
+def validated(lines: list[dict]) -> list[float]:
+    return [line["validation_loss"] for line in lines if "validation_loss" in line]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / STATE_FILE, weights_only=True)["network"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_resumed_run_is_the_uninterrupted_one(name: PartName, corpus: Corpus, tmp_path: Path) -> None:
+    whole = run(name, corpus, tmp_path / "whole", SETTINGS)
+    for until in (2, 5, None):  # each in a part made anew
+        parts = run(name, corpus, tmp_path / "parts", SETTINGS, until)
+    for key, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "parts")[key], value), key
+    without_time = [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in whole]
+    assert [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in parts] == without_time
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "untrained", "bound"),
+    # Nats a code of 18, start and stop among them; contrast among 12 sounds and 32 texts: ln 12 + ln 32.
+    [("codec", "envelope", 2.5, 1.5), ("decoder", "nats", 2.5, 1.5), ("pair", "contrast", 5.5, 4.9)],
+)
+def test_each_part_learns(
+    name: PartName, measure: str, untrained: float, bound: float, corpus: Corpus, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, steps=120, learning_rate=5e-3, validate_every=120, checkpoint_s=100)
+    lines = run(name, corpus, tmp_path, settings)
+    assert lines[0][measure] > untrained
+    assert lines[-2][measure] < bound
+    assert plot(tmp_path).stat().st_size
+
+
+def test_two_processes_are_one(corpus: Corpus, tmp_path: Path) -> None:
+    """The same global batch: what two processes learn of a half each is what one learns of the whole.
+
+    Adam turns rounding into steps where a gradient is next to nothing, so that losses are compared.
+    """
+    settings = replace(SETTINGS, learning_rate=5e-3, validate_every=1)
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"""
+from pathlib import Path
+import torch
+from clvp.training.corpus import Corpus
+from clvp.training.loop import TrainingSettings, processes, train
+from clvp.training.parts import make_part
+from tests.training.conftest import tiny_sizes
+
+torch.manual_seed(0)
+with processes() as place:
+    assert place.world == 2
+    part = make_part("codec", tiny_sizes(), Corpus(Path({str(corpus.folder)!r}), validation=4))
+    train(part, Path({str(tmp_path / "two")!r}), {settings!r}, place)
+"""
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        str(script),
+    ]
+    subprocess.run(launch, check=True, timeout=200, env={**os.environ, "PYTHONPATH": "."})
+    one = validated(run("codec", corpus, tmp_path / "one", settings))
+    assert validated(read_log(tmp_path / "two")) == pytest.approx(one, rel=1e-3)
+    half = validated(run("codec", corpus, tmp_path / "half", replace(settings, batch=4)))
+    assert half != pytest.approx(one, rel=1e-3)
+
+
+def test_exported_parts_are_one_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    for name in PARTS:
+        run(name, corpus, tmp_path / name, replace(SETTINGS, steps=1))
+    folder = export(tmp_path / "model", tiny_sizes(), tmp_path)
+    model = ClvpModelForConditionalGeneration.from_pretrained(folder, dtype="float32")
+    mel = torch.from_numpy(corpus.mel(0))
+    output = model.generate(torch.tensor([[5, 6]]), mel[None], num_return_sequences=2, seed=0)
+    assert output.speech_ids.shape == (2, tiny_sizes().family.scoring_length)
+    codec = SpeechCodec.from_pretrained(folder)
+    waveforms = codec.decode(list(output.speech_ids), codec.voice_of([mel]))
+    assert all(waveform.isfinite().all() for waveform in waveforms)
+
+
+def test_text_tokens_share_the_time_of_their_word() -> None:
+    assert piece_ends(["a", "b", "[SPACE]", "c"], [0.3, 0.5]) == pytest.approx([0.1, 0.2, 0.3, 0.5])
+    assert piece_ends(["a", "[SPACE]", "c"], [0.3]) == []
+
+
+def test_wrong_versions_are_wrong() -> None:
+    words = ["one", "two", "three"]
+    found = {tuple(edited(words, ["four"], np.random.default_rng(seed))) for seed in range(60)}
+    assert len(found) > 8
+    assert {len(words) for words in found} == {2, 3, 4}
+
+
+def test_what_digits_add_is_merged_into_the_tables(corpus: Corpus) -> None:
+    part = make_part("decoder", tiny_sizes(), corpus)
+    network = part.network.eval()
+    torch.nn.init.normal_(network.digits_in)
+    torch.nn.init.normal_(network.digits_out)
+    batch = next(part.validation())
+    with torch.no_grad():
+        before = network(batch)["nats"]
+        network.merge()
+        assert not network.digits_in.any()
+        torch.testing.assert_close(network(batch)["nats"], before)
+
+
+def test_codes_with_a_digit_in_common_share_its_row() -> None:
+    digits = digits_of((4, 3))
+    assert digits.shape == (12, 2)
+    assert digits.unique(dim=0).shape == (12, 2)
+    assert digits[5].tolist() == [1, 4 + 1]
