@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +20,6 @@ from clvp.checkpoint import DEMO
 from clvp.quality import find_measure
 from jobs.cli import job_parser
 from pipeline.errors import safe
-from pipeline.report import write_report
 
 MANIFEST = Path(__file__).parents[1] / "examples" / "demo" / "manifest.jsonl"
 OUTPUT = Path("demo-output")
@@ -37,7 +35,7 @@ NUMBERS = ("score", "seconds")
 ABOUT = """\
 The model of this demo comes with the project: a small one, trained on synthesized speech, that knows some 400
 words in a few voices (clvp/assets/demo/README.md). For other texts and voices:
-    make demo MODEL=susnato/clvp_dev      the published checkpoint, a download of 2.7 GB; tokens, no sound
+    make demo MODEL=susnato/clvp_dev      the published checkpoint, 2.7 GB to download; tokens, no sound
     make demo MODEL=FOLDER                a folder that jobs.convert made from Tortoise's own files
 """
 NEXT = """
@@ -68,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
     code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
     if code == 0:
+        from pipeline.report import write_report  # with matplotlib
+
         print_results(OUTPUT, model)
         print(f"\nListen to them in {write_report(str(OUTPUT)).html}")
         print(NEXT.format(output=OUTPUT))
@@ -85,6 +85,8 @@ def _can_hear() -> bool:
 
 def print_results(output: Path, model: str) -> None:
     """Print the best candidate of every row, and the rows that failed."""
+    import duckdb
+
     print(f"\nThe best candidate of each row, from {output}/data ({safe(model)})")
     columns = duckdb.execute(f"describe select * from '{output}/data/*.parquet'").fetchall()
     heard = ", measures[1].heard as heard" if "measures" in {column[0] for column in columns} else ""
@@ -96,6 +98,8 @@ def print_results(output: Path, model: str) -> None:
 
 
 def _print_found(query: str) -> None:
+    import duckdb
+
     found = duckdb.execute(query)
     print_table([column[0] for column in found.description or ()], found.fetchall())
 

@@ -1,4 +1,4 @@
-"""The embedded model speaks, and a recognizer that others trained understands it: what tests of numbers cannot hear.
+"""The embedded model speaks, and a recognizer that others trained understands it: tests that listen.
 
 Each bug of a kind that once turned speech into noise somewhere is put in here, and heard.
 """

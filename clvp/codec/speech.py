@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from clvp.audio.mel import SAMPLING_RATE
-from clvp.checkpoint import CheckpointSource, load_weights, write_json, write_safetensors
+from clvp.checkpoint import CODEC_CONFIG_FILE, CODEC_FILE, CheckpointSource, write_json
 from clvp.codec.griffin_lim import griffin_lim, magnitudes
 from clvp.codec.networks import CodecConfig, CodecDecoder, voice_of
 from clvp.pretrained import inference
-
-CODEC_CONFIG_FILE = "codec_config.json"
-CODEC_FILE = "codec.safetensors"
+from clvp.weights import load_weights, write_safetensors
 
 
 class SpeechCodec(nn.Module):

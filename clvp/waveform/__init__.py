@@ -5,19 +5,24 @@ Reading order: `params`, `speaker`, `codec_decoder`, `decoder`, `bucket`; then `
 checkpoints.
 """
 
-from clvp.waveform.codec_decoder import CodecWaveformDecoder
-from clvp.waveform.decoder import WaveformDecoder
-from clvp.waveform.files import WaveformModels, load_waveform_decoder, load_waveform_models
-from clvp.waveform.params import (
-    PRESETS,
-    DecodedSpeech,
-    DecodeFailure,
-    Preset,
-    WaveformEngineConfig,
-    WaveformParams,
-    WaveformRequest,
-)
-from clvp.waveform.speaker import Speaker
+from typing import TYPE_CHECKING
+
+from clvp.lazy import imported_late
+
+if TYPE_CHECKING:
+    from clvp.waveform.codec_decoder import CodecWaveformDecoder
+    from clvp.waveform.decoder import WaveformDecoder
+    from clvp.waveform.files import WaveformModels, load_waveform_decoder, load_waveform_models
+    from clvp.waveform.params import (
+        PRESETS,
+        DecodedSpeech,
+        DecodeFailure,
+        Preset,
+        WaveformEngineConfig,
+        WaveformParams,
+        WaveformRequest,
+    )
+    from clvp.waveform.speaker import Speaker
 
 __all__ = [
     "PRESETS",
@@ -34,3 +39,5 @@ __all__ = [
     "load_waveform_decoder",
     "load_waveform_models",
 ]
+
+__getattr__ = imported_late(__file__)

@@ -12,18 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from clvp.checkpoint import CheckpointSource, load_weights, write_json, write_safetensors
-from clvp.codec import CODEC_CONFIG_FILE, SpeechCodec
+from clvp.checkpoint import (
+    CODEC_CONFIG_FILE,
+    DIFFUSION_FILE,
+    VOCODER_FILE,
+    WAVEFORM_CONFIG_FILE,
+    CheckpointSource,
+    write_json,
+)
+from clvp.codec import SpeechCodec
 from clvp.waveform.codec_decoder import CodecWaveformDecoder
 from clvp.waveform.decoder import WaveformDecoder
 from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
 from clvp.waveform.params import DiffusionDtype, WaveformEngineConfig
 from clvp.waveform.random_voices import RandomVoices
 from clvp.waveform.vocoder import UnivNet, VocoderConfig
+from clvp.weights import load_weights, write_safetensors
 
-WAVEFORM_CONFIG_FILE = "waveform_config.json"
-DIFFUSION_FILE = "diffusion_decoder.safetensors"
-VOCODER_FILE = "vocoder.safetensors"
 RANDOM_VOICES_FILE = "random_voices.safetensors"
 
 
