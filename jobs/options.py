@@ -24,6 +24,7 @@ from pipeline.settings import Pool, ResultSettings, Run
 
 GROUPS = {
     "": "input and output (paths or URIs such as s3://bucket/folder)",
+    "reading": "how the manifest is to be understood",
     "results": "changes results (defaults are Tortoise's)",
     "execution": "never changes results",
 }

@@ -23,10 +23,10 @@ from pipeline.description import Description, describe, differences, load_sample
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.manifest import open_manifest
+from pipeline.rows.manifest import Reading, open_manifest
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
-from pipeline.rows.scan import scan
 from pipeline.settings import ExecutionSettings, Run
 from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of
 from pipeline.stages.sample import Sampler
@@ -83,12 +83,13 @@ class Replayer:
             folder.uri,
             checkpoint_uri,
             results,
-            ExecutionSettings(
+            reading=Reading(**before.about.reading),
+            execution=ExecutionSettings(
                 engine=_engine(before), torch_threads=torch_threads, audio_hosts=tuple(audio_hosts)
             ),
         )
         checkpoint = describe_checkpoint(run.model)
-        opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
+        opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
         # Loose files of the output stay as they are.
         quiet = replace(results, audio=replace(results.audio, audio_files=False))
         self.work = Work(replace(run, results=quiet), opened, checkpoint, folder, quiet.sampling.seed)

@@ -33,10 +33,10 @@ from pipeline.output.publish import (
 from pipeline.output.publisher import Publisher
 from pipeline.output.stored_candidates import open_stored
 from pipeline.progress import Progress, Totals
-from pipeline.rows.manifest import open_manifest, shared
+from pipeline.rows.manifest import NATURAL, Reading, groups_of, open_manifest, shared
+from pipeline.rows.normalise import RowIndex, scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import Selection, rejected_rows, select_rows
-from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ResultSettings, Run
 from pipeline.stages import Work, output_columns
 from pipeline.stream.cluster import Cluster, connected
@@ -86,12 +86,12 @@ def rank_again(run: Run, source: str) -> Summary:
     if before is None:
         raise RunError(f"{folder.uri} holds no run: there is no run.json in it")
     seed = before.results.sampling.seed if isinstance(before.results, ResultSettings) else None
-    return _run(replace(run, manifest=(folder.folder("data"),)), STORED_PAYLOAD, seed)
+    return _run(replace(run, manifest=(folder.folder("data"),), reading=NATURAL), STORED_PAYLOAD, seed)
 
 
 def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
     output = OutputFolder(storage.absolute(run.output))
-    opened = open_manifest(run.manifest, payload, output.uri)
+    opened = open_manifest(run.manifest, payload, output.uri, run.reading)
     checkpoint = describe_checkpoint(run.model)
     run = decided(run, checkpoint)
     check_model(checkpoint, run)
@@ -129,7 +129,7 @@ def _finish(work: Work, index: RowIndex, description: Description, held: Held) -
         )
     if gone := recovered.done + recovered.failed - len(selection.done):
         progress.note(f"{gone:,} rows of the output are not in the manifest any more; they stay")
-    needed = np.unique(index.locations["file"][selection.todo])
+    needed = np.unique(groups_of(index.groups, selection.todo)["file"])
     with publisher, shared(work.manifest, output.folder("_manifest"), needed.tolist()) as manifest:
         if todo:
             with connected(execution.worker_logs):
@@ -216,7 +216,7 @@ def decode(run: Run, source: str) -> Summary:
     Raises RunError when `source` holds no run that sampled.
     """
     folder = OutputFolder(storage.absolute(source))
-    _, results, manifest, model = load_sampled(folder, run.manifest, run.model)
+    before, results, manifest, model = load_sampled(folder, run.manifest, run.model)
     assert isinstance(run.results, ResultSettings)
     audio = (
         replace(run.results.audio, audio="best") if run.results.audio.audio == "auto" else run.results.audio
@@ -225,6 +225,7 @@ def decode(run: Run, source: str) -> Summary:
         replace(
             run,
             manifest=manifest,
+            reading=Reading(**before.about.reading),
             model=model,
             results=replace(results, waveform=run.results.waveform, audio=audio),
             extend=folder.uri,

@@ -22,11 +22,11 @@ from pipeline.errors import ManifestError, RunError
 from pipeline.metrics import read_sessions
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.manifest import NATURAL, Manifest, open_manifest
+from pipeline.rows.normalise import RowIndex, scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import RowIndex, scan
 from pipeline.run import synthesize
 from pipeline.settings import Pool, ResultSettings, Run
 from pipeline.stream.cluster import Cluster, connected
@@ -90,7 +90,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
     """
     execution = run.execution
     assert isinstance(run.results, ResultSettings)
-    opened, index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
+    opened, index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
     todo = select_rows(index, pa.chunked_array([], pa.large_string())).todo
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
@@ -121,7 +121,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
             report_seconds=min(execution.report_seconds, 1.0),
         )
         output = storage.join(folder, "output")
-        synthesize(replace(run, manifest=(sample,), output=output, execution=at_hand))
+        synthesize(replace(run, manifest=(sample,), reading=NATURAL, output=output, execution=at_hand))
         return Forecast(_measured(OutputFolder(output)), len(todo), cluster, planned)
 
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.types as pat
 
 from pipeline import storage
 from pipeline.errors import RowError, is_unicode, public, shown
-from pipeline.rows.arrow_values import is_list_type, is_text_type
 from pipeline.rows.memory import (
     MAX_CANDIDATES,
     MAX_CLIPS,
@@ -41,9 +39,7 @@ _as_json = json.JSONEncoder(default=lambda _: None).encode
 class Payload:
     column: str  # its name in the manifest
     field: pa.Field  # its name and type in the pipeline
-    accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
     convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
-    expected: str  # for messages
     replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
     named: bool = False  # whether a value names what it stands for, so that another name is another value
 
@@ -51,11 +47,6 @@ class Payload:
     def required(self) -> tuple[str, str, str]:
         """The columns that every file of a manifest must have."""
         return ("id", "text", self.column)
-
-    @property
-    def own(self) -> tuple[str, ...]:
-        """Columns of a manifest that do not pass through to the output."""
-        return (*self.required, *self.replaced)
 
     def digest(self, text: Any, value: Any) -> int:
         """ROW_DIGEST of a row from its text and this column as the manifest holds them.
@@ -149,6 +140,8 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
             "InvalidAudioValue",
             f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}",
         )
+    if path.endswith("|"):
+        raise RowError("InvalidAudioValue", f"{shown(path)} is a command, and none is run: name a file")
     if "\0" in path:
         raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
     if not is_unicode(path):
@@ -157,34 +150,18 @@ def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
     return {"bytes": None, "path": storage.bare(storage.join(folder, path))}
 
 
-def _accepts_audio(dtype: pa.DataType) -> bool:
-    if is_list_type(dtype):
-        dtype = dtype.value_type
-    if not pat.is_struct(dtype):
-        return is_text_type(dtype) or pat.is_null(dtype)
-    fields = {dtype.field(i).name: dtype.field(i).type for i in range(dtype.num_fields)}
-    path, data = fields.get("path", pa.null()), fields.get("bytes", pa.null())
-    return (
-        ("path" in fields or "bytes" in fields)
-        and (is_text_type(path) or pat.is_null(path))
-        and (
-            pat.is_binary(data) or pat.is_large_binary(data) or pat.is_binary_view(data) or pat.is_null(data)
-        )
-    )
-
-
 def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
     """Candidates of one row: a list of tokens, a list of such lists, a list of structs with `speech_ids`,
     `finished` and `candidate` (what a run's output holds), or any of them as JSON text.
 
     Tokens come without start and stop token. Where `finished` is not given, a candidate counts as finished.
     """
-    if isinstance(value, str):
+    if value and isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise RowError("InvalidSpeechIds", f"speech_ids is text but no JSON list: {error}") from error
-    if value is None or value == []:
+    if value in (None, "", []):
         raise RowError("MissingSpeechIds", "speech_ids is null or empty")
     if not isinstance(value, list):
         raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {shown(value)}")
@@ -209,42 +186,10 @@ def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
     }
 
 
-def _accepts_speech_ids(dtype: pa.DataType) -> bool:
-    if not is_list_type(dtype):
-        return is_text_type(dtype) or pat.is_null(dtype)
-    inner = dtype.value_type
-    if pat.is_struct(inner):
-        index = inner.get_field_index("speech_ids")
-        return index >= 0 and _is_token_list(inner.field(index).type)
-    return pat.is_integer(inner) or pat.is_null(inner) or _is_token_list(inner)
-
-
-def _is_token_list(dtype: pa.DataType) -> bool:
-    return is_list_type(dtype) and (pat.is_integer(dtype.value_type) or pat.is_null(dtype.value_type))
-
-
-AUDIO_PAYLOAD = Payload(
-    "audio",
-    AUDIO,
-    _accepts_audio,
-    audio_clips,
-    "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
-    named=True,
-)
-SPEECH_PAYLOAD = Payload(
-    "speech_ids",
-    SPEECH_IDS,
-    _accepts_speech_ids,
-    speech_candidates,
-    "a list of integers, or a list of such lists (one per candidate)",
-)
+AUDIO_PAYLOAD = Payload("audio", AUDIO, audio_clips, named=True)
+SPEECH_PAYLOAD = Payload("speech_ids", SPEECH_IDS, speech_candidates)
 
 # The `data` files of a finished run, to be ranked again: candidate index and `finished` stay.
 STORED_PAYLOAD = Payload(
-    "candidates",
-    SPEECH_IDS,
-    _accepts_speech_ids,
-    speech_candidates,
-    "the candidates of a finished run (structs with speech_ids, candidate and finished)",
-    replaced=("seed", "voice_key", "row_digest"),
+    "candidates", SPEECH_IDS, speech_candidates, replaced=("seed", "voice_key", "row_digest")
 )

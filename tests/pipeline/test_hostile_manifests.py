@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ManifestError
 from pipeline.rows.manifest import open_manifest
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import make_plan, rejected_rows, select_rows
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import scan
 from pipeline.stages.tokens import Encode, TextToTokens, load_encoder
 from tests.pipeline.fuzzing import fuzzed, mutated, mutations
 
