@@ -24,7 +24,7 @@ _LOCAL = pafs.LocalFileSystem()
 
 
 def scheme_of(uri: str) -> str | None:
-    match = _SCHEME.match(uri)
+    match = _SCHEME.match(uri) if "://" in uri else None  # of all paths in a manifest hardly one
     return match.group(1).lower() if match else None
 
 

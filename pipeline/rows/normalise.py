@@ -34,7 +34,7 @@ from pipeline.rows.manifest import (
 )
 from pipeline.rows.memory import MIB
 from pipeline.rows.payloads import Payload, checked_id, checked_text, paths_in, taken
-from pipeline.rows.stored import ArrowRows, ParquetRows, open_rows
+from pipeline.rows.stored import Rows, open_rows
 from pipeline.rows.types import ColumnTypes, convert, python_values
 
 CHUNK_ROWS, CHUNK_BYTES = 32_768, 8 * MIB  # of text that become a copy
@@ -56,16 +56,9 @@ class RowIndex:
     copies: "tempfile.TemporaryDirectory[str] | None" = None  # of text, deleted with the index
 
 
-@dataclass(frozen=True)
-class Group:
-    """The rows of one row group: of a file as it is, or of a copy."""
-
-    file: ManifestFile
-    group: int
-    row: int  # record number of the first, from 1
-    num_bytes: int
-    ids: Sequence[str | RowError]
-    digests: Sequence[int]
+# The rows of one row group: its file, its number there, the record number of the first row, bytes, ids or why
+# there is none, digests.
+Group = tuple[ManifestFile, int, int, int, Sequence[str | RowError], Sequence[int]]
 
 
 def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
@@ -77,25 +70,24 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
     files: list[ManifestFile] = []
     groups: list[tuple[int, int, int, int, int]] = []
-    ids: list[pa.Array] = []
-    digests: list[np.ndarray] = []
+    ids, digests, position = [], [], 0
     problems: dict[int, RowError] = {}
-    position = 0
     for file in manifest.files:
         with readable(file):
-            stored = file.reader in STORED
-            for found in _stored(file, payload) if stored else _copied(file, payload, types, copies.name):
-                if not files or files[-1] != found.file:
-                    files.append(found.file)
-                size = found.num_bytes // max(len(found.ids), 1)
-                groups.append((len(files) - 1, found.group, position, found.row, size))
-                usable = [None if isinstance(value, RowError) else value for value in found.ids]
+            found = (
+                _stored(file, payload)
+                if file.reader in STORED
+                else _copied(file, payload, types, copies.name)
+            )
+            for place, group, row, num_bytes, group_ids, group_digests in found:
+                files += [place] if files[-1:] != [place] else []
+                groups.append((len(files) - 1, group, position, row, num_bytes // max(len(group_ids), 1)))
+                bad = {i: value for i, value in enumerate(group_ids, position) if isinstance(value, RowError)}
+                usable = [None if i in bad else value for i, value in enumerate(group_ids, position)]
                 ids.append(pa.array(usable, pa.large_string()))
-                digests.append(np.array(found.digests, np.uint64))
-                if ids[-1].null_count:
-                    bad = enumerate(found.ids, position)
-                    problems |= {i: value for i, value in bad if isinstance(value, RowError)}
+                digests.append(np.array(group_digests, np.uint64))
                 position += len(usable)
+                problems |= bad
                 if len(problems) > MAX_PROBLEMS:
                     first = problems[min(problems)]
                     raise ManifestError(f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}")
@@ -112,19 +104,14 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
 def _stored(file: ManifestFile, payload: Payload) -> Iterator[Group]:
     rows, row = open_rows(file.uri), 1
     for group, (num_rows, num_bytes) in enumerate(rows.sizes):
-        ids = list(_ids(rows, group, file, payload))
+        ids: list[str | RowError] = []
+        for batch in rows.batches(group, [file.names["id"]], SCAN_ROWS, without_bytes=True):
+            values = own_ids(file, payload, python_values(batch, file.names["id"]))
+            ids += [taken(checked_id, value) for value in values]
         if len(ids) != num_rows:
             raise OSError(f"row group {group} has {len(ids):,} of {num_rows:,} rows; it is damaged")
-        digests = list(islice(_digests(rows, group, file, payload), num_rows))
-        yield Group(file, group, row, num_bytes, ids, digests)
+        yield file, group, row, num_bytes, ids, list(islice(_digests(rows, group, file, payload), num_rows))
         row += num_rows
-
-
-def _ids(rows: ParquetRows | ArrowRows, group: int, file: ManifestFile, payload: Payload) -> Iterator[Any]:
-    name = file.names["id"]
-    for batch in rows.batches(group, [name], SCAN_ROWS, without_bytes=True):
-        values = python_values(batch.column(0), "id")
-        yield from (taken(checked_id, value) for value in own_ids(file, payload, values))
 
 
 def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequence[Any]:
@@ -135,15 +122,13 @@ def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequ
     return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
 
 
-def _digests(
-    rows: ParquetRows | ArrowRows, group: int, file: ManifestFile, payload: Payload
-) -> Iterator[int]:
+def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> Iterator[int]:
     """ROW_DIGEST of each row of a row group, without a look at bytes of clips; 0 from a damaged page on."""
-    columns = [file.names["text"]] + ([file.names[payload.column]] if payload.named else [])
+    text, value = file.names["text"], file.names[payload.column]
+    columns = [text, value] if payload.named else [text]
     with suppress(*UNREADABLE):
         for batch in rows.batches(group, columns, SCAN_ROWS, without_bytes=True):
-            texts, *values = (python_values(batch.column(name), name) for name in batch.schema.names)
-            yield from map(payload.digest, texts, values[0] if values else repeat(None))
+            yield from map(payload.digest, python_values(batch, text), python_values(batch, value))
     yield from repeat(0)
 
 
@@ -164,16 +149,14 @@ def _copied(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: st
         known = len(seen)
         seen |= dict.fromkeys(chain.from_iterable(value for value in chunk if isinstance(value, dict)))
         if not seen:
-            raise ManifestError(
-                f"manifest file {file.uri}: no row can be read as {file.reader}; the first: {chunk[0]}"
-            )
+            problem = f"no row can be read as {file.reader}; the first: {chunk[0]}"
+            raise ManifestError(f"manifest file {file.uri}: {problem}")
         if known < len(seen):
             file = with_columns(file, list(seen), payload)
         table, ids = _table(chunk, file, payload, types)
         copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
         pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
-        digests = table["row_digest"].to_numpy()
-        yield Group(replace(file, copy=copy), 0, row, num_bytes, ids, digests)
+        yield replace(file, copy=copy), 0, row, num_bytes, ids, table["row_digest"].to_numpy()
         row += len(chunk)
 
 
@@ -236,9 +219,8 @@ def checked(
         return [None if isinstance(value, RowError) else value for value in found]
 
     good_texts = passed(checked_text, texts)
-    clips, misfits = convert(
-        payload.column, passed(lambda value: payload.convert(value, folder), values), payload.field.type
-    )
+    good_values = passed(lambda value: payload.convert(value, folder), values)
+    clips, misfits = convert(payload.column, good_values, payload.field.type)
     known = misfits | errors
     records = [error_record("read", known[i]) if i in known else None for i in range(len(ids))]
     columns = {

@@ -53,7 +53,8 @@ class Payload:
 
         Of audio it sees the names: the bytes of all clips would have to be read to find out what is to do.
         """
-        seen = _as_json([text, _names_in(value) if self.named else []])
+        names = [public(name) if isinstance(name, str) else name for name in paths_in(value)]
+        seen = _as_json([text, names if self.named else []])
         return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "little")
 
 
@@ -98,54 +99,41 @@ def paths_in(value: Any) -> list[Any]:
     return [path for path in paths if path is not None]
 
 
-def _names_in(value: Any) -> list[Any]:
-    """The same without credentials."""
-    return [public(path) if isinstance(path, str) else path for path in paths_in(value)]
-
-
 def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
     """Clips of one voice from a path, a `{bytes, path}` struct, or a list of either."""
     values = value if isinstance(value, list) else [value]
     if value is None or not values:
         raise RowError("MissingAudio", "audio is null or an empty list")
     if len(values) > MAX_CLIPS:
-        raise RowError(
-            "TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used per voice"
-        )
+        raise RowError("TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used")
     return [_audio_clip(item, folder) for item in values]
 
 
 def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
-    if isinstance(value, dict) and value.get("bytes") is not None:
-        if not isinstance(value["bytes"], bytes):
-            raise RowError(
-                "InvalidAudioValue", "audio.bytes must be binary (Parquet); JSON can only hold a path"
-            )
-        if len(value["bytes"]) > MAX_EMBEDDED_BYTES:
-            raise RowError(
-                "ValueTooLarge", f"audio has {len(value['bytes']):,} bytes; at most {MAX_EMBEDDED_BYTES:,}"
-            )
-        path = value.get("path")
-        return {"bytes": value["bytes"], "path": path if isinstance(path, str) else None}
-    path = value.get("path") if isinstance(value, dict) else value
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
+    if data is not None:
+        if not isinstance(data, bytes):
+            problem = "audio.bytes must be binary (Parquet); JSON can only hold a path"
+            raise RowError("InvalidAudioValue", problem)
+        if len(data) > MAX_EMBEDDED_BYTES:
+            problem = f"audio has {len(data):,} bytes; at most {MAX_EMBEDDED_BYTES:,}"
+            raise RowError("ValueTooLarge", problem)
+        return {"bytes": data, "path": path if isinstance(path, str) else None}
     if path is None or path == "":
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    problem = ""
     if not isinstance(path, str):
-        raise RowError(
-            "InvalidAudioValue",
-            f"audio must be a path, a list of paths or {{bytes, path}}, not {shown(path)}",
-        )
-    if len(path) > MAX_PATH_CHARS:
-        raise RowError(
-            "InvalidAudioValue",
-            f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}",
-        )
-    if path.endswith("|"):
-        raise RowError("InvalidAudioValue", f"{shown(path)} is a command, and none is run: name a file")
-    if "\0" in path:
-        raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
-    if not is_unicode(path):
-        raise RowError("InvalidAudioValue", "the audio path holds a lone surrogate, which is no Unicode text")
+        problem = f"audio must be a path, a list of paths or {{bytes, path}}, not {shown(path)}"
+    elif len(path) > MAX_PATH_CHARS:
+        problem = f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}"
+    elif path.endswith("|"):
+        problem = f"{shown(path)} is a command, and none is run: name a file"
+    elif "\0" in path:
+        problem = "the audio path holds a NUL character"
+    elif not is_unicode(path):
+        problem = "the audio path holds a lone surrogate, which is no Unicode text"
+    if problem:
+        raise RowError("InvalidAudioValue", problem)
     # Credentials and options come from whoever named the host, never from a row (`storage.placed`).
     return {"bytes": None, "path": storage.bare(storage.join(folder, path))}
 
@@ -175,9 +163,8 @@ def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
     given = item if isinstance(item, dict) else {"speech_ids": item}
     tokens = given.get("speech_ids")
     if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**16 for token in tokens):
-        raise RowError(
-            "InvalidSpeechIds", f"candidate {index}: speech_ids must be whole numbers from 0 to 65535"
-        )
+        problem = f"candidate {index}: speech_ids must be whole numbers from 0 to 65535"
+        raise RowError("InvalidSpeechIds", problem)
     number, finished = given.get("candidate"), given.get("finished")
     return {
         "candidate": index if number is None else number,

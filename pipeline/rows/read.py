@@ -84,11 +84,8 @@ def _checked(
     manifest: Manifest, file: ManifestFile, batch: pa.RecordBatch, failure: Exception | None
 ) -> pa.Table:
     """Rows as a copy would have them, but for types of pass-through columns."""
-    count, payload, there = len(batch), manifest.payload, batch.schema.names
-    ids, texts, values = (
-        python_values(batch.column(name), name) if (name := file.names[own]) in there else [None] * count
-        for own in payload.required
-    )
+    count, payload = len(batch), manifest.payload
+    ids, texts, values = (python_values(batch, file.names[own]) for own in payload.required)
     errors: dict[int, RowError] = {}
     if failure is not None:
         message = f"the file is damaged at this row or before it: {failure}"
@@ -96,7 +93,7 @@ def _checked(
     table = checked(file, payload, own_ids(file, payload, ids), texts, values, errors)
     for name in passing(file, payload):
         constant = pa.array([file.hive.get(name)] * count, pa.string())
-        column = batch.column(name) if name in there else constant
+        column = batch.column(name) if name in batch.schema.names else constant
         table = table.append_column(EXTRA_PREFIX + name, column)
     return table
 

@@ -70,10 +70,15 @@ def _without_bytes(column: pa.Array) -> pa.Array:
     if not pat.is_struct(column.type):
         return column
     names = [field.name for field in column.type if field.name != "bytes"]
+    if not names:
+        return pa.nulls(len(column))
     return pa.StructArray.from_arrays([column.field(n) for n in names], names, mask=column.is_null())
 
 
-def open_rows(uri: str) -> ParquetRows | ArrowRows:
+Rows = ParquetRows | ArrowRows
+
+
+def open_rows(uri: str) -> Rows:
     return ArrowRows(uri) if storage.name_of(uri).lower().endswith(".arrow") else ParquetRows(uri)
 
 

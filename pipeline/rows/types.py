@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pat
 
 from pipeline.errors import ManifestError, RowError, shown
-from pipeline.rows.memory import MAX_COLUMNS, MAX_FIELDS
+from pipeline.rows.memory import MAX_FIELDS
 
 MAX_CELLS = 1 << 20  # of nested columns whose type is found by building them
 
@@ -37,8 +37,6 @@ class ColumnTypes:
         elif num_fields(merged) > MAX_FIELDS:
             fields = f"the objects of column {name!r} have over {MAX_FIELDS:,} different fields"
             problem = f"{fields}; store them as text"
-        elif len(self._types.keys() | {name}) > MAX_COLUMNS:
-            problem = f"over {MAX_COLUMNS:,} different columns; is every line a row?"
         else:
             try:
                 pq.write_table(pa.schema([(name, merged)]).empty_table(), pa.BufferOutputStream())
@@ -110,21 +108,24 @@ def _array(values: Sequence[Any] | pa.Array, dtype: pa.DataType) -> pa.Array:
     return pa.array(values, dtype)
 
 
-def python_values(column: pa.Array, name: str) -> list[Any]:
-    """Python values [n]; a RowError where text is no UTF-8 or a struct has two fields of one name."""
+def python_values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """Python values [n] of a column, None where it is not there; a RowError where text is no UTF-8 or a
+    struct has two fields of one name.
+    """
+    if name not in batch.schema.names:
+        return [None] * len(batch)
     try:
-        return column.to_pylist()
+        return batch.column(name).to_pylist()
     except ValueError:
-        return [_python_value(scalar, name) for scalar in column]
+        return [_python_value(scalar, name) for scalar in batch.column(name)]
 
 
 def _python_value(scalar: pa.Scalar, name: str) -> Any:
     try:
         return scalar.as_py()
-    except UnicodeDecodeError:
-        return RowError("InvalidUtf8", f"{name} is not valid UTF-8")
     except ValueError as error:
-        return RowError("InvalidValue", f"{name}: {error}")
+        kind = "InvalidUtf8" if isinstance(error, UnicodeDecodeError) else "InvalidValue"
+        return RowError(kind, f"{name}: {error}")
 
 
 def example(dtype: pa.DataType) -> Any:

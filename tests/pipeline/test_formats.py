@@ -1,4 +1,4 @@
-"""What corpus makers have, as a manifest: each format by sniffing and by name, and files that once lost rows."""
+"""What corpus makers have, as a manifest: formats by sniffing and by name, files that once lost rows."""
 
 import gzip
 import io
@@ -31,7 +31,7 @@ def write(path: Path, content: str | bytes | list[dict[str, Any]]) -> Path:
 
 
 def seen(place: Path, format: str = "auto", **reading: Any) -> list[tuple[str, str, Any]]:
-    """Id, text and the path of the one clip, relative to the folder, of each row; or the kind of its error."""
+    """Of each row id, text and the path of its clip below the folder; or id, kind and text of its error."""
     table = read_rows(place, reading=Reading(format, **reading))
     root = str(place if place.is_dir() else place.parent) + "/"
     return [
@@ -277,6 +277,23 @@ def test_the_hub_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pyte
 # ---- columns and separators ----
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "jsonl"])
+@pytest.mark.parametrize("audio", ["x.wav", {"path": "x.wav", "bytes": None}, {"bytes": None}])
+def test_rows_have_one_digest_wherever_their_columns_stand(tmp_path: Path, suffix: str, audio: Any) -> None:
+    """What the driver compares with an output is what a block stores."""
+    rows = [{"audio": audio, "n": 1, "text": f"Text {i}.", "id": str(i)} for i in range(3)]
+    file, table = write(tmp_path / f"m.{suffix}", rows), pa.Table.from_pylist(rows)
+    if suffix == "parquet":
+        pq.write_table(table, file)
+    if suffix == "arrow":
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    index = scan(open_manifest([str(file)], AUDIO_PAYLOAD))[1]
+    names = [audio] if isinstance(audio, str) else [audio["path"]] if "path" in audio else []
+    assert index.digests.tolist() == [AUDIO_PAYLOAD.digest(row["text"], names) for row in rows]
+    assert index.digests.tolist() == read_rows(file)["row_digest"].to_pylist()
+
+
 def test_columns_have_the_names_that_are_told(tmp_path: Path) -> None:
     rows = [
         {"utt": f"u{i}", "said": f"Text {i}.", "text": "raw", "wav": f"{i}.wav", "n": i} for i in range(3)
@@ -376,7 +393,7 @@ def test_encodings_that_a_file_states(tmp_path: Path, name: str, encoding: str) 
 def test_latin_1_is_told_row_by_row(tmp_path: Path) -> None:
     file = write(tmp_path / "m.csv", "id,text,audio\n1,Größe,x.wav\n2,plain,x.wav\n".encode("latin-1"))
     assert seen(file) == [("2", "plain", "x.wav")]
-    manifest, index = scan(open_manifest([str(file)], AUDIO_PAYLOAD))
+    index = scan(open_manifest([str(file)], AUDIO_PAYLOAD))[1]
     assert "iconv" in str(index.problems[0])
 
 
