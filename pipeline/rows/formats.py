@@ -265,7 +265,8 @@ def webdataset_rows(uri: str) -> Rows:
                     text = data.decode(errors="surrogateescape").strip()
                     size += len(text)
                     found = _problem(text) or (_parse_json(text) if suffix == ".json" else {"text": text})
-                    row = found if isinstance(found, RowError) else {**found, **row}
+                    # Where a clip lies is said by the tar alone.
+                    row = found if isinstance(found, RowError) else {**found, "audio": None, **row}
             yield row, size
 
 

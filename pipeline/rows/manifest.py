@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from tarfile import TarError
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
@@ -31,18 +31,12 @@ READERS = {"nemo": "jsonl", "lhotse": "jsonl", "commonvoice": "csv", "ljspeech":
 TIERS = (("parquet", "arrow", "jsonl", "csv", "kaldi"), ("webdataset",), ("txt",))
 # What `datasets` and the hub keep beside the rows, and what looks like rows but has no reader.
 _NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_UNREAD = re.compile(
-    r"\.(parquet|pq|arrow|jsonl|ndjson|json|csv|tsv|tar)\.\w+$|\.(xlsx?|ods|orc|avro|feather)$"
-)
+_UNREAD = re.compile(r"\.(parquet|pq|arrow|jsonl|ndjson|json|csv|tsv|tar)\.\w+$|\.(xlsx?|orc|avro|feather)$")
 _HIVE = re.compile(r"/([^/=]+)=([^/]*)(?=/)")
 # Columns of others, where our own are missing: Common Voice and NeMo.
 _OTHERS = {"audio": ("audio_filepath", "path"), "text": ("sentence",)}
-RESERVED = (
-    "seed",
-    "voice_key",
-    "row_digest",
-    "candidates",
-)  # of the output, that no manifest may bring along
+# Columns of the output, which no manifest may bring along.
+RESERVED = ("seed", "voice_key", "row_digest", "candidates")
 
 KNOWN = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes if suffix.count(".") == 1)
 NOTHING = pa.schema([])
@@ -84,6 +78,7 @@ class Reading:
 
     @property
     def named(self) -> dict[str, str]:
+        """`columns` by our own names."""
         return dict(pair.split("=", 1) for pair in self.columns.split(",")) if self.columns else {}
 
 
@@ -145,9 +140,12 @@ def open_manifest(
         try:
             found = storage.expand(pattern)
         except Exception as error:  # filesystems of fsspec raise their own kinds
-            raise ManifestError(f"manifest {pattern}: {error}") from error
-        inside = [uri for uri in found if not _lies_in(uri, output)]
-        files |= {file.uri: file for file in _chosen(pattern, inside, reading) if file.uri not in files}
+            hub = re.fullmatch(r"[\w-]+/[\w-]+", pattern) and f"; is it hf://datasets/{pattern}?"
+            raise ManifestError(f"manifest {pattern}: {error}{hub or ''}") from error
+        if output is not None:
+            inside = storage.split_query(output)[0].rstrip("/") + "/"
+            found = [uri for uri in found if not storage.split_query(uri)[0].startswith(inside)]
+        files |= {file.uri: file for file in _chosen(pattern, found, reading) if file.uri not in files}
     if not files:
         raise ManifestError(f"no manifest was given, or all of it lies in the output folder {output}")
     types, opened = ColumnTypes(NOTHING), []
@@ -164,12 +162,6 @@ def open_manifest(
     return Manifest(tuple(opened), payload, types.schema())
 
 
-def _lies_in(uri: str, folder: str | None) -> bool:
-    if folder is None:
-        return False
-    return storage.split_query(uri)[0].startswith(storage.split_query(folder)[0].rstrip("/") + "/")
-
-
 def _reader_of(uri: str) -> str:
     """A key of SUFFIXES, or nothing."""
     name = storage.name_of(uri).lower()
@@ -184,9 +176,7 @@ def _chosen(pattern: str, found: Sequence[str], reading: Reading) -> Iterator[Ma
     if asked != "auto":
         fitting = [uri for uri, reader in readers.items() if reader == asked]
         readers = dict.fromkeys(fitting or readers, asked)
-    elif unread := [
-        uri for uri in readers if _UNREAD.search(storage.name_of(uri).lower()) and not readers[uri]
-    ]:
+    elif unread := [uri for uri, reader in readers.items() if not reader and _UNREAD.search(uri.lower())]:
         raise ManifestError(f"manifest file {unread[0]} has no reader; known are {KNOWN}. Move or convert it")
     tier = next((tier for tier in TIERS if set(tier) & set(readers.values())), ())
     if found and not tier:
@@ -251,18 +241,13 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_types(file: ManifestFile, schema: pa.Schema, payload: Payload) -> None:
     """Raises ManifestError for a column of a type that no row's value can have."""
-    checks = {
-        "id": checked_id,
-        "text": checked_text,
-        payload.column: lambda value: payload.convert(value, ""),
-    }
-    for own, check in checks.items():
-        dtype = schema.field(file.names[own]).type
+    names, value = file.names, payload.column
+    checks: dict[str, Any] = {} if names["id"] == names[value] else {names["id"]: checked_id}
+    checks |= {names["text"]: checked_text, names[value]: lambda value: payload.convert(value, "")}
+    for name, check in checks.items():
+        dtype = schema.field(name).type
         problem = taken(check, example(dtype))
-        if file.names["id"] == file.names[payload.column] and own == "id":
-            continue
-        if isinstance(problem, RowError) and (own == "id" or "null" not in str(dtype)):
-            name = file.names[own]
+        if isinstance(problem, RowError) and (check is checked_id or "null" not in str(dtype)):
             raise ManifestError(f"manifest file {file.uri}: column {name!r} holds {dtype}: {problem}")
 
 

@@ -156,7 +156,9 @@ def test_webdataset_clips_are_read_where_they_lie(tmp_path: Path, format: str, k
         "d/001.flac": b"fLaC-1", "d/001.txt": b"One.\n", "d/001.json": b'{"speaker": "ada", "n": 1}',
         "d/002.json": b'{"text": "Two.", "n": 2}', "d/002.wav": b"RIFF-2", "d/002.cls": b"7",
         f"{long}.txt": b"Three.", f"{long}.wav": b"RIFF-3",
-        "004.wav": b"RIFF-4", "005.txt": "Fünf.".encode(), "006.json": b"{", "006.wav": b"RIFF-6",
+        "004.json": b'{"audio": {"offset": "x"}}', "004.wav": b"RIFF-4",
+        "005.json": b'{"audio": {"path": "/etc/a", "offset": "x"}}', "005.txt": "Fünf.".encode(),
+        "006.json": b"{", "006.wav": b"RIFF-6",
     }  # fmt: skip
     tar_of(tmp_path / "shard-000.tar", members, kind)
     table = read_rows(tmp_path, reading=Reading(format))
@@ -272,6 +274,8 @@ def test_the_hub_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ManifestError, match=r"manifest hf://datasets/some/one: ") as caught:
         open_manifest(["hf://datasets/some/one"], AUDIO_PAYLOAD)
     assert str(caught.value).isprintable()
+    with pytest.raises(ManifestError, match=r"no such file.* is it hf://datasets/some/one\?"):
+        open_manifest(["some/one"], AUDIO_PAYLOAD)
 
 
 # ---- columns and separators ----
