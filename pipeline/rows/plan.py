@@ -20,10 +20,9 @@ from pipeline.rows.manifest import Manifest, groups_of
 from pipeline.rows.memory import MAX_BLOCK_BYTES
 from pipeline.rows.normalise import RowIndex
 
-# Of a block, where a stream of blocks begins: rows [begin, end) of the manifest that follow each other.
-SLICES = pa.schema(
-    [("begin", pa.int64()), ("end", pa.int64()), ("name", pa.string())]
-)  # and the block's name
+# Of a block, where a stream of blocks begins: rows [begin, end) of the manifest that follow each other, and
+# the block's name.
+SLICES = pa.schema([("begin", pa.int64()), ("end", pa.int64()), ("name", pa.string())])
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,10 @@ class ParquetRows:
 
 
 class ArrowRows:
-    """The same of an Arrow IPC file or stream (what `datasets` saves): its record batches are the groups."""
+    """The same of an Arrow stream (what `datasets` saves) or file: its record batches are the groups.
+
+    A batch is validated before anything but its length is asked of it, since pyarrow trusts what it maps.
+    """
 
     def __init__(self, uri: str) -> None:
         filesystem, path = storage.resolve(uri)
@@ -53,15 +56,15 @@ class ArrowRows:
             reader = pa.ipc.open_stream(source)
             self._batches = list(reader)
         self.schema = reader.schema
-        self.sizes = [(len(batch), batch.nbytes) for batch in self._batches]
+        self.sizes = [(len(batch), batch.get_total_buffer_size()) for batch in self._batches]
 
     def batches(
         self, group: int, columns: Sequence[str], max_rows: int, without_bytes: bool = False
     ) -> Iterator[pa.RecordBatch]:
         batch = self._batches[group].select(columns)
+        batch.validate(full=True)
         if without_bytes:
             batch = pa.RecordBatch.from_arrays([_without_bytes(c) for c in batch], names=list(columns))
-        batch.validate(full=True)
         for begin in range(0, len(batch), max_rows):
             yield batch.slice(begin, max_rows)
 

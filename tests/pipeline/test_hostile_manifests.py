@@ -229,8 +229,17 @@ def parquet_bytes(columns: dict[str, pa.Array], options: Sequence[Any]) -> bytes
     return bytes(sink.getvalue())
 
 
-@pytest.mark.parametrize("column", ["audio", "candidates"])
-def test_parquet(column: str, encode: Encode) -> None:
+def arrow_bytes(columns: dict[str, pa.Array], options: Sequence[Any]) -> bytes:
+    sink, table = pa.BufferOutputStream(), pa.table(columns)
+    with (pa.ipc.new_stream if options[1] else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=options[-1])
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("column", "suffix"), [("audio", ".parquet"), ("candidates", ".parquet"), ("audio", ".arrow")]
+)
+def test_columnar_files(column: str, suffix: str, encode: Encode) -> None:
     choices = {name: st.sampled_from(COLUMNS[name]) for name in ("id", "text", column, "n")}
     options = st.tuples(
         st.sampled_from(["none", "snappy", "zstd", "gzip", "lz4"]),
@@ -243,9 +252,9 @@ def test_parquet(column: str, encode: Encode) -> None:
     @fuzzed(120)
     @given(columns=st.fixed_dictionaries(choices), options=options, seeds=st.lists(mutations(), max_size=4))
     def run(columns: dict[str, pa.Array], options: Sequence[Any], seeds: list[int]) -> None:
-        data = parquet_bytes(columns, options)
+        data = (parquet_bytes if suffix == ".parquet" else arrow_bytes)(columns, options)
         for seed in [0, *seeds]:
-            ends[check(mutated(data, seed), ".parquet", KINDS[column], encode)] += 1
+            ends[check(mutated(data, seed), suffix, KINDS[column], encode)] += 1
 
     ends: Counter[str] = Counter()
     run()
