@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -154,6 +155,8 @@ def _copied(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: st
         if known < len(seen):
             file = with_columns(file, list(seen), payload)
         table, ids = _table(chunk, file, payload, types)
+        if PLACE.name in table.schema.names:  # what a block will hold
+            num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
         copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
         pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
         yield replace(file, copy=copy), 0, row, num_bytes, ids, table["row_digest"].to_numpy()

@@ -177,6 +177,7 @@ def test_a_tar_that_is_replaced_meanwhile_ends_the_run(tmp_path: Path) -> None:
     members = {f"{i}.{kind}": b"RIFF" * 200 for i in range(4) for kind in ("wav", "txt")}
     tar = tar_of(tmp_path / "a.tar", members)
     manifest, index = scan(open_manifest([str(tar)], AUDIO_PAYLOAD))
+    assert index.groups["num_bytes"].tolist() == [1600], "blocks are as large as their clips let them"
     plan = make_plan(index, select_rows(index, NO_IDS).todo, 2)
     assert read_block(manifest, plan.slices_of(1))["id"].to_pylist() == ["2", "3"]
     tar_of(tar, dict(reversed(members.items())))

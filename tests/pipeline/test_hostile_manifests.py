@@ -1,6 +1,7 @@
 """Random and damaged manifests: each row ends as a good one or as an error, or the manifest is refused."""
 
 import csv
+import hashlib
 import io
 import json
 import tempfile
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, public
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
@@ -148,6 +149,17 @@ def test_csv(column: str, encode: Encode) -> None:
     ends: Counter[str] = Counter()
     run()
     assert min(ends["read"], ends["refused"]) > 0.05 * ends.total(), ends
+
+
+@fuzzed(200)
+@given(text=TEXTS | SCALARS, names=st.lists(TEXTS | SCALARS, max_size=3))
+def test_a_digest_is_that_of_the_json(text: Any, names: list[Any]) -> None:
+    """Outputs hold it: the formula is a promise."""
+    seen = json.dumps(
+        [text, [public(name) if isinstance(name, str) else name for name in names if name is not None]]
+    )
+    expected = hashlib.blake2b(seen.encode(), digest_size=8).digest()
+    assert AUDIO_PAYLOAD.digest(text, names) == int.from_bytes(expected, "little")
 
 
 @fuzzed(150)

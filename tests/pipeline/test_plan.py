@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RowError
+from pipeline.rows import columns
 from pipeline.rows import plan as planning
 from pipeline.rows.manifest import GROUP, Manifest, open_manifest
 from pipeline.rows.normalise import RowIndex, scan
@@ -32,8 +33,17 @@ def index_of(ids: list[str | None], num_bytes: int | list[int] = 100) -> RowInde
 @given(
     ids=st.lists(st.one_of(st.none(), st.sampled_from("abcdefgh")), min_size=1, max_size=30),
     done=st.sets(st.sampled_from("abcdxyz")),
+    hashes=st.sampled_from([1, 2, 1000]),
 )
-def test_every_row_has_exactly_one_fate(ids: list[str | None], done: set[str]) -> None:
+@settings(deadline=None)
+def test_every_row_has_exactly_one_fate(ids: list[str | None], done: set[str], hashes: int) -> None:
+    """Also where ids that are not equal have equal hashes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "hash", lambda value: ord(value or "0") % hashes, raising=False)
+        check_fates(ids, done)
+
+
+def check_fates(ids: list[str | None], done: set[str]) -> None:
     selection = select_rows(index_of(ids), pa.chunked_array([sorted(done)], pa.large_string()))
     fates = [selection.todo, selection.done, selection.repeated, selection.unusable]
     assert sorted(np.concatenate(fates).tolist()) == list(range(len(ids)))
