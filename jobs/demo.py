@@ -40,8 +40,8 @@ words in a few voices (clvp/assets/demo/README.md). For other texts and voices:
 """
 NEXT = """
 Go on:
-    python -m jobs.replay --output {output} --id harbour-01      the candidates of a row again: the same tokens
-    python -m jobs.report --output {output}                      the report again
+    python -m jobs.replay --output {output} --id harbour-01     the candidates of a row again: the same tokens
+    python -m jobs.report --output {output}                     the report again
     python -m jobs.synthesize --manifest FILE --output FOLDER --model demo --audio-files
         your own texts and clips: FILE is CSV, JSONL or Parquet with the columns id, text and audio"""
 

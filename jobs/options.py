@@ -27,6 +27,7 @@ from pipeline.settings import Pool, ResultSettings, Run
 
 GROUPS = {
     "": "input and output (paths or URIs such as s3://bucket/folder)",
+    "reading": "how the manifest is to be understood",
     "results": "changes results",
     "execution": "never changes results",
 }

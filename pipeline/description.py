@@ -47,6 +47,7 @@ class About:
     """For people; a run that differs here may continue the output."""
 
     manifest: tuple[str, ...] = ()
+    reading: Mapping[str, Any] = field(default_factory=dict)  # how the manifest is understood
     model: str = ""
     extended: str | None = None
     began: str = ""
@@ -91,6 +92,7 @@ def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Descri
         {column.name: str(column.type) for column in columns},
         about=About(
             tuple(storage.public(storage.absolute(uri)) for uri in run.manifest),
+            dataclasses.asdict(run.reading),
             storage.public(checkpoint.location),
             run.extend and storage.public(run.extend),
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

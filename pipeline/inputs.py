@@ -8,8 +8,8 @@ from clvp.checkpoint import CODEC_CONFIG_FILE, WAVEFORM_CONFIG_FILE
 from pipeline.checkpoint import Checkpoint, check_files, describe_checkpoint, fetch
 from pipeline.errors import RunError
 from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.normalise import RowIndex, scan
 from pipeline.rows.payloads import Payload
-from pipeline.rows.scan import RowIndex, scan
 from pipeline.settings import ResultSettings, Run
 
 
@@ -25,7 +25,7 @@ class Inputs:
 
 def find_inputs(run: Run, payload: Payload, output: str | None = None) -> Inputs:
     """Raises ManifestError and RunError naming what is wrong."""
-    opened = open_manifest(run.manifest, payload, output)
+    opened = open_manifest(run.manifest, payload, output, run.reading)
     check_files(run.model)
     manifest, index = scan(opened)
     checkpoint = describe_checkpoint(run.model)

@@ -23,10 +23,10 @@ from pipeline.description import Description, describe, differences, load_sample
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.manifest import open_manifest
+from pipeline.rows.manifest import Reading, open_manifest
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
-from pipeline.rows.scan import scan
 from pipeline.settings import ExecutionSettings, Run
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Replayer:
             folder.uri,
             checkpoint_uri,
             results,
-            ExecutionSettings(
+            reading=Reading(**before.about.reading),
+            execution=ExecutionSettings(
                 engine=_engine(before),
                 torch_threads=torch_threads,
                 audio_hosts=tuple(audio_hosts),
@@ -98,7 +99,7 @@ class Replayer:
             ),
         )
         checkpoint = describe_checkpoint(run.model)
-        opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
+        opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
 
         from pipeline.stages import Work, output_columns  # with torch: seconds
         from pipeline.stages.choose import check_measures

@@ -12,6 +12,7 @@ from pipeline.errors import RunError
 from pipeline.inputs import find_inputs, sounding
 from pipeline.output.folder import OutputFolder
 from pipeline.progress import Summary
+from pipeline.rows.manifest import NATURAL, Reading
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.settings import ResultSettings, Run
 
@@ -40,7 +41,7 @@ def rank_again(run: Run, source: str) -> Summary:
     if before is None:
         raise RunError(f"{folder.uri} holds no run: there is no run.json in it")
     seed = before.results.sampling.seed if isinstance(before.results, ResultSettings) else None
-    return _run(replace(run, manifest=(folder.folder("data"),)), STORED_PAYLOAD, seed)
+    return _run(replace(run, manifest=(folder.folder("data"),), reading=NATURAL), STORED_PAYLOAD, seed)
 
 
 def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
@@ -63,9 +64,10 @@ def decode(run: Run, source: str) -> Summary:
     Raises RunError when `source` holds no run that sampled.
     """
     folder = OutputFolder(storage.absolute(source))
-    _, results, manifest, model = load_sampled(folder, run.manifest, run.model)
+    before, results, manifest, model = load_sampled(folder, run.manifest, run.model)
     assert isinstance(run.results, ResultSettings)
-    told = run.results
+    told, reading = run.results, Reading(**before.about.reading)
     audio = told.audio if told.audio.audio != "auto" else replace(told.audio, audio=sounding(told))
     results = replace(results, waveform=told.waveform, audio=audio, measuring=told.measuring)
-    return synthesize(replace(run, manifest=manifest, model=model, results=results, extend=folder.uri))
+    run = replace(run, manifest=manifest, reading=reading, model=model, results=results, extend=folder.uri)
+    return synthesize(run)

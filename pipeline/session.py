@@ -29,9 +29,9 @@ from pipeline.output.publish import (
 from pipeline.output.publisher import Publisher
 from pipeline.output.stored_candidates import open_stored
 from pipeline.progress import Progress, Summary
-from pipeline.rows.manifest import shared
+from pipeline.rows.manifest import groups_of, shared
+from pipeline.rows.normalise import RowIndex
 from pipeline.rows.plan import Selection, rejected_rows, select_rows
-from pipeline.rows.scan import RowIndex
 from pipeline.settings import ResultSettings
 from pipeline.stages import Work, output_columns
 from pipeline.stages.choose import check_measures
@@ -84,7 +84,7 @@ def _finish(work: Work, index: RowIndex, description: Description, held: Held) -
         )
     if gone := recovered.done + recovered.failed - len(selection.done):
         progress.note(f"{gone:,} rows of the output are not in the manifest any more; they stay")
-    needed = np.unique(index.locations["file"][selection.todo])
+    needed = np.unique(groups_of(index.groups, selection.todo)["file"])
     with publisher, shared(work.manifest, output.folder("_manifest"), needed.tolist()) as manifest:
         if todo:
             with connected(execution.worker_logs):

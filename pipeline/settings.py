@@ -19,6 +19,7 @@ from clvp.fields import Checked, Count
 from clvp.sampling import EngineConfig, SamplingParams
 from clvp.waveform.params import PRESETS, DiffusionDtype, WaveformEngineConfig, WaveformParams
 from pipeline import storage
+from pipeline.rows.manifest import NATURAL, Reading
 from pipeline.rows.memory import MAX_CANDIDATES
 
 Normalizer = Literal["tortoise", "english"]
@@ -176,12 +177,13 @@ class ExecutionSettings(Checked):
 class Run(Checked):
     """One run: what it reads, what it writes, the settings that change results, and those that do not."""
 
-    # Parquet, JSONL or CSV files, folders or quoted globs, with id, text and audio, or speech_ids to rank
+    # files, folders or quoted globs, with id, text and audio, or speech_ids to rank
     manifest: tuple[str, ...]
     output: str  # folder in which data/ and errors/ are written
     model: str  # checkpoint folder, hub id or URI; demo: the small one that comes with the package
     results: ResultSettings | RankingSettings
     execution: ExecutionSettings = ExecutionSettings()
+    reading: Reading = NATURAL
     retry_failed: bool = False  # also try the rows again that are in the error table
     redo_changed: bool = False  # also make the rows again whose text or audio has changed since
     # output of a finished run with fewer candidates, same manifest and settings: they are taken over

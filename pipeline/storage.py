@@ -24,7 +24,7 @@ _LOCAL = pafs.LocalFileSystem()
 
 
 def scheme_of(uri: str) -> str | None:
-    match = _SCHEME.match(uri)
+    match = _SCHEME.match(uri) if "://" in uri else None  # of all paths in a manifest hardly one
     return match.group(1).lower() if match else None
 
 
@@ -132,8 +132,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 _arrow_filesystem = lru_cache(maxsize=32)(pafs.FileSystem.from_uri)
 
 
-def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
-    """Files that a path, URI, folder or glob names, sorted; a plain file is returned whatever its suffix.
+def expand(pattern: str) -> list[str]:
+    """Files that a path, URI, folder or glob names, sorted.
 
     In a glob, `*` and `?` stay within a folder and `**` crosses folders, but follows no links; nothing is
     listed that the pattern cannot match. Folders and wildcards leave out names that start with `.` or `_`, as
@@ -150,11 +150,9 @@ def expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
         if kind == pafs.FileType.File:
             return [pattern]
         found = _files_below(pattern) if kind == pafs.FileType.Directory else []
-    found = sorted(uri for uri in found if name_of(uri).lower().endswith(tuple(suffixes)))
     if not found:
-        kinds = ", ".join(suffix for suffix in suffixes if suffix.count(".") == 1)
-        raise FileNotFoundError(f"no such file, or no {kinds} file in it: {public(pattern)}")
-    return found
+        raise FileNotFoundError(f"no such file, or no file in it: {public(pattern)}")
+    return sorted(found)
 
 
 def _glob(pattern: str) -> list[str]:

@@ -23,11 +23,11 @@ from pipeline.inputs import find_inputs
 from pipeline.metrics import read_sessions
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.manifest import Manifest
+from pipeline.rows.manifest import NATURAL, Manifest
+from pipeline.rows.normalise import RowIndex
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import RowIndex
 from pipeline.run import synthesize
 from pipeline.settings import Pool, ResultSettings, Run
 
@@ -128,7 +128,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
             report_seconds=min(execution.report_seconds, 1.0),
         )
         output = storage.join(folder, "output")
-        synthesize(replace(run, manifest=(sample,), output=output, execution=at_hand))
+        synthesize(replace(run, manifest=(sample,), reading=NATURAL, output=output, execution=at_hand))
         return Forecast(_measured(OutputFolder(output)), len(todo), cluster, planned)
 
 

@@ -102,11 +102,20 @@ def map_rows(
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
     """bool [n]: whether a value is not null and occurs here for the first time."""
-    codes = [chunk.indices.fill_null(-1) for chunk in ids.dictionary_encode().chunks]
-    numbers = np.concatenate([np.zeros(0, np.int64), *(c.to_numpy(zero_copy_only=False) for c in codes)])
-    first = np.zeros(len(numbers), bool)
-    first[np.unique(numbers, return_index=True)[1]] = True
-    return first & (numbers >= 0)
+    # By their hashes, in 8 bytes each: a dictionary of ten million ids takes a gigabyte.
+    hashed = [np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in ids.chunks]
+    _, places, inverse = np.unique(
+        np.concatenate([np.zeros(0, np.int64), *hashed]), return_index=True, return_inverse=True
+    )
+    first = np.zeros(len(ids), bool)
+    first[places] = True
+    others: set[str] = set()  # ids whose hash is that of another one
+    for i in np.flatnonzero(~first).tolist():
+        value = ids[i].as_py()
+        if value != ids[int(places[inverse[i]])].as_py() and value not in others:
+            first[i] = True
+            others.add(value)
+    return first & ids.is_valid().to_numpy()
 
 
 def _offsets(lengths: Sequence[int]) -> pa.Array:

@@ -1,90 +1,196 @@
-"""A manifest: one or many Parquet, JSONL or CSV files that name the rows of a run.
+"""A manifest: one or many files of many formats that name the rows of a run.
 
-`open_manifest` resolves the files and checks their columns; `pipeline.rows.scan` makes Parquet of text files
-and finds the place of every row; `pipeline.rows.read` reads the rows of a block, on any machine, alone.
+`open_manifest` finds the files and their readers; `pipeline.rows.normalise` makes Parquet of text, and finds
+the place of every row; `pipeline.rows.read` reads the rows of a block, on any machine, alone.
 """
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from tarfile import TarError
+from typing import Any, Literal
+from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import ManifestError, shown
-from pipeline.rows.arrow_values import is_text_type
-from pipeline.rows.manifest_text import COMPRESSED, CSV, JSONL, csv_rows, is_csv, open_text
+from pipeline.errors import ManifestError, RowError, public, shown
+from pipeline.rows.formats import SUFFIXES
 from pipeline.rows.memory import MAX_COLUMNS
-from pipeline.rows.parquet_rows import open_parquet
-from pipeline.rows.payloads import Payload
-from pipeline.rows.row_types import ColumnTypes
+from pipeline.rows.payloads import Payload, checked_id, checked_text, taken
+from pipeline.rows.stored import open_rows
+from pipeline.rows.types import ColumnTypes, example
 
-PARQUET = (".parquet", ".pq")
-SUFFIXES = (*PARQUET, *(text + compressed for compressed in ("", *COMPRESSED) for text in (*JSONL, *CSV)))
-KNOWN = f"{', '.join((*PARQUET, *JSONL, *CSV))}; text also with {', '.join(COMPRESSED)} behind it"
-RESERVED = (
-    "seed",
-    "voice_key",
-    "row_digest",
-    "candidates",
-)  # columns of the output that a manifest must not bring along
+STORED = ("parquet", "arrow")  # rows that are read where they lie
+READERS = {"nemo": "jsonl", "lhotse": "jsonl", "commonvoice": "csv", "ljspeech": "csv", "datasets": "arrow"}
+# In a folder the first that there are: tables, tars, texts.
+TIERS = (("parquet", "arrow", "jsonl", "csv", "kaldi"), ("webdataset",), ("txt",))
+# What `datasets` and the hub keep beside the rows, and what looks like rows but has no reader.
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_UNREAD = re.compile(r"\.(parquet|pq|arrow|jsonl|ndjson|json|csv|tsv|tar)\.\w+$|\.(xlsx?|orc|avro|feather)$")
+_HIVE = re.compile(r"/([^/=]+)=([^/]*)(?=/)")
+# Columns of others, where our own are missing: Common Voice and NeMo.
+_OTHERS = {"audio": ("audio_filepath", "path"), "text": ("sentence",)}
+# Columns of the output, which no manifest may bring along.
+RESERVED = ("seed", "voice_key", "row_digest", "candidates")
 
+KNOWN = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes if suffix.count(".") == 1)
 NOTHING = pa.schema([])
 
 # What reading a damaged file raises; pyarrow has no one class of errors.
-UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError)
+UNREADABLE = (OSError, pa.ArrowException, UnicodeError, OverflowError, EOFError, TarError)
+
+GROUP = np.dtype(
+    [
+        ("file", np.int32),
+        ("group", np.int32),  # Parquet row group
+        ("first", np.int64),  # position in the manifest of its first row
+        ("row", np.int64),  # record number in the file, from 1, of that row
+        ("num_bytes", np.int64),  # of a row, on average
+    ]
+)
+
+# fmt: off
+Format = Literal["auto", "parquet", "arrow", "datasets", "jsonl", "nemo", "lhotse", "csv", "commonvoice",
+                 "ljspeech", "kaldi", "webdataset", "txt"]
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a manifest is to be understood, where it does not say so itself."""
+
+    manifest_format: Format = "auto"  # of all files; auto: told by their names and columns
+    # where they have other names, as in id=utt,text=sentence,audio=path; id=audio: clips' names are the ids
+    columns: str | None = None
+    separator: str | None = None  # of a table's fields; None: told by its first line
+
+    def __post_init__(self) -> None:
+        pairs = self.columns.split(",") if self.columns else []
+        if not all(re.fullmatch("[^=]+=.+", pair) for pair in pairs):
+            raise ValueError(f"columns={self.columns!r} is no list such as id=utt,text=sentence")
+        if self.separator is not None and len(self.separator.replace("\\t", "\t")) != 1:
+            raise ValueError(f"separator={self.separator!r} is not one character")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """`columns` by our own names."""
+        return dict(pair.split("=", 1) for pair in self.columns.split(",")) if self.columns else {}
+
+
+NATURAL = Reading()
 
 
 @dataclass(frozen=True)
 class ManifestFile:
     uri: str
-    parquet: str = ""  # where its rows lie: in itself, or in a copy of some of them; "" for none yet
-    columns: tuple[str, ...] = ()  # there
-    first_row: int = 1  # record number in the file, from 1, of the first row there
+    reader: str = "parquet"  # a key of SUFFIXES
+    hive: Mapping[str, str] = field(default_factory=dict)  # columns that folders like speaker=ada/ give
+    names: Mapping[str, str] = field(default_factory=dict)  # where it has its own columns: id, text, payload
+    columns: tuple[str, ...] = ()  # all that are there
+    copy: str = ""  # Parquet of some of its rows
+    reading: Reading = NATURAL
 
     @property
-    def is_copy(self) -> bool:
-        return self.parquet != self.uri
+    def folder(self) -> str:
+        """What clips are relative to."""
+        if self.reader == "txt" and not self.uri.lower().endswith(SUFFIXES["txt"]):
+            return self.uri
+        common_voice = "sentence" in self.names.values() and self.names.get("audio") == "path"
+        return storage.join(storage.parent(self.uri), "clips") if common_voice else storage.parent(self.uri)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    files: tuple[ManifestFile, ...]  # a text file is there once for each of its copies
+    files: tuple[ManifestFile, ...]  # one that is no Parquet is there once for each of its copies
     payload: Payload
     extra: pa.Schema = NOTHING  # pass-through columns, by their own names
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, GROUP))  # in order
+
+    def source(self, position: int) -> str:
+        """Where a row stands, for messages: file and record number from 1."""
+        group = groups_of(self.groups, position)
+        return f"{public(self.files[group['file']].uri)}, row {group['row'] + position - group['first']}"
 
 
-def open_manifest(patterns: Sequence[str], payload: Payload, output: str | None = None) -> Manifest:
-    """Find the manifest's files and check the columns of those that state them (Parquet, CSV).
+def groups_of(groups: np.ndarray, positions: np.ndarray | int) -> np.ndarray:
+    """GROUP of the rows at these positions."""
+    return groups[np.searchsorted(groups["first"], positions, side="right") - 1]
+
+
+def open_manifest(
+    patterns: Sequence[str], payload: Payload, output: str | None = None, reading: Reading = NATURAL
+) -> Manifest:
+    """Find the manifest's files and check the columns of those that state them (Parquet, Arrow).
 
     A folder may hold the output of the run: what lies in it is no manifest.
 
     Raises ManifestError naming the file and column at fault.
     """
-    uris: list[str] = []
+    if unknown := set(reading.named) - set(payload.required):
+        raise ManifestError(f"columns can name {', '.join(payload.required)}, not {shown(min(unknown))}")
+    files: dict[str, ManifestFile] = {}
     for pattern in patterns:
         if not pattern:
             raise ManifestError("a manifest's name is empty")
         try:
-            found = storage.expand(pattern, SUFFIXES)
-            uris += [uri for uri in found if uri not in uris and not _lies_in(uri, output)]
-        except (OSError, ValueError) as error:
-            raise ManifestError(f"manifest {pattern}: {error}") from error
-    if not uris:
+            found = storage.expand(pattern)
+        except Exception as error:  # filesystems of fsspec raise their own kinds
+            hub = re.fullmatch(r"[\w-]+/[\w-]+", pattern) and f"; is it hf://datasets/{pattern}?"
+            raise ManifestError(f"manifest {pattern}: {error}{hub or ''}") from error
+        if output is not None:
+            inside = storage.split_query(output)[0].rstrip("/") + "/"
+            found = [uri for uri in found if not storage.split_query(uri)[0].startswith(inside)]
+        files |= {file.uri: file for file in _chosen(pattern, found, reading) if file.uri not in files}
+    if not files:
         raise ManifestError(f"no manifest was given, or all of it lies in the output folder {output}")
-    types = ColumnTypes()
-    files = []
-    for file in (ManifestFile(uri) for uri in uris):
+    types, opened = ColumnTypes(NOTHING), []
+    for file in files.values():
         with readable(file):
-            files.append(_opened(file, payload, types))
-    return Manifest(tuple(files), payload, types.schema())
+            if file.reader in STORED:
+                schema = open_rows(file.uri).schema
+                file = with_columns(file, schema.names, payload)
+                _check_types(file, schema, payload)
+                for name in passing(file, payload):
+                    dtype = schema.field(name).type if name in schema.names else pa.string()
+                    types.declare(name, dtype, file.uri)
+        opened.append(file)
+    return Manifest(tuple(opened), payload, types.schema())
 
 
-def _lies_in(uri: str, folder: str | None) -> bool:
-    if folder is None:
-        return False
-    return storage.split_query(uri)[0].startswith(storage.split_query(folder)[0].rstrip("/") + "/")
+def _reader_of(uri: str) -> str:
+    """A key of SUFFIXES, or nothing."""
+    name = storage.name_of(uri).lower()
+    return next((reader for reader, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+
+
+def _chosen(pattern: str, found: Sequence[str], reading: Reading) -> Iterator[ManifestFile]:
+    """The files that a pattern has found which are manifests. Raises ManifestError for those that may be."""
+    asked = READERS.get(reading.manifest_format, reading.manifest_format)
+    place = storage.absolute(pattern)
+    readers = {uri: _reader_of(uri) for uri in found if storage.name_of(uri) not in _NO_ROWS}
+    if asked != "auto":
+        fitting = [uri for uri, reader in readers.items() if reader == asked]
+        readers = dict.fromkeys(fitting or readers, asked)
+    elif unread := [uri for uri, reader in readers.items() if not reader and _UNREAD.search(uri.lower())]:
+        raise ManifestError(f"manifest file {unread[0]} has no reader; known are {KNOWN}. Move or convert it")
+    tier = next((tier for tier in TIERS if set(tier) & set(readers.values())), ())
+    if found and not tier:
+        raise ManifestError(
+            f"manifest {pattern}: no file of a known kind ({KNOWN}); --manifest-format names another file's"
+        )
+    if tier == ("txt",) and place not in found and storage.exists(place):
+        yield ManifestFile(place, "txt", reading=reading)
+        return
+    for uri, reader in readers.items():
+        if reader in tier:
+            below = uri.removeprefix(place.partition("*")[0].rpartition("/")[0])
+            hive = {name: unquote(value) for name, value in _HIVE.findall(below)}
+            yield ManifestFile(uri, reader, hive, reading=reading)
 
 
 @contextmanager
@@ -96,62 +202,53 @@ def readable(file: ManifestFile) -> Iterator[None]:
         raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
 
 
-def _opened(file: ManifestFile, payload: Payload, types: ColumnTypes) -> ManifestFile:
-    """The file with its columns, where it states them (Parquet)."""
-    uri, name, schema = file.uri, storage.name_of(file.uri).lower(), NOTHING
-    if not name.endswith(SUFFIXES):
-        raise ManifestError(f"manifest file {uri}: the format is told by the suffix, one of {KNOWN}")
-    if name.endswith(PARQUET):
-        with open_parquet(uri) as parquet:
-            schema = parquet.schema_arrow
-        file = replace(file, parquet=uri, columns=tuple(schema.names))
-    elif is_csv(uri):
-        with open_text(uri) as stream:
-            schema = pa.schema([(column, pa.string()) for column in csv_rows(stream, uri)[0]])
-    if len(schema):
-        check_columns(uri, schema.names, payload)
-        _check_types(uri, schema, payload)
-        for column in schema:
-            if column.name not in payload.own:
-                types.declare(column.name, column.type, uri)
+def with_columns(file: ManifestFile, columns: Sequence[str], payload: Payload) -> ManifestFile:
+    """The file with the columns that it has. Raises ManifestError for such as cannot be used."""
+    if len(columns) > MAX_COLUMNS:
+        raise ManifestError(f"manifest file {file.uri} has {len(columns):,} columns; at most {MAX_COLUMNS:,}")
+    names = {
+        own: next((c for c in (own, *_OTHERS.get(own, ())) if c in columns), own) for own in payload.required
+    }
+    if names.get("audio") in _OTHERS["audio"] and "id" not in columns:
+        names["id"] = names["audio"]
+    names |= file.reading.named
+    missing = [name for name in dict.fromkeys(names.values()) if name not in columns]
+    if missing:
+        raise ManifestError(
+            f"manifest file {file.uri} has no column {' and no column '.join(map(repr, missing))}; "
+            f"its columns are {_listed(columns)}; --columns id=NAME,text=NAME says which is which"
+        )
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise ManifestError(f"manifest file {file.uri} has more than one column named {_listed(repeated)}")
+    file = replace(file, names=names, columns=tuple(columns))
+    clashing = [name for name in passing(file, payload) if name in RESERVED]
+    if clashing:
+        problem = f"the column {clashing[0]!r} clashes with the output's; rename or drop it"
+        raise ManifestError(f"manifest file {file.uri}: {problem}")
     return file
 
 
-def check_columns(uri: str, names: Sequence[str], payload: Payload) -> None:
-    if len(names) > MAX_COLUMNS:
-        raise ManifestError(f"manifest file {uri} has {len(names):,} columns; at most {MAX_COLUMNS:,}")
-    missing = [name for name in payload.required if name not in names]
-    if missing:
-        raise ManifestError(
-            f"manifest file {uri} has no column {' and no column '.join(map(repr, missing))}; "
-            f"its columns are {_listed(names)}"
-        )
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ManifestError(f"manifest file {uri} has more than one column named {_listed(repeated)}")
-    clashing = [name for name in RESERVED if name in names and name not in payload.own]
-    if clashing:
-        raise ManifestError(
-            f"manifest file {uri}: the column {clashing[0]!r} clashes with the output's; rename or drop it"
-        )
+def passing(file: ManifestFile, payload: Payload) -> list[str]:
+    """Columns of a file that pass through to the output."""
+    own = {*file.names.values(), *payload.required, *payload.replaced}
+    return [name for name in dict.fromkeys([*file.columns, *file.hive]) if name not in own]
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
-def _check_types(uri: str, schema: pa.Schema, payload: Payload) -> None:
-    id_type, text_type = schema.field("id").type, schema.field("text").type
-    if not (is_text_type(id_type) or pa.types.is_integer(id_type)):
-        raise ManifestError(
-            f"manifest file {uri}: column 'id' must hold strings or integers, it holds {id_type}"
-        )
-    if not (is_text_type(text_type) or pa.types.is_null(text_type)):
-        raise ManifestError(f"manifest file {uri}: column 'text' must hold strings, it holds {text_type}")
-    name = payload.column
-    if not payload.accepts(schema.field(name).type):
-        found = schema.field(name).type
-        raise ManifestError(f"manifest file {uri}: column {name!r} must be {payload.expected}; it is {found}")
+def _check_types(file: ManifestFile, schema: pa.Schema, payload: Payload) -> None:
+    """Raises ManifestError for a column of a type that no row's value can have."""
+    names, value = file.names, payload.column
+    checks: dict[str, Any] = {} if names["id"] == names[value] else {names["id"]: checked_id}
+    checks |= {names["text"]: checked_text, names[value]: lambda value: payload.convert(value, "")}
+    for name, check in checks.items():
+        dtype = schema.field(name).type
+        problem = taken(check, example(dtype))
+        if isinstance(problem, RowError) and (check is checked_id or "null" not in str(dtype)):
+            raise ManifestError(f"manifest file {file.uri}: column {name!r} holds {dtype}: {problem}")
 
 
 @contextmanager
@@ -167,11 +264,12 @@ def shared(manifest: Manifest, folder: str, needed: Collection[int]) -> Iterator
     clear()
     files = list(manifest.files)
     try:
-        for number in needed:
-            if files[number].is_copy:
-                uri = storage.join(folder, storage.name_of(files[number].parquet))
-                storage.upload(files[number].parquet, uri)
-                files[number] = replace(files[number], parquet=uri)
+        copied = [number for number in needed if files[number].copy]
+        places = [storage.join(folder, storage.name_of(files[number].copy)) for number in copied]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(storage.upload, [files[number].copy for number in copied], places))
+        for number, place in zip(copied, places, strict=True):
+            files[number] = replace(files[number], copy=place)
         yield replace(manifest, files=tuple(files))
     finally:
         clear()

@@ -1,123 +1,236 @@
-"""Text manifests become Parquet once, on the driver: whatever reads rows later knows Parquet alone.
+"""Every row of a manifest is found once, on the driver: its id, its digest, and where it lies.
 
-A record is a row of the copy, in its place; what makes it unusable stands in the copy's `error`, and its id
-may be null. Values stay as the manifest has them where one type can hold them; mixed ones become the
-payload's own type.
+Text and tars become Parquet on the way, in files of one row group each: whatever reads rows later knows
+columnar files alone, and copies hold values that were checked. The rows of Parquet and Arrow files stay
+where they are. Texts and audio are never kept in memory; the index costs about 8 bytes a row and the ids.
 """
 
 import os
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ERROR, ManifestError, RowError, error_record, public
+from pipeline import storage
+from pipeline.errors import ERROR, ManifestError, RowError, error_record
+from pipeline.rows import formats
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT
-from pipeline.rows.manifest import ManifestFile, check_columns
-from pipeline.rows.manifest_text import Value, Values, csv_rows, is_csv, jsonl_rows, open_text
+from pipeline.rows.manifest import (
+    GROUP,
+    STORED,
+    UNREADABLE,
+    Manifest,
+    ManifestFile,
+    passing,
+    readable,
+    with_columns,
+)
 from pipeline.rows.memory import MIB
 from pipeline.rows.payloads import Payload, checked_id, checked_text, paths_in, taken
-from pipeline.rows.row_types import ColumnTypes, convert, infer, num_fields
+from pipeline.rows.stored import Rows, open_rows
+from pipeline.rows.types import ColumnTypes, convert, python_values
 
-CHUNK_ROWS, CHUNK_BYTES = 8192, 8 * MIB
-MAX_PAYLOAD_FIELDS = 16  # of objects that stay as they are
+CHUNK_ROWS, CHUNK_BYTES = 32_768, 8 * MIB  # of text that become a copy
+SCAN_ROWS = 8192
+MAX_PROBLEMS = 1_000_000  # rows without a usable id; more of them make it a bad manifest
+
+# Of a copy whose clips lie in the manifest's own file: where.
+PLACE = pa.field("place", pa.struct([("offset", pa.int64()), ("size", pa.int64())]))
 
 
-def normalised(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str) -> list[ManifestFile]:
-    """The rows of a JSONL or CSV file as Parquet files in a local folder, one after the other: a new one
-    begins where a column appears or its type widens. `types` learns of them.
+@dataclass(frozen=True)
+class RowIndex:
+    """All rows of a manifest in their order."""
+
+    ids: pa.ChunkedArray  # [n] large_string, null exactly where `problems` has the row
+    digests: np.ndarray  # [n] ROW_DIGEST, 0 where it cannot be known
+    groups: np.ndarray  # GROUP, of the manifest
+    problems: dict[int, RowError]  # by position
+    copies: "tempfile.TemporaryDirectory[str] | None" = None  # of text, deleted with the index
+
+
+# The rows of one row group: its file, its number there, the record number of the first row, bytes, ids or why
+# there is none, digests.
+Group = tuple[ManifestFile, int, int, int, Sequence[str | RowError], Sequence[int]]
+
+
+def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
+    """Index all rows. The manifest comes back with the copies of its text, all row groups and column types.
+
+    Raises ManifestError for a file that cannot be read or lacks a column.
+    """
+    types, payload = ColumnTypes(manifest.extra), manifest.payload
+    copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
+    files: list[ManifestFile] = []
+    groups: list[tuple[int, int, int, int, int]] = []
+    ids, digests, position = [], [], 0
+    problems: dict[int, RowError] = {}
+    for file in manifest.files:
+        with readable(file):
+            found = (
+                _stored(file, payload)
+                if file.reader in STORED
+                else _copied(file, payload, types, copies.name)
+            )
+            for place, group, row, num_bytes, group_ids, group_digests in found:
+                files += [place] if files[-1:] != [place] else []
+                groups.append((len(files) - 1, group, position, row, num_bytes // max(len(group_ids), 1)))
+                bad = {i: value for i, value in enumerate(group_ids, position) if isinstance(value, RowError)}
+                usable = [None if i in bad else value for i, value in enumerate(group_ids, position)]
+                ids.append(pa.array(usable, pa.large_string()))
+                digests.append(np.array(group_digests, np.uint64))
+                position += len(usable)
+                problems |= bad
+                if len(problems) > MAX_PROBLEMS:
+                    first = problems[min(problems)]
+                    raise ManifestError(f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}")
+    if not position:
+        raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
+    places = np.array(groups, GROUP)
+    index = RowIndex(pa.chunked_array(ids), np.concatenate(digests), places, problems, copies)
+    return replace(manifest, files=tuple(files), extra=types.schema(), groups=places), index
+
+
+# ---- rows that stay where they are ----
+
+
+def _stored(file: ManifestFile, payload: Payload) -> Iterator[Group]:
+    rows, row = open_rows(file.uri), 1
+    for group, (num_rows, num_bytes) in enumerate(rows.sizes):
+        ids: list[str | RowError] = []
+        for batch in rows.batches(group, [file.names["id"]], SCAN_ROWS, without_bytes=True):
+            values = own_ids(file, payload, python_values(batch, file.names["id"]))
+            ids += [taken(checked_id, value) for value in values]
+        if len(ids) != num_rows:
+            raise OSError(f"row group {group} has {len(ids):,} of {num_rows:,} rows; it is damaged")
+        yield file, group, row, num_bytes, ids, list(islice(_digests(rows, group, file, payload), num_rows))
+        row += num_rows
+
+
+def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequence[Any]:
+    """Ids as the file has them; where its clips name the rows, the name of the first without its suffix."""
+    if file.names["id"] != file.names[payload.column]:
+        return values
+    first = [next(iter(paths_in(value)), None) for value in values]
+    return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
+
+
+def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> Iterator[int]:
+    """ROW_DIGEST of each row of a row group, without a look at bytes of clips; 0 from a damaged page on."""
+    text, value = file.names["text"], file.names[payload.column]
+    columns = [text, value] if payload.named else [text]
+    with suppress(*UNREADABLE):
+        for batch in rows.batches(group, columns, SCAN_ROWS, without_bytes=True):
+            yield from map(payload.digest, python_values(batch, text), python_values(batch, value))
+    yield from repeat(0)
+
+
+# ---- rows that are copied ----
+
+
+def _copied(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str) -> Iterator[Group]:
+    """The rows of a file, copied into a local folder some at a time. `types` learns of their columns.
 
     Raises ManifestError for a file that lacks a column or whose types do not go with those of earlier files.
     """
-    parts: list[ManifestFile] = []
-    seen: dict[str, None] = {}
-    row, writer = 1, None
-    with open_text(file.uri) as stream, ExitStack() as writers:
-        values: Values = jsonl_rows(stream)
-        if is_csv(file.uri):
-            header, values = csv_rows(stream, file.uri)
-            seen, values = dict.fromkeys(header), _without_empty(values, payload)
-        for chunk in _chunks(values):
-            seen |= dict.fromkeys(chain.from_iterable(v for v in chunk if isinstance(v, dict)))
-            table = _table(chunk, payload, types, file.uri, list(seen))
-            if writer is None or writer.schema != table.schema:
-                writers.close()
-                path = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
-                writer = writers.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
-                parts.append(replace(file, columns=tuple(table.column_names), parquet=path, first_row=row))
-            writer.write_table(table, row_group_size=len(table))
-            row += len(table)
-    if parts and not seen:
-        raise ManifestError(f"manifest file {file.uri}: no line holds a JSON object; is it JSON Lines?")
-    if seen:
-        check_columns(file.uri, list(seen), payload)
-    return parts
+    named = {*payload.required, *file.reading.named.values()}
+    separator = file.reading.separator and file.reading.separator.replace("\\t", "\t")
+    if file.reading.manifest_format == "ljspeech":
+        named, separator = set(), "|"
+    row, seen = 1, dict.fromkeys(file.hive)
+    for chunk, num_bytes in _chunks(formats.rows_of(file.reader, file.uri, separator, named)):
+        known = len(seen)
+        seen |= dict.fromkeys(chain.from_iterable(value for value in chunk if isinstance(value, dict)))
+        if not seen:
+            problem = f"no row can be read as {file.reader}; the first: {chunk[0]}"
+            raise ManifestError(f"manifest file {file.uri}: {problem}")
+        if known < len(seen):
+            file = with_columns(file, list(seen), payload)
+        table, ids = _table(chunk, file, payload, types)
+        if PLACE.name in table.schema.names:  # what a block will hold
+            num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
+        copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
+        pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
+        yield replace(file, copy=copy), 0, row, num_bytes, ids, table["row_digest"].to_numpy()
+        row += len(chunk)
 
 
-def _without_empty(rows: Values, payload: Payload) -> Values:
-    """CSV knows no null: an empty field of a column that must have a value is a missing one."""
-    for row, size in rows:
-        if isinstance(row, dict):
-            row |= {name: row.get(name) or None for name in payload.required}
-        yield row, size
-
-
-def _chunks(values: Values) -> Iterator[list[Value]]:
-    chunk: list[Value] = []
+def _chunks(rows: formats.Rows) -> Iterator[tuple[list[formats.Row], int]]:
+    chunk: list[formats.Row] = []
     size = 0
-    for value, num_bytes in values:
+    for value, num_bytes in rows:
         chunk.append(value)
         size += num_bytes
         if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk
+            yield chunk, size
             chunk, size = [], 0
     if chunk:
-        yield chunk
-
-
-def _has_secret(value: Any) -> bool:
-    return any(isinstance(path, str) and public(path) != path for path in paths_in(value))
+        yield chunk, size
 
 
 def _table(
-    records: list[Value], payload: Payload, types: ColumnTypes, uri: str, names: list[str]
+    chunk: Sequence[formats.Row], file: ManifestFile, payload: Payload, types: ColumnTypes
+) -> tuple[pa.Table, list[str | RowError]]:
+    """The rows of a copy, with their pass-through columns, and the id of each or what is wrong with it."""
+    errors = {i: value for i, value in enumerate(chunk) if isinstance(value, RowError)}
+    rows: list[Mapping[str, Any]] = [{} if isinstance(value, RowError) else value for value in chunk]
+    ids, texts, values = ([row.get(file.names[own]) for row in rows] for own in payload.required)
+    if file.reader == "csv":  # which knows no null
+        texts = [text or None for text in texts]
+    usable = [errors.get(i) or taken(checked_id, v) for i, v in enumerate(own_ids(file, payload, ids))]
+    errors |= {i: value for i, value in enumerate(usable) if isinstance(value, RowError)}
+    extra: dict[str, pa.Array] = {}
+    for name in passing(file, payload):
+        cells = [row.get(name, file.hive.get(name)) for row in rows]
+        column, misfits = convert(name, cells, types.observe(name, cells, file.uri))
+        extra[EXTRA_PREFIX + name], errors = column, misfits | errors
+    if file.reader == "webdataset":
+        places = [value if isinstance(value, dict) else None for value in values]
+        extra[PLACE.name] = pa.array(places, PLACE.type)
+    table = checked(file, payload, usable, texts, values, errors)
+    for name, column in extra.items():
+        table = table.append_column(name, column)
+    return table, usable
+
+
+def checked(
+    file: ManifestFile,
+    payload: Payload,
+    ids: Sequence[Any],
+    texts: Sequence[Any],
+    values: Sequence[Any],
+    errors: dict[int, RowError],
 ) -> pa.Table:
-    """The rows of a copy: id, text, payload, the pass-through columns of these names, ROW_DIGEST, ERROR."""
-    errors = {i: value for i, value in enumerate(records) if isinstance(value, RowError)}
-    rows: list[dict[str, Any]] = [{} if isinstance(value, RowError) else value for value in records]
-    columns: dict[str, pa.Array] = {}
+    """ID, TEXT, the payload, ROW_DIGEST and ERROR of rows from their values, a RowError where there is none.
 
-    def add(name: str, values: list[Any], dtype: pa.DataType) -> None:
-        columns[name], misfits = convert(name.removeprefix(EXTRA_PREFIX), values, dtype)
-        errors.update(misfits | errors)
+    The one place that knows what a value may be. `errors` are of rows that are known to be bad.
+    """
+    digests = list(map(payload.digest, texts, values))
+    folder = storage.bare(file.folder)
 
-    def checked(name: str, check: Callable[[Any], Any]) -> list[Any]:
-        values = [taken(check, errors.get(i, row.get(name))) for i, row in enumerate(rows)]
-        errors.update({i: value for i, value in enumerate(values) if isinstance(value, RowError)})
-        return [None if isinstance(value, RowError) else value for value in values]
+    def passed(check: Callable[[Any], Any], cells: Sequence[Any]) -> list[Any]:
+        found = [errors.get(i) or taken(check, cell) for i, cell in enumerate(cells)]
+        errors.update({i: value for i, value in enumerate(found) if isinstance(value, RowError)})
+        return [None if isinstance(value, RowError) else value for value in found]
 
-    add("id", checked("id", checked_id), ID.type)
-    for name in names:
-        if name not in payload.own:
-            values = [row.get(name) for row in rows]
-            add(EXTRA_PREFIX + name, values, types.observe(name, values, uri))
-    add("text", checked("text", checked_text), TEXT.type)
-    raw = values = [row.get(payload.column) for row in rows]
-    kind = infer(values)
-    secret = payload.named and any(map(_has_secret, values))
-    if secret or kind is None or num_fields(kind) > MAX_PAYLOAD_FIELDS or not payload.accepts(kind):
-        values, kind = (
-            checked(payload.column, lambda value: payload.convert(value, "")),
-            payload.field.type,
-        )
-    add(payload.column, values, kind)
-    digests = [payload.digest(row.get("text"), value) for row, value in zip(rows, raw, strict=True)]
-    columns["row_digest"] = pa.array(digests, ROW_DIGEST.type)
-    known = [error_record("read", errors[i]) if i in errors else None for i in range(len(rows))]
-    columns["error"] = pa.array(known, ERROR.type)
-    return pa.table(columns)
+    good_texts = passed(checked_text, texts)
+    good_values = passed(lambda value: payload.convert(value, folder), values)
+    clips, misfits = convert(payload.column, good_values, payload.field.type)
+    known = misfits | errors
+    records = [error_record("read", known[i]) if i in known else None for i in range(len(ids))]
+    columns = {
+        ID: [None if isinstance(value, RowError) else str(value) for value in ids],
+        TEXT: good_texts,
+        payload.field: clips,
+        ROW_DIGEST: digests,
+        ERROR: records,
+    }
+    return pa.table([pa.array(c, f.type) for f, c in columns.items()], schema=pa.schema(list(columns)))

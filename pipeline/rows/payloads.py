@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.types as pat
 
 from pipeline import storage
 from pipeline.errors import RowError, is_unicode, public, shown
-from pipeline.rows.arrow_values import is_list_type, is_text_type
 from pipeline.rows.memory import (
     MAX_CANDIDATES,
     MAX_CLIPS,
@@ -41,9 +39,7 @@ _as_json = json.JSONEncoder(default=lambda _: None).encode
 class Payload:
     column: str  # its name in the manifest
     field: pa.Field  # its name and type in the pipeline
-    accepts: Callable[[pa.DataType], bool]  # Parquet types of the manifest's column
     convert: Callable[[Any, str], Any]  # (value, folder of the manifest) -> value of `field`'s type; RowError
-    expected: str  # for messages
     replaced: tuple[str, ...] = ()  # columns of the manifest that the output has anew: they are not read
     named: bool = False  # whether a value names what it stands for, so that another name is another value
 
@@ -52,17 +48,13 @@ class Payload:
         """The columns that every file of a manifest must have."""
         return ("id", "text", self.column)
 
-    @property
-    def own(self) -> tuple[str, ...]:
-        """Columns of a manifest that do not pass through to the output."""
-        return (*self.required, *self.replaced)
-
     def digest(self, text: Any, value: Any) -> int:
         """ROW_DIGEST of a row from its text and this column as the manifest holds them.
 
         Of audio it sees the names: the bytes of all clips would have to be read to find out what is to do.
         """
-        seen = _as_json([text, _names_in(value) if self.named else []])
+        names = [public(name) if isinstance(name, str) else name for name in paths_in(value)]
+        seen = _as_json([text, names if self.named else []])
         return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "little")
 
 
@@ -107,70 +99,43 @@ def paths_in(value: Any) -> list[Any]:
     return [path for path in paths if path is not None]
 
 
-def _names_in(value: Any) -> list[Any]:
-    """The same without credentials."""
-    return [public(path) if isinstance(path, str) else path for path in paths_in(value)]
-
-
 def audio_clips(value: Any, folder: str) -> list[dict[str, Any]]:
     """Clips of one voice from a path, a `{bytes, path}` struct, or a list of either."""
     values = value if isinstance(value, list) else [value]
     if value is None or not values:
         raise RowError("MissingAudio", "audio is null or an empty list")
     if len(values) > MAX_CLIPS:
-        raise RowError(
-            "TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used per voice"
-        )
+        raise RowError("TooManyClips", f"audio lists {len(values):,} clips; at most {MAX_CLIPS} are used")
     return [_audio_clip(item, folder) for item in values]
 
 
 def _audio_clip(value: Any, folder: str) -> dict[str, Any]:
-    if isinstance(value, dict) and value.get("bytes") is not None:
-        if not isinstance(value["bytes"], bytes):
-            raise RowError(
-                "InvalidAudioValue", "audio.bytes must be binary (Parquet); JSON can only hold a path"
-            )
-        if len(value["bytes"]) > MAX_EMBEDDED_BYTES:
-            raise RowError(
-                "ValueTooLarge", f"audio has {len(value['bytes']):,} bytes; at most {MAX_EMBEDDED_BYTES:,}"
-            )
-        path = value.get("path")
-        return {"bytes": value["bytes"], "path": path if isinstance(path, str) else None}
-    path = value.get("path") if isinstance(value, dict) else value
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
+    if data is not None:
+        if not isinstance(data, bytes):
+            problem = "audio.bytes must be binary (Parquet); JSON can only hold a path"
+            raise RowError("InvalidAudioValue", problem)
+        if len(data) > MAX_EMBEDDED_BYTES:
+            problem = f"audio has {len(data):,} bytes; at most {MAX_EMBEDDED_BYTES:,}"
+            raise RowError("ValueTooLarge", problem)
+        return {"bytes": data, "path": path if isinstance(path, str) else None}
     if path is None or path == "":
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    problem = ""
     if not isinstance(path, str):
-        raise RowError(
-            "InvalidAudioValue",
-            f"audio must be a path, a list of paths or {{bytes, path}}, not {shown(path)}",
-        )
-    if len(path) > MAX_PATH_CHARS:
-        raise RowError(
-            "InvalidAudioValue",
-            f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}",
-        )
-    if "\0" in path:
-        raise RowError("InvalidAudioValue", "the audio path holds a NUL character")
-    if not is_unicode(path):
-        raise RowError("InvalidAudioValue", "the audio path holds a lone surrogate, which is no Unicode text")
+        problem = f"audio must be a path, a list of paths or {{bytes, path}}, not {shown(path)}"
+    elif len(path) > MAX_PATH_CHARS:
+        problem = f"the audio path has {len(path):,} characters; at most {MAX_PATH_CHARS:,}"
+    elif path.endswith("|"):
+        problem = f"{shown(path)} is a command, and none is run: name a file"
+    elif "\0" in path:
+        problem = "the audio path holds a NUL character"
+    elif not is_unicode(path):
+        problem = "the audio path holds a lone surrogate, which is no Unicode text"
+    if problem:
+        raise RowError("InvalidAudioValue", problem)
     # Credentials and options come from whoever named the host, never from a row (`storage.placed`).
     return {"bytes": None, "path": storage.bare(storage.join(folder, path))}
-
-
-def _accepts_audio(dtype: pa.DataType) -> bool:
-    if is_list_type(dtype):
-        dtype = dtype.value_type
-    if not pat.is_struct(dtype):
-        return is_text_type(dtype) or pat.is_null(dtype)
-    fields = {dtype.field(i).name: dtype.field(i).type for i in range(dtype.num_fields)}
-    path, data = fields.get("path", pa.null()), fields.get("bytes", pa.null())
-    return (
-        ("path" in fields or "bytes" in fields)
-        and (is_text_type(path) or pat.is_null(path))
-        and (
-            pat.is_binary(data) or pat.is_large_binary(data) or pat.is_binary_view(data) or pat.is_null(data)
-        )
-    )
 
 
 def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
@@ -179,12 +144,12 @@ def speech_candidates(value: Any, folder: str) -> list[dict[str, Any]]:
 
     Tokens come without start and stop token. Where `finished` is not given, a candidate counts as finished.
     """
-    if isinstance(value, str):
+    if value and isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise RowError("InvalidSpeechIds", f"speech_ids is text but no JSON list: {error}") from error
-    if value is None or value == []:
+    if value in (None, "", []):
         raise RowError("MissingSpeechIds", "speech_ids is null or empty")
     if not isinstance(value, list):
         raise RowError("InvalidSpeechIds", f"speech_ids must be a list, not {shown(value)}")
@@ -198,9 +163,8 @@ def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
     given = item if isinstance(item, dict) else {"speech_ids": item}
     tokens = given.get("speech_ids")
     if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**16 for token in tokens):
-        raise RowError(
-            "InvalidSpeechIds", f"candidate {index}: speech_ids must be whole numbers from 0 to 65535"
-        )
+        problem = f"candidate {index}: speech_ids must be whole numbers from 0 to 65535"
+        raise RowError("InvalidSpeechIds", problem)
     number, finished = given.get("candidate"), given.get("finished")
     return {
         "candidate": index if number is None else number,
@@ -209,42 +173,13 @@ def _speech_candidate(index: int, item: Any) -> dict[str, Any]:
     }
 
 
-def _accepts_speech_ids(dtype: pa.DataType) -> bool:
-    if not is_list_type(dtype):
-        return is_text_type(dtype) or pat.is_null(dtype)
-    inner = dtype.value_type
-    if pat.is_struct(inner):
-        index = inner.get_field_index("speech_ids")
-        return index >= 0 and _is_token_list(inner.field(index).type)
-    return pat.is_integer(inner) or pat.is_null(inner) or _is_token_list(inner)
-
-
-def _is_token_list(dtype: pa.DataType) -> bool:
-    return is_list_type(dtype) and (pat.is_integer(dtype.value_type) or pat.is_null(dtype.value_type))
-
-
-AUDIO_PAYLOAD = Payload(
-    "audio",
-    AUDIO,
-    _accepts_audio,
-    audio_clips,
-    "a path, a list of paths, or a {bytes, path} struct (or a list of those)",
-    named=True,
-)
-SPEECH_PAYLOAD = Payload(
-    "speech_ids",
-    SPEECH_IDS,
-    _accepts_speech_ids,
-    speech_candidates,
-    "a list of integers, or a list of such lists (one per candidate)",
-)
+AUDIO_PAYLOAD = Payload("audio", AUDIO, audio_clips, named=True)
+SPEECH_PAYLOAD = Payload("speech_ids", SPEECH_IDS, speech_candidates)
 
 # The `data` files of a finished run, to be ranked again: candidate index and `finished` stay.
 STORED_PAYLOAD = Payload(
     "candidates",
     SPEECH_IDS,
-    _accepts_speech_ids,
     speech_candidates,
-    "the candidates of a finished run (structs with speech_ids, candidate and finished)",
     replaced=("seed", "voice_key", "row_digest", "unknown_tokens"),
 )

@@ -14,35 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import RowError, error_record, public
+from pipeline.errors import RowError, error_record
 from pipeline.rows.columns import first_occurrences
-from pipeline.rows.manifest import Manifest
+from pipeline.rows.manifest import Manifest, groups_of
 from pipeline.rows.memory import MAX_BLOCK_BYTES
-from pipeline.rows.scan import RowIndex
+from pipeline.rows.normalise import RowIndex
 
-
-@dataclass(frozen=True)
-class Slice:
-    """Consecutive rows of one Parquet row group, in [begin, end)."""
-
-    file: int
-    group: int
-    begin: int
-    end: int
-    first_row: int  # record number in the file, from 1, of the first
-
-
-# Of a block, where a stream of blocks begins: one row for every `Slice`.
-SLICES = pa.schema(
-    [
-        ("file", pa.int32()),
-        ("group", pa.int32()),
-        ("begin", pa.int64()),
-        ("end", pa.int64()),
-        ("first_row", pa.int64()),
-        ("name", pa.string()),  # of the block
-    ]
-)
+# Of a block, where a stream of blocks begins: rows [begin, end) of the manifest that follow each other, and
+# the block's name.
+SLICES = pa.schema([("begin", pa.int64()), ("end", pa.int64()), ("name", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -61,11 +41,6 @@ class Plan:
         """SLICES of one block."""
         first, last = np.searchsorted(self.blocks, [number, number + 1])
         return self.slices.slice(first, last - first)
-
-
-def as_slices(table: pa.Table) -> list[Slice]:
-    """The rows of SLICES."""
-    return [Slice(**row) for row in table.drop_columns("name").to_pylist()]
 
 
 def block_name(ids: Sequence[str]) -> str:
@@ -100,7 +75,7 @@ def select_rows(
     same = np.ones(int(done.sum()), bool)
     if digests is not None:
         made_from = digests.take(places.filter(pa.array(done)))
-        now = index.locations["digest"][done]
+        now = index.digests[done]
         same = pc.equal(made_from, pa.array(now)).fill_null(True).to_numpy() | (now == 0)
     return Selection(
         todo=np.flatnonzero(first & ~done),
@@ -116,50 +91,36 @@ def rejected_rows(
 ) -> Iterator[dict[str, str | None]]:
     """What the error table says of the rows without an id of their own, in manifest order."""
     for position in np.sort(np.concatenate([selection.repeated, selection.unusable])).tolist():
-        location = index.locations[position]
-        source = source_of(manifest, int(location["file"]), int(location["row"]))
         row_id = index.ids[position].as_py()
         error = index.problems.get(position)
         if error is None:
             error = RowError(
                 "DuplicateId", f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
             )
-        yield {"id": row_id, "source": source, **error_record("manifest", error)}
-
-
-def source_of(manifest: Manifest, file: int, row: int) -> str:
-    """Where a row stands, for messages: file and record number from 1."""
-    return f"{public(manifest.files[file].uri)}, row {row}"
+        yield {"id": row_id, "source": manifest.source(position), **error_record("manifest", error)}
 
 
 def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     """Cut the rows at positions `todo` [m] into blocks of `rows_per_block`, fewer where rows are large (with
     embedded audio, say).
     """
-    chosen = index.locations[todo]
     # Every row weighs a whole number of units, so that equal rows make blocks of exactly rows_per_block.
     unit = max(MAX_BLOCK_BYTES // rows_per_block, 1)
     limit = unit * rows_per_block
-    weight = np.clip(chosen["num_bytes"], unit, limit)
+    weight = np.clip(groups_of(index.groups, todo)["num_bytes"], unit, limit)
     blocks = np.unique((np.cumsum(weight) - weight) // limit, return_inverse=True)[1]
-    consecutive = chosen["begin"] - np.arange(len(chosen))  # the same for rows that follow each other
-    keys = np.stack([blocks, chosen["file"], chosen["group"], consecutive])
-    starts = np.flatnonzero(np.any(keys[:, 1:] != keys[:, :-1], axis=0)) + 1
-    starts = np.append(np.zeros(min(len(chosen), 1), np.int64), starts)
-    ends = np.append(starts[1:], len(chosen))[: len(starts)]
     begins = np.flatnonzero(np.diff(blocks, prepend=-1))
-    chosen_ids = index.ids.take(pa.array(todo)).combine_chunks()
-    bounds = zip(begins, np.append(begins[1:], len(chosen)), strict=False)
+    apart = np.diff(blocks, prepend=-1).astype(bool) | (np.diff(todo, prepend=-2) != 1)
+    starts = np.flatnonzero(apart)
+    chosen_ids = index.ids.take(pa.array(todo))
+    bounds = zip(begins, np.append(begins[1:], len(todo)), strict=False)
     names = [block_name(chosen_ids[a:b].to_pylist()) for a, b in bounds]
     slices = pa.table(
         {
-            "file": chosen["file"][starts],
-            "group": chosen["group"][starts],
-            "begin": chosen["begin"][starts],
-            "end": chosen["begin"][ends - 1] + 1,
-            "first_row": chosen["row"][starts],
+            "begin": todo[starts],
+            "end": todo[np.append(starts[1:], len(todo))[: len(starts)] - 1] + 1,
             "name": pa.array(names, pa.string()).take(pa.array(blocks[starts])),
         },
         schema=SLICES,
     )
-    return Plan(slices, blocks[starts], names, begins, len(begins), len(chosen), rows_per_block)
+    return Plan(slices, blocks[starts], names, begins, len(begins), len(todo), rows_per_block)

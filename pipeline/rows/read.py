@@ -7,20 +7,19 @@ piece at a time.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import ERROR, ManifestError, RowError, error_record, shown
-from pipeline.rows import arrow_values
-from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT
-from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, readable
-from pipeline.rows.memory import MAX_EXTRA_BYTES, PIECE_ROWS
-from pipeline.rows.parquet_rows import row_batches
-from pipeline.rows.payloads import checked_text, taken
-from pipeline.rows.plan import Slice, as_slices, block_name, source_of
-from pipeline.rows.row_types import convert
+from pipeline.errors import ERROR, ManifestError, RowError, error_record
+from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT, set_columns
+from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, passing, readable
+from pipeline.rows.memory import MAX_EMBEDDED_BYTES, MAX_EXTRA_BYTES, PIECE_ROWS
+from pipeline.rows.normalise import PLACE, checked, own_ids
+from pipeline.rows.plan import block_name
+from pipeline.rows.stored import row_batches
+from pipeline.rows.types import convert, python_values
 
 
 def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
@@ -29,111 +28,128 @@ def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
 
     Raises ManifestError when a file has changed or cannot be read any more.
     """
-    tables = []
-    for part in as_slices(slices):
-        with readable(manifest.files[part.file]):
-            tables += [_table(manifest, part, *piece) for piece in _pieces(manifest, part)]
-    table = pa.concat_tables(tables).combine_chunks()
+    spans = [(part["begin"], part["end"]) for part in slices.to_pylist()]
+    table = pa.concat_tables([table for span in spans for table in _rows(manifest, *span)]).combine_chunks()
     if block_name(table["id"].to_pylist()) != slices["name"][0].as_py():
-        place = source_of(manifest, part.file, part.first_row)
-        raise ManifestError(f"{place} has changed since the run began; start the run again")
+        raise ManifestError(
+            f"{manifest.source(spans[0][0])} has changed since the run began; start the run again"
+        )
     return table
 
 
-def _pieces(manifest: Manifest, part: Slice) -> Iterator[tuple[int, pa.RecordBatch, Exception | None]]:
-    """Rows of a slice: the place of the first, their columns, and what has damaged them: those behind a
-    damaged page have their ids alone.
-    """
-    file = manifest.files[part.file]
-    present = [name for field in manifest.extra if (name := _stored_name(file, field)) in file.columns]
-    columns = (*manifest.payload.required, *present, *(["row_digest", "error"] if file.is_copy else []))
-    position, failure = part.begin, None
+def _rows(manifest: Manifest, begin: int, end: int) -> Iterator[pa.Table]:
+    """Rows [begin, end) of the manifest."""
+    bounds = np.append(manifest.groups["first"][1:], end)
+    while begin < end:
+        number = int(np.searchsorted(manifest.groups["first"], begin, side="right")) - 1
+        group, stop = manifest.groups[number], min(end, int(bounds[number]))
+        file, first = manifest.files[group["file"]], int(group["first"])
+        with readable(file):
+            for batch, failure in _batches(manifest, file, int(group["group"]), begin - first, stop - first):
+                if file.copy:
+                    table = _with_clips(manifest, file, pa.Table.from_batches([batch]))
+                else:
+                    table = _checked(manifest, file, batch, failure)
+                yield _finished(manifest, table, begin)
+                begin += len(batch)
+
+
+def _batches(
+    manifest: Manifest, file: ManifestFile, group: int, begin: int, end: int
+) -> Iterator[tuple[pa.RecordBatch, Exception | None]]:
+    """Rows of a row group, and what has damaged them: those behind a damaged page have their ids alone."""
+    passed, only_id = passing(file, manifest.payload), [file.names["id"]]
+    if file.copy:
+        columns = ["id", "text", manifest.payload.field.name, "row_digest", "error"]
+        columns += [PLACE.name] if file.reader == "webdataset" else []
+        columns += [EXTRA_PREFIX + name for name in passed]
+        yield from ((batch, None) for batch in row_batches(file.copy, group, columns, begin, end))
+        return
+    columns = [*dict.fromkeys([*file.names.values(), *(name for name in passed if name in file.columns)])]
+    failure = None
     # The second time row by row, with a new reader.
-    for names, max_rows in ((columns, PIECE_ROWS), (columns, 1), (("id",), PIECE_ROWS)):
+    for names, max_rows in ((columns, PIECE_ROWS), (columns, 1), (only_id, PIECE_ROWS)):
         try:
-            for batch in row_batches(file.parquet, part.group, names, position, part.end, max_rows):
-                yield position, batch, failure if len(names) == 1 else None
-                position += len(batch)
+            for batch in row_batches(file.uri, group, names, begin, end, max_rows):
+                yield batch, failure if names == only_id else None
+                begin += len(batch)
             return
         except UNREADABLE as error:
-            if file.is_copy or len(names) == 1:
+            if names == only_id:
                 raise
             failure = error
 
 
-def _stored_name(file: ManifestFile, field: pa.Field) -> str:
-    return EXTRA_PREFIX + field.name if file.is_copy else str(field.name)
-
-
-def _table(
-    manifest: Manifest, part: Slice, position: int, batch: pa.RecordBatch, failure: Exception | None
+def _checked(
+    manifest: Manifest, file: ManifestFile, batch: pa.RecordBatch, failure: Exception | None
 ) -> pa.Table:
-    file, payload, count = manifest.files[part.file], manifest.payload, len(batch)
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-
-    def column(name: str) -> pa.Array:
-        return columns.get(name, pa.nulls(count))
-
-    extra, errors = _extra(manifest, [column(_stored_name(file, field)) for field in manifest.extra], count)
+    """Rows as a copy would have them, but for types of pass-through columns."""
+    count, payload = len(batch), manifest.payload
+    ids, texts, values = (python_values(batch, file.names[own]) for own in payload.required)
+    errors: dict[int, RowError] = {}
     if failure is not None:
-        message = f"the Parquet file is damaged at this row or before it: {failure}"
+        message = f"the file is damaged at this row or before it: {failure}"
         errors = dict.fromkeys(range(count), RowError("UnreadableRow", message))
-    records = column("error").to_pylist() if file.is_copy else [None] * count
-    raw_texts = arrow_values.values(column("text"), "the text")
-    raw_payloads = arrow_values.values(column(payload.column), payload.column)
-    digests = map(payload.digest, raw_texts, raw_payloads)
-    folder = storage.bare(storage.parent(file.uri))
-    texts: list[Any] = [None] * count
-    payloads: list[Any] = [None] * count
-    for i in range(count):
-        if records[i] is None and i not in errors:
-            texts[i] = taken(checked_text, raw_texts[i])
-            payloads[i] = taken(lambda value: payload.convert(value, folder), raw_payloads[i])
-            found = [value for value in (texts[i], payloads[i]) if isinstance(value, RowError)]
-            if found:
-                errors[i], payloads[i] = found[0], None
-    converted, misfits = convert(payload.column, payloads, payload.field.type)
-    errors = misfits | errors
-    records = [records[i] or (error_record("read", errors[i]) if i in errors else None) for i in range(count)]
-    # A row with an error takes neither its text nor its audio along.
-    texts = [None if record else text for record, text in zip(records, texts, strict=True)]
-    first = part.first_row - part.begin + position
-    ids = [value if value is None else str(value) for value in arrow_values.values(column("id"), "id")]
-    fields = [field.with_name(EXTRA_PREFIX + field.name) for field in manifest.extra]
-    return pa.table(
-        [
-            pa.array(ids, ID.type),
-            pa.array(texts, TEXT.type),
-            converted,
-            pa.array([source_of(manifest, part.file, first + i) for i in range(count)], SOURCE.type),
-            columns["row_digest"] if file.is_copy else pa.array(digests, ROW_DIGEST.type),
-            pa.array(records, ERROR.type),
-            *extra,
-        ],
-        schema=pa.schema([ID, TEXT, payload.field, SOURCE, ROW_DIGEST, ERROR, *fields]),
-    )
+    table = checked(file, payload, own_ids(file, payload, ids), texts, values, errors)
+    for name in passing(file, payload):
+        constant = pa.array([file.hive.get(name)] * count, pa.string())
+        column = batch.column(name) if name in batch.schema.names else constant
+        table = table.append_column(EXTRA_PREFIX + name, column)
+    return table
 
 
-def _extra(
-    manifest: Manifest, columns: list[pa.Array], count: int
-) -> tuple[list[pa.Array], dict[int, RowError]]:
-    """Pass-through columns [count] of the manifest's types, and the rows with a value that cannot be kept."""
-    problems = {
-        i: RowError("InvalidUtf8", f"column {shown(field.name)} is not valid UTF-8")
-        for field, column in zip(manifest.extra, columns, strict=True)
-        for i in arrow_values.invalid_text_rows(column)
-    }
-    if sum(column.nbytes for column in columns) > MAX_EXTRA_BYTES:
+def _with_clips(manifest: Manifest, file: ManifestFile, table: pa.Table) -> pa.Table:
+    """The rows with the bytes of those clips that lie in the manifest's own file, a tar."""
+    if PLACE.name not in table.schema.names:
+        return table
+    field, errors = manifest.payload.field, table["error"].to_pylist()
+    clips, places = table[field.name].to_pylist(), table[PLACE.name].to_pylist()
+    filesystem, path = storage.resolve(file.uri)
+    with filesystem.open_input_file(path) as tar:
+        for i, place in enumerate(places):
+            if place is None or errors[i] is not None:
+                continue
+            if place["size"] > MAX_EMBEDDED_BYTES:
+                message = f"the clip has {place['size']:,} bytes; at most {MAX_EMBEDDED_BYTES:,}"
+                errors[i] = error_record("read", RowError("ValueTooLarge", message))
+                continue
+            data = tar.read_at(512 + place["size"], place["offset"] - 512)
+            if data[:100].rstrip(b"\0").decode(errors="replace") not in clips[i][0]["path"]:
+                raise ManifestError(f"{file.uri} has changed since the run began; start the run again")
+            clips[i][0]["bytes"] = data[512:]
+    return set_columns(table, {field: pa.array(clips, field.type), ERROR: pa.array(errors, ERROR.type)})
+
+
+def _finished(manifest: Manifest, table: pa.Table, position: int) -> pa.Table:
+    """The rows, the first at this position, with SOURCE and the manifest's pass-through columns alone. Those
+    with an error take neither their text nor their audio along.
+    """
+    count = len(table)
+    extra: dict[pa.Field, pa.Array] = {}
+    errors: dict[int, RowError] = {}
+    for field in manifest.extra:
+        name = EXTRA_PREFIX + field.name
+        found = table[name].combine_chunks() if name in table.schema.names else pa.nulls(count)
+        extra[field.with_name(name)], misfits = convert(field.name, found, field.type)
+        errors = misfits | errors
+    if sum(column.nbytes for column in extra.values()) > MAX_EXTRA_BYTES:
         for i in range(count):
-            size = sum(column.slice(i, 1).nbytes for column in columns)
+            size = sum(column.slice(i, 1).nbytes for column in extra.values())
             if size > MAX_EXTRA_BYTES:
                 text = f"the row's other columns have {size:,} bytes; at most {MAX_EXTRA_BYTES:,}"
-                problems[i] = RowError("RowTooLarge", text)
-    kept = list(columns)
-    if problems:
-        good = pa.array([None if i in problems else i for i in range(count)], pa.int64())
-        kept = [column.take(good) for column in columns]
-    for i, field in enumerate(manifest.extra):
-        kept[i], misfits = convert(field.name, kept[i], field.type)
-        problems = misfits | problems
-    return kept, problems
+                errors[i] = RowError("RowTooLarge", text)
+    records = table["error"].to_pylist()
+    records = [r or (error_record("read", errors[i]) if i in errors else None) for i, r in enumerate(records)]
+    kept = pa.array([None if i in errors else i for i in range(count)], pa.int64())
+    good = pa.array([None if record else i for i, record in enumerate(records)], pa.int64())
+    payload = manifest.payload.field
+    columns: dict[pa.Field, pa.Array] = {
+        ID: table["id"],
+        TEXT: table["text"].take(good),
+        payload: table[payload.name].take(good),
+        SOURCE: pa.array([manifest.source(position + i) for i in range(count)]),
+        ROW_DIGEST: table["row_digest"],
+        ERROR: pa.array(records, ERROR.type),
+        **{field: column.take(kept) if errors else column for field, column in extra.items()},
+    }
+    return pa.table(list(columns.values()), schema=pa.schema(list(columns)))

@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline.errors import RowError, RunError, error_record
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.plan import Plan, make_plan, source_of
-from pipeline.rows.scan import RowIndex
+from pipeline.rows.normalise import RowIndex
+from pipeline.rows.plan import Plan, make_plan
 from pipeline.stages import Work
 from pipeline.stages.write import BlockWriter, lost_row
 from pipeline.stream.cluster import LOST, TASK_RETRIES, Cluster, block_reports, summary, surviving
@@ -114,7 +114,6 @@ def rows_alone(
 
 def _failed_row(work: Work, index: RowIndex, position: int, stage: str) -> Report:
     """Written here, since the row cannot pass the stage."""
-    location = index.locations[position]
     problem = RowError(
         "ProcessDied",
         f"the process of this stage died each of {1 + TASK_RETRIES} times with the row: "
@@ -122,8 +121,8 @@ def _failed_row(work: Work, index: RowIndex, position: int, stage: str) -> Repor
     )
     row = lost_row(
         index.ids[position].as_py(),
-        source_of(work.manifest, int(location["file"]), int(location["row"])),
-        int(location["digest"]),
+        work.manifest.source(position),
+        int(index.digests[position]),
         error_record(stage, problem),
         [field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra],
     )

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.manifest import NATURAL, Manifest, Reading, open_manifest
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD, Payload
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import scan
 
 NO_IDS = pa.chunked_array([], pa.large_string())
 
@@ -46,15 +46,24 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any] | str]) -> Path:
     return path
 
 
-def read_rows(*patterns: Path | str, payload: Payload = AUDIO_PAYLOAD, rows_per_block: int = 3) -> pa.Table:
-    """All good rows of a manifest, through scan, plan and the read stage."""
-    return pa.concat_tables(blocks_of(*patterns, payload=payload, rows_per_block=rows_per_block)[1])
+def read_rows(
+    *patterns: Path | str,
+    payload: Payload = AUDIO_PAYLOAD,
+    rows_per_block: int = 3,
+    reading: Reading = NATURAL,
+) -> pa.Table:
+    """All rows of a manifest that have an id of their own, through scan, plan and the read stage."""
+    blocks = blocks_of(*patterns, payload=payload, rows_per_block=rows_per_block, reading=reading)[1]
+    return pa.concat_tables(blocks)
 
 
 def blocks_of(
-    *patterns: Path | str, payload: Payload = AUDIO_PAYLOAD, rows_per_block: int = 3
+    *patterns: Path | str,
+    payload: Payload = AUDIO_PAYLOAD,
+    rows_per_block: int = 3,
+    reading: Reading = NATURAL,
 ) -> tuple[Manifest, list[pa.Table]]:
-    manifest, index = scan(open_manifest([str(pattern) for pattern in patterns], payload))
+    manifest, index = scan(open_manifest([str(pattern) for pattern in patterns], payload, reading=reading))
     plan = make_plan(index, select_rows(index, NO_IDS).todo, rows_per_block)
     return manifest, [read_block(manifest, plan.slices_of(i)) for i in range(plan.num_blocks)]
 

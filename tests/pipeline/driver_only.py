@@ -20,9 +20,9 @@ from pipeline.errors import ManifestError, RunError
 from pipeline.output import lock
 from pipeline.progress import Summary
 from pipeline.rows.columns import CANDIDATES
+from pipeline.rows.normalise import RowIndex
 from pipeline.rows.plan import make_plan
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import RowIndex
 from pipeline.run import synthesize
 from pipeline.settings import ExecutionSettings, ResultSettings, Run
 from pipeline.stages import Work

@@ -32,10 +32,10 @@ from pipeline.output.publish import (
 )
 from pipeline.rows.columns import CANDIDATE_TYPE
 from pipeline.rows.manifest import open_manifest, shared
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import block_name, make_plan
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import scan
 from pipeline.stages.write import INPUT, REPORT, SAMPLED, BlockWriter
 from tests.pipeline.clips import write_jsonl
 from tests.s3_server import S3Server

@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from pipeline.errors import RunError
-from pipeline.rows.plan import Plan, as_slices
-from pipeline.rows.scan import LOCATION, RowIndex
+from pipeline.rows.manifest import GROUP
+from pipeline.rows.normalise import RowIndex
+from pipeline.rows.plan import Plan
 from pipeline.stages.write import part_name
 from pipeline.stream import retry
 from pipeline.stream.cluster import Cluster
@@ -27,12 +28,9 @@ from pipeline.stream.retry import (
 
 def index_of(count: int) -> RowIndex:
     """Rows r0, r1, … of one file."""
-    locations = np.zeros(count, LOCATION)
-    locations["begin"] = np.arange(count)
-    locations["row"] = np.arange(1, count + 1)
-    locations["num_bytes"] = 10
+    groups = np.array([(0, 0, 0, 1, 10)], GROUP)
     ids = pa.chunked_array([[f"r{i}" for i in range(count)]], pa.large_string())
-    return RowIndex(ids, locations, {})
+    return RowIndex(ids, np.zeros(count, np.uint64), groups, {})
 
 
 class FakeRay:
@@ -53,7 +51,11 @@ class FakeRay:
         self.sizes.append(plan.rows_per_block)
         lost = 0
         for number in range(plan.num_blocks):
-            rows = [row for part in as_slices(plan.slices_of(number)) for row in range(part.begin, part.end)]
+            rows = [
+                row
+                for part in plan.slices_of(number).to_pylist()
+                for row in range(part["begin"], part["end"])
+            ]
             if self.deadly & set(rows):
                 lost += 1
                 if lost > lost_blocks:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ManifestError, RunError
-from pipeline.rows import parquet_rows
+from pipeline.rows import stored as stored_rows
 from tests.pipeline.clips import write_jsonl
 from tests.pipeline.driver_only import candidate_of, driver_only, run
 
@@ -60,7 +60,7 @@ def test_a_parquet_manifest_replaced_while_it_is_read_ends_the_run(tmp_path: Pat
     def between(number: int) -> None:
         if number == 8:
             write(manifest, changes(change))
-            parquet_rows._kept.clear()  # another worker reads, which has not opened the file yet
+            stored_rows._kept.clear()  # another worker reads, which has not opened the file yet
 
     with driver_only(between), pytest.raises(ManifestError, match="has changed since the run began"):
         run(str(manifest), str(output))
@@ -78,7 +78,7 @@ def test_a_text_manifest_replaced_while_it_is_read_is_read_as_it_was(tmp_path: P
     def between(number: int) -> None:
         if number == 8:
             write(manifest, changes(change))
-            parquet_rows._kept.clear()
+            stored_rows._kept.clear()
 
     with driver_only(between):
         run(str(manifest), str(output))

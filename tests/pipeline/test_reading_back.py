@@ -24,9 +24,9 @@ from pipeline.output.publish import AUDIO_METADATA
 from pipeline.output.stored_candidates import open_stored
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.memory import MAX_CANDIDATES
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import make_plan
-from pipeline.rows.scan import scan
 from pipeline.settings import RankingSettings, ResultSettings, Run
 from pipeline.stages import Chain, Work, stages_of
 from pipeline.stages.waveform import AUDIO_TYPE

@@ -28,9 +28,9 @@ from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish
 from pipeline.report import write_report
 from pipeline.rows.manifest import open_manifest
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
-from pipeline.rows.scan import scan
 from pipeline.settings import AudioSettings, ResultSettings, Run, ScoringSettings
 from pipeline.stages import Chain, Work, stages_of
 from pipeline.stages.waveform import encoded, file_name

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish, recover
 from pipeline.rows.manifest import open_manifest
+from pipeline.rows.normalise import RowIndex, scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
-from pipeline.rows.scan import RowIndex, scan
 from pipeline.stages.write import BlockWriter
 from tests.simulation.gauge import Gauge
 from tests.simulation.workload import finished_block, write_manifest

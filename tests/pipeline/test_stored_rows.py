@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rows import parquet_rows
+from pipeline.rows import stored as stored_rows
 from pipeline.rows.memory import PIECE_BYTES, PIECE_ROWS
-from pipeline.rows.parquet_rows import row_batches
+from pipeline.rows.stored import row_batches
 
 GROUP = 700  # rows
 TABLE = pa.table(
@@ -62,14 +62,14 @@ def test_ranges_in_ascending_order_decode_a_row_group_once(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    original = parquet_rows.open_parquet
+    original = stored_rows.open_rows
 
-    def counting(uri: str) -> pq.ParquetFile:
+    def counting(uri: str) -> object:
         opened.append(uri)
         return original(uri)
 
-    monkeypatch.setattr(parquet_rows, "open_parquet", counting)
-    parquet_rows._kept.clear()
+    monkeypatch.setattr(stored_rows, "open_rows", counting)
+    stored_rows._kept.clear()
     for begin in range(0, GROUP, 70):  # the blocks of one of two processes
         read(file, 0, begin, begin + 35)
     assert len(opened) == 1
