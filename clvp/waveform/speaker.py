@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import soundfile
 import torch
 from torch import Tensor
 from torchaudio.functional import resample
@@ -115,6 +114,8 @@ class Speaker:
 
 def read_clip(path: StrPath) -> Tensor:
     """Mono float32 [N] at 22.05 kHz of an audio file; ValueError for one that cannot be read."""
+    import soundfile  # nothing else here reads files
+
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
