@@ -4,7 +4,6 @@ Skipped without one, but for `python -m tests.gpu --rehearse`, which runs them i
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ from clvp.config import ClvpDecoderConfig
 from clvp.generation import ClvpForCausalLM
 from clvp.sampling import CandidateSampler, EngineConfig, MemoryBudgetError, PromptRow, SamplingParams
 from clvp.sampling.decode_weights import arrange_weights, decoder_logits
-from clvp.sampling.gpu_decoder import StaticDecoder
+from clvp.sampling.gpu_decoder import Attend, StaticDecoder
 from tests.sampling.rehearsal import DEVICE, REHEARSED, attend_plainly, static_decoder, triton_attend
 from tests.sampling.small_models import plain, prompt, small_decoder
 
@@ -78,12 +77,12 @@ class Lanes:
         self.steps_W = below(suffix_room, [suffix_room - 1, 0, 64, 63])
         self.active_W = below(4, [1, 1, 1, 1, 0]) > 0
 
-    def attended(self, attend: object, order: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def attended(self, attend: Attend, order: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """The attention of the lanes in an order, put back; and the suffixes after it."""
         order = torch.arange(len(self.qkv_WE), device=DEVICE) if order is None else order
         suffixes = [suffix[order] for suffix in self.suffixes]
         numbers = [x[order] for x in (self.slots_W, self.lengths_W, self.steps_W, self.active_W)]
-        out_WD = attend(self.qkv_WE[order], *self.prefixes, *suffixes, *numbers)  # type: ignore[operator]
+        out_WD = attend(self.qkv_WE[order], *self.prefixes, *suffixes, *numbers)
         back = order.argsort()
         return out_WD[back], [suffix[back] for suffix in suffixes]
 
@@ -172,7 +171,7 @@ def test_logits_are_those_of_the_model(dtype: torch.dtype, error: float) -> None
 
     def step(decoder: StaticDecoder) -> None:
         logits_WV = decoder._logits()
-        seen.append(logits_WV.cpu())
+        seen.append(logits_WV.to("cpu", copy=True))
         decoder._draw(logits_WV)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -231,15 +230,13 @@ def test_neighbours_order_and_memory_change_no_token(dtype: torch.dtype) -> None
 
 
 @pytest.fixture
-def budgeted() -> Iterator[CandidateSampler]:
+def budgeted() -> CandidateSampler:
     """Within 64 MiB, where all lanes would take more than three times as much."""
     lanes, budget = (1024, 64 * 2**20) if ON_GPU else (12, 2**20)
-    yield CandidateSampler(small_decoder().to(DEVICE), EngineConfig(lanes=lanes, kv_budget_bytes=budget))
+    return CandidateSampler(small_decoder().to(DEVICE), EngineConfig(lanes=lanes, kv_budget_bytes=budget))
 
 
-def test_memory_stays_within_the_budget(
-    budgeted: CandidateSampler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_stays_within_the_budget(budgeted: CandidateSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was allocated at the peak: the budget, and what steps of so many lanes compute on the way."""
     budget, held = budgeted.config.kv_budget_bytes, []
     new_decoder = budgeted.new_decoder
