@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def recorded(
-    work: Callable[[], None], changed: Sequence[Tensor], pool: tuple[int, int] | None = None
-) -> torch.cuda.CUDAGraph:
+def recorded(work: Callable[[], None], changed: Sequence[Tensor], pool: Any = None) -> torch.cuda.CUDAGraph:
     """The graph of `work`, which reads and writes at fixed addresses; the tensors it changed are put back.
 
-    Graphs that share a `pool` share the memory of what they compute on the way.
+    Graphs of one `pool`, a `torch.cuda.graph_pool_handle`, share the memory of what they compute on the way.
     """
     device = changed[0].device
     stream, current = _stream(device), torch.cuda.current_stream(device)

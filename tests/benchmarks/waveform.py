@@ -36,15 +36,16 @@ from clvp.waveform.params import DecodedSpeech, DiffusionDtype
 from clvp.waveform.samplers import Step, advance, guided
 from clvp.waveform.schedule import thinned_times
 from clvp.waveform.vocoder import HOP, SAMPLING_RATE, UnivNet, VocoderConfig
+from tests.sampling.rehearsal import REHEARSED
 
 from .harness import Options, Table, interleaved, percent, short, tell
 from .memory_probe import Meter
 from .report import main
 from .workload import Workload
 
-LENGTHS = (100, 200, 500)  # latents of a candidate
-ALWAYS = 500  # latents of the original's
-USUAL = 200  # latents that presets are reckoned for
+LENGTHS = (10, 20, 40) if REHEARSED else (100, 200, 500)  # latents of a candidate
+ALWAYS = LENGTHS[2]  # latents of the original's
+USUAL = LENGTHS[1]  # latents that presets are reckoned for
 CLIP_FRAMES = 401  # of a voice's mel
 VOICE = "a clip of a voice"
 ORIGINAL = WaveformParams("p", 2, "time")  # but for the number of steps
