@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "bench-output" / "gpu", help="results of parts")
     parser.add_argument(
-        "--report", type=Path, help=f"default: {REPORT.relative_to(ROOT)}; of a rehearsal none"
+        "--report", type=Path, help=f"default: {REPORT.relative_to(ROOT)}; of a rehearsal in --output"
     )
     parser.add_argument("--seconds", type=int, default=460, help="a part that might take longer waits")
     parser.add_argument("--rehearse", action="store_true", help="in small, on a CPU")

@@ -87,7 +87,7 @@ class Lanes:
         return out_WD[back], [suffix[back] for suffix in suffixes]
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 3e-5), (torch.bfloat16, 1e-2)])
 def test_the_kernel_computes_attention(dtype: torch.dtype, error: float) -> None:
     lanes = Lanes(dtype)
     ours_WD, stored = lanes.attended(triton_attend())

@@ -93,7 +93,7 @@ def attention_inputs(rows: int, frames: int, dtype: str) -> tuple[Tensor, Tensor
 LENGTHS = (64, 192, 2176, 128) if ON_GPU else (64, 192)
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("bfloat16", 2e-2)])
 @torch.inference_mode()
 def test_attention_is_the_references(dtype: str, error: float) -> None:
     for frames in LENGTHS:
