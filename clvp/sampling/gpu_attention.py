@@ -96,12 +96,12 @@ def attend(
     steps_W: Tensor,
     active_W: Tensor,
 ) -> Tensor:
-    """Attention of every lane's newest position: [W, H·N].
+    """Attention of every lane's newest position: [W, H·N], zeros for lanes that are not active.
 
-    `qkv_WD` is [W, 3·H·N], queries scaled. The key and value are stored at `steps_W` of the suffix. The head
-    dimension must be a power of two.
+    `qkv_WD` is [W, 3·H·N], queries scaled. The key and value are stored at `steps_W` of the suffix, of which
+    lanes that are never active need none. The head dimension must be a power of two.
     """
-    lanes, heads, suffix_room, head_dim = suffix_keys_WHSN.shape
+    lanes, (_, heads, suffix_room, head_dim) = len(qkv_WD), suffix_keys_WHSN.shape
     out_WD = torch.empty(lanes, heads * head_dim, dtype=qkv_WD.dtype, device=qkv_WD.device)
     _attend_kernel[(lanes, heads)](
         qkv_WD,

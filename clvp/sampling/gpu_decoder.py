@@ -9,11 +9,12 @@ V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from clvp.cuda_graph import recorded
 from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.filters import NO_NUMBERS, without_maximum
 from clvp.sampling.lanes import (
@@ -46,7 +47,7 @@ class StaticDecoder:
     ) -> None:
         """At most `lanes` lanes, fewer if `budget` bytes for keys and values do not hold them.
 
-        The products always have `lanes` rows, so the tokens do not depend on the budget.
+        All but keys and values always have `lanes` rows, so the tokens do not depend on the budget.
         """
         self.weights, self.params, self.attend = weights, params, attend
         self.width = lanes
@@ -63,16 +64,17 @@ class StaticDecoder:
         self.prefix_values = torch.zeros_like(self.prefix_keys)
         self.suffix_keys = zeros(layers, self.lanes, heads, suffix_room, head_dim, dtype=kv)
         self.suffix_values = torch.zeros_like(self.suffix_keys)
-        self.slot_W, self.prefix_length_W = zeros(self.lanes), zeros(self.lanes)
-        self.token_W, self.step_W, self.key_W = zeros(self.lanes), zeros(self.lanes), zeros(self.lanes)
-        self.active_W = zeros(self.lanes, dtype=torch.bool)
+        self.slot_W, self.prefix_length_W = zeros(lanes), zeros(lanes)
+        self.token_W, self.step_W, self.key_W = zeros(lanes), zeros(lanes), zeros(lanes)
+        self.active_W = zeros(lanes, dtype=torch.bool)
         self.broken_1 = zeros(1, dtype=torch.bool)  # whether a lane ever had logits to draw no token from
         self.before = (weights.start_token, *params.penalized_tokens)
-        self.history_WT = zeros(self.lanes, len(self.before) + params.max_new_tokens)
+        self.history_WT = zeros(lanes, len(self.before) + params.max_new_tokens)
 
         self.owners: list[LaneOwner | None] = [None] * self.lanes
         self.lane_slot: list[int] = [-1] * self.lanes
-        self.slot_prefix: list[Prefix | None] = [None] * self.slots
+        # Whose copy a slot holds. The prefix itself, beyond the budget, lives as long as its row has waiting.
+        self.slot_prefix: list[ref[Prefix] | None] = [None] * self.slots
         self.promised_lanes = self.promised_slots = 0
         self.width_steps = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -119,10 +121,10 @@ class StaticDecoder:
     def _place(self, prefix: Prefix) -> int:
         """The slot that holds the prefix, copied there if it is in none."""
         for slot, held in enumerate(self.slot_prefix):
-            if held is prefix:
+            if held is not None and held() is prefix:
                 return slot
         slot = self.slot_prefix.index(None)
-        self.slot_prefix[slot] = prefix
+        self.slot_prefix[slot] = ref(prefix)
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             self.prefix_keys[layer, slot, :, : prefix.padded] = keys
             self.prefix_values[layer, slot, :, : prefix.padded] = values
@@ -156,39 +158,25 @@ class StaticDecoder:
 
     def _replay(self) -> None:
         if self.weights.device.type != "cuda":
-            self._draw(self._logits())
+            self._next_step()
             return
         if self.graph is None:
-            self.graph = self._capture()
+            state = (self.token_W, self.step_W, self.active_W, self.history_WT)
+            self.graph = recorded(self._next_step, state)
         self.graph.replay()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Records one step. What the warm-up steps change is put back."""
-        state = (self.token_W, self.step_W, self.active_W, self.history_WT)
-        saved = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._draw(self._logits())
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._draw(self._logits())
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
-        return graph
+    def _next_step(self) -> None:
+        self._draw(self._logits())
 
     def _logits(self) -> Tensor:
         weights, position_W = self.weights, mel_positions(self.step_W, self.params)
         last = weights.position_embedding_LD.shape[0] - 1  # where lanes that are done may point
         x_WD = weights.token_embedding_VD[self.token_W]
         x_WD = x_WD + weights.position_embedding_LD[position_W.clamp(max=last)]
-        padding = (0, 0, 0, self.width - self.lanes)
 
         def attend(layer: int, qkv_WE: Tensor) -> Tensor:
-            attended_WD = self.attend(
-                qkv_WE[: self.lanes],
+            return self.attend(
+                qkv_WE,
                 self.prefix_keys[layer],
                 self.prefix_values[layer],
                 self.suffix_keys[layer],
@@ -198,9 +186,8 @@ class StaticDecoder:
                 self.step_W,
                 self.active_W,
             )
-            return functional.pad(attended_WD, padding)
 
-        return decoder_logits(weights, functional.pad(x_WD, padding), attend)[: self.lanes]
+        return decoder_logits(weights, x_WD, attend)
 
     def _draw(self, logits_WV: Tensor) -> None:
         """Draws the next tokens, in place; lanes that are not active keep their state."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from clvp.cuda_graph import recorded
 from clvp.waveform.denoiser import DiffusionDecoder
 from clvp.waveform.noise import normal
 from clvp.waveform.params import WaveformParams
@@ -93,25 +94,8 @@ class Bucket:
             self._step()
             return
         if self.graph is None:
-            self.graph = self._capture()
+            self.graph = recorded(self._step, (self.x_BTM, self.clean_BTM), self.plan.graph_pool)
         self.graph.replay()
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Records one step. What the warm-up steps change is put back."""
-        state = (self.x_BTM, self.clean_BTM)
-        saved = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.plan.graph_pool):
-            self._step()
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
-        return graph
 
     def _step(self) -> None:
         """One step of all lanes, in place."""

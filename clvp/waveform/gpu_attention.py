@@ -1,7 +1,8 @@
 """Attention of the sampling steps on CUDA: the bias of relative positions is looked up within the kernel.
 
-`flex_attention` (Dong et al., "Flex Attention", 2024) is compiled once for all lengths, so that which came
-first does not matter. R rows, T frames, C width, H heads, N head dimensions.
+`flex_attention` (Dong et al., "Flex Attention", 2024) is compiled for all lengths, so that which came first
+does not matter, and to one kernel: by itself it has another for less than 128 frames, and none after too many
+kinds of shapes, which `fullgraph` makes an error. R rows, T frames, C width, H heads, N head dimensions.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from clvp.waveform.denoiser import distance_bias
 
-_compiled = torch.compile(flex_attention, dynamic=True)
+_compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def attend(qkv_RTE: Tensor, table_KH: Tensor, lengths_R: Tensor) -> Tensor:
@@ -22,5 +23,7 @@ def attend(qkv_RTE: Tensor, table_KH: Tensor, lengths_R: Tensor) -> Tensor:
     def score(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return torch.where(key < lengths_R[row], score + bias_HD[head, key - query + frames - 1], -torch.inf)
 
-    attended_RHTN: Tensor = _compiled(q, k, v, score_mod=score)  # type: ignore[assignment]
+    attended_RHTN: Tensor = _compiled(  # type: ignore[assignment]
+        q, k, v, score_mod=score, kernel_options={"BACKEND": "TRITON"}
+    )
     return attended_RHTN.transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.noise import candidate_keys
 from clvp.sampling.prefill import prefill
 
-from .harness import wait_for
+from .harness import Options, wait_for
 
 Decoder = CohortDecoder | StaticDecoder
 
@@ -37,9 +37,9 @@ def start_decoder(sampler: CandidateSampler, rows: list[PromptRow], params: Samp
     return decoder
 
 
-def steps_per_call(device: torch.device) -> int:
+def steps_per_call(options: Options) -> int:
     """Tokens that each lane gets from one `step()` of the decoder for this device."""
-    return STEPS_PER_LOOK if device.type == "cuda" else 1
+    return STEPS_PER_LOOK if options.on_gpu else 1
 
 
 def live_kv_bytes(weights: DecoderWeights, rows: list[PromptRow], tokens: float) -> float:

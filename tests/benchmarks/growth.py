@@ -18,7 +18,7 @@ def run(workload: Workload) -> list[Table]:
     options, sampler = workload.options, workload.sampler
     rows = prompts([options.prefix], CANDIDATES, options)
     tell(f"growth: {CANDIDATES} candidates of {TOKENS} tokens")
-    per_call = steps_per_call(options.device)
+    per_call = steps_per_call(options)
     step_seconds = _step_seconds(workload)
     bandwidth = interleaved({"read": reader(options.device)}, 5, options.device)["read"].median
     edges = [*range(0, TOKENS, WINDOW), TOKENS]
@@ -65,7 +65,7 @@ def _step_seconds(workload: Workload) -> list[float]:
     """Seconds per step of each call of `step`, from the first token to the last."""
     options, sampler = workload.options, workload.sampler
     rows = prompts([options.prefix], CANDIDATES, options)
-    per_call = steps_per_call(options.device)
+    per_call = steps_per_call(options)
     decoder = start_decoder(sampler, rows, fixed_length(TOKENS))
     start_decoder(sampler, rows, fixed_length(TOKENS)).step()  # to warm up
     seconds = [timed(lambda: len(decoder.step()), options.device)[0] for _ in range(TOKENS // per_call)]

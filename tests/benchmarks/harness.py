@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-Size = Literal["full", "small"]
+from tests.sampling.rehearsal import DEVICE, REHEARSED
+
+Size = Literal["full", "small", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Options:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device.type == "cuda"
+        """Whether the device is a GPU, or plays one."""
+        return self.device.type == "cuda" or REHEARSED
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,7 +51,7 @@ def _tokens(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every benchmark."""
-    parser.add_argument("--size", choices=("full", "small"), default="full", help="of the random weights")
+    parser.add_argument("--size", choices=get_args(Size), default="full", help="of the random weights")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--tokens", type=_tokens, help="new tokens per candidate (default: 24, on a GPU 256)")
     parser.add_argument("--prefix", type=int, default=64, help="positions of the prompt (default: 64)")
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def options_from(arguments: argparse.Namespace) -> Options:
     """Options from parsed arguments; sets the number of threads."""
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(arguments.device or DEVICE)
     return Options(
         size=arguments.size,
         device=device,

@@ -119,7 +119,7 @@ def run(workload: Workload) -> list[Table]:
 def _measure(workload: Workload, rows: list[PromptRow], matrices: list[Tensor]) -> Result:
     options, sampler = workload.options, workload.sampler
     lanes = sum(len(row.candidates) for row in rows)
-    tokens_per_turn = CALLS * steps_per_call(options.device)
+    tokens_per_turn = CALLS * steps_per_call(options)
     positions = sampler.weights.position_embedding_LD.shape[0]
     repetitions = min(options.repeat(REPETITIONS), positions // tokens_per_turn - 2)
     params = fixed_length((repetitions + 2) * tokens_per_turn)

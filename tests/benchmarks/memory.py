@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import torch
 
-from .harness import Options, Size, Table, short, tell
+from .harness import Options, Table, short, tell
 from .memory_probe import Case, Peak
 from .report import ROOT, main
 from .workload import Workload
@@ -20,6 +20,7 @@ CPU_CASES = (
     Case("full", rows=2, candidates=64, tokens=24, budget=160 * MIB),
 )
 GPU_CASES = (
+    Case("tiny", rows=2, candidates=8, tokens=8, budget=MIB),
     Case("small", rows=8, candidates=1000, tokens=256, budget=512 * MIB),
     Case("full", rows=4, candidates=256, tokens=256, budget=8192 * MIB),
     Case("full", rows=4, candidates=256, tokens=256, budget=2048 * MIB),
@@ -29,9 +30,8 @@ GPU_CASES = (
 def run(workload: Workload) -> list[Table]:
     """One table."""
     options = workload.options
-    cases = [
-        case for case in (GPU_CASES if options.on_gpu else CPU_CASES) if options.size in (case.size, "full")
-    ]
+    sizes = ("full", "small") if options.size == "full" else (options.size,)
+    cases = [case for case in (GPU_CASES if options.on_gpu else CPU_CASES) if case.size in sizes]
     return [
         Table(
             title="Peak memory against the plan",
@@ -56,8 +56,7 @@ def run(workload: Workload) -> list[Table]:
 
 def measure(case: Case, options: Options) -> Peak:
     """Runs the case in a new process."""
-    sizes: dict[Size, str] = {"small": "small", "full": "full-size"}
-    tell(f"memory: {sizes[case.size]} model, {case.rows} rows × {case.candidates} candidates")
+    tell(f"memory: {case.size} model, {case.rows} rows × {case.candidates} candidates")
     question = {"case": asdict(case), "device": options.device.type, "seed": options.seed}
     question["threads"] = torch.get_num_threads()
     answer = subprocess.run(

