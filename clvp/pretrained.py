@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from clvp.checkpoint import CheckpointSource, load_weights, save_weights, write_json
+from clvp.checkpoint import CheckpointSource, write_json
 from clvp.config import CONFIG_FILE, ClvpConfigBase
+from clvp.weights import load_weights, save_weights
 
 Dtype = torch.dtype | str | None
 P = ParamSpec("P")

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from clvp.assets import write_processor_files
-from clvp.checkpoint import CheckpointError, check_keys, count_layers, open_pickle, shape_of
+from clvp.checkpoint import CheckpointError
 from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.sampling import SamplingParams
 from clvp.scoring import FIXING_CODES
+from clvp.weights import check_keys, count_layers, open_pickle, shape_of
 
 HEAD_DIM = 64
 RMS_NORM_FLOOR = 1e-8

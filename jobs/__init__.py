@@ -1,1 +1,1 @@
-"""Entry points, `python -m jobs.NAME`: they read arguments and call the package that does the work."""
+"""Entry points, `clvp NAME` or `python -m jobs.NAME`: they read arguments and call what does the work."""

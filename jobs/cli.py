@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from pipeline.errors import ManifestError, RunError, Terminated, safe
 
 if TYPE_CHECKING:  # a job that needs no Ray starts without it
-    from pipeline.run import Summary
+    from pipeline.progress import Summary
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def job_parser(job: str, description: str | None) -> argparse.ArgumentParser:
     return _Parser(
-        f"python -m jobs.{job}",
+        f"clvp {job}" if os.path.basename(sys.argv[0]) == "clvp" else f"python -m jobs.{job}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

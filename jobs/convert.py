@@ -1,6 +1,6 @@
 """Write a checkpoint folder from the original Tortoise files.
 
-    python -m jobs.convert --autoregressive autoregressive.pth --clvp clvp2.pth --output checkpoint
+    clvp convert --autoregressive autoregressive.pth --clvp clvp2.pth --output checkpoint
 
 The folder has the layout of susnato/clvp_dev, with Tortoise's tokenizer and sampling settings, and is what
 --model takes in the other jobs. With --diffusion diffusion_decoder.pth --vocoder vocoder.pth it makes sound,
@@ -8,10 +8,9 @@ too; these may also be added to a folder that is there.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 
-from clvp.tortoise import convert_tortoise
-from clvp.waveform.convert import convert_waveform
 from jobs.cli import job_parser, print_result
 
 
@@ -42,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     def convert() -> str:
+        for file in (*tokens, *sound, *(options.random_voices or ())):
+            if not os.path.isfile(file):
+                raise FileNotFoundError(f"there is no file {file}")
+
+        from clvp.tortoise import convert_tortoise  # with torch: seconds
+        from clvp.waveform.convert import convert_waveform
+
         if tokens:
             heads = {"decoder_heads": options.decoder_heads, "encoder_heads": options.encoder_heads}
             convert_tortoise(options.autoregressive, options.clvp, options.output, **heads)

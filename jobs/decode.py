@@ -1,6 +1,6 @@
 """Make the best candidates of a run that ended at tokens audible, in an output of their own.
 
-    python -m jobs.decode --run outputs/run-1 --output outputs/run-1-audio --preset fast
+    clvp decode --run outputs/run-1 --output outputs/run-1-audio --preset fast
 
 The tokens stay as they are. The voices are read from the run's manifest again, wherever it lies now.
 """

@@ -15,11 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from rich.console import Console
 from rich.table import Table
 
-from clvp.random_checkpoint import write_random_checkpoint
 from jobs.cli import job_parser
 from pipeline.errors import safe
 
@@ -58,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as cleanup:
         model = options.model
         if model is None:
+            from clvp.random_checkpoint import write_random_checkpoint  # with torch: seconds
+
             model = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="clvp-random-"))
             write_random_checkpoint(model, audio=True)
             print(NOISE, end="\n\n", flush=True)
@@ -86,6 +86,8 @@ def print_results(output: Path, model: str) -> None:
 
 
 def _print_found(query: str) -> None:
+    import duckdb
+
     found = duckdb.execute(query)
     print_table([column[0] for column in found.description or ()], found.fetchall())
 

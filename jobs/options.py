@@ -24,7 +24,7 @@ from pipeline.settings import Pool, ResultSettings, Run
 
 GROUPS = {
     "": "input and output (paths or URIs such as s3://bucket/folder)",
-    "results": "changes results (defaults are Tortoise's)",
+    "results": "changes results",
     "execution": "never changes results",
 }
 REQUIRED = ("manifest", "output", "model")

@@ -1,6 +1,6 @@
 """What a run will take before it is paid for: time, GPUs, output and cost, from a trial of some of its rows.
 
-    python -m jobs.plan --manifest texts.jsonl --model checkpoint --gpus 16 --price-per-gpu-hour 2.10
+    clvp plan --manifest texts.jsonl --model checkpoint --gpus 16 --price-per-gpu-hour 2.10
 
 Takes the options of jobs.synthesize. Rows drawn at random run through the real stages on the hardware at
 hand, into a folder that is deleted afterwards; what they took and gave is scaled up. A forecast for GPUs

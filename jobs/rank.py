@@ -1,7 +1,7 @@
 """Score and rank speech tokens that exist already; nothing is sampled.
 
-    python -m jobs.rank --manifest tokens.parquet --output out --model checkpoint
-    python -m jobs.rank --run outputs/run-1 --output outputs/run-1-again --model another-checkpoint
+    clvp rank --manifest tokens.parquet --output out --model checkpoint
+    clvp rank --run outputs/run-1 --output outputs/run-1-again --model another-checkpoint
 
 `speech_ids` is one list of tokens, a list of such lists (one per candidate), or a list of structs with the
 fields speech_ids, finished and candidate. Tokens come without start and stop token.

@@ -1,6 +1,6 @@
 """Sample rows of a finished output again and compare their tokens with those that are stored.
 
-    python -m jobs.replay --output outputs/run-1 --id utterance-17 --candidate 3
+    clvp replay --output outputs/run-1 --id utterance-17 --candidate 3
 
 Settings come from the output's run.json, text and clips from the manifest, the model from where the run had
 it. Ends with 0 when all tokens are identical, with 1 after saying where they part and what differs.

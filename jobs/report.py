@@ -1,6 +1,6 @@
 """Report on a run: one self-contained HTML page with plots, and the same figures as JSON.
 
-    python -m jobs.report --output out
+    clvp report --output out
 
 Works on an output that is finished, still growing, or was killed, on a local disk or an object store.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 from jobs.cli import job_parser, print_result
 from pipeline.readable import hours, integer, number, percent
-from pipeline.report import write_report
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def report() -> str:
+        from pipeline.report import write_report  # with what draws the plots: a second
+
         written = write_report(options.output, options.html, options.json)
         return f"{describe(written.figures)}\n{'report':>14}  {written.html}\n{'figures':>14}  {written.json}"
 

@@ -1,6 +1,6 @@
 """The main job: sample, score, rank and store candidates for every row of a manifest.
 
-    python -m jobs.synthesize --manifest texts.jsonl --output out --model checkpoint --preset fast
+    clvp synthesize --manifest texts.jsonl --output out --model checkpoint --preset fast
 
 Rows that fail go to OUTPUT/errors with the reason and never stop the run. The same command continues a run
 that was interrupted. Tokens depend on seed, row id and candidate index, not on batches, machines or restarts.

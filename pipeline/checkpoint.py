@@ -24,8 +24,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from filelock import FileLock
 
-from clvp.checkpoint import WEIGHT_FILES, CheckpointSource, read_json, weight_map
-from clvp.waveform.files import DIFFUSION_FILE, VOCODER_FILE, WAVEFORM_CONFIG_FILE
+from clvp.checkpoint import (
+    DIFFUSION_FILE,
+    VOCODER_FILE,
+    WAVEFORM_CONFIG_FILE,
+    WEIGHT_FILES,
+    CheckpointSource,
+    read_json,
+    weight_map,
+)
 from pipeline import storage
 from pipeline.errors import RunError
 
@@ -67,6 +74,14 @@ def describe_checkpoint(location: str) -> Checkpoint:
         # The hub's cache keeps the files of each commit in a folder of that name.
         used_files(CheckpointSource(name, config.parent.name).file)
         return Checkpoint(f"{name}@{config.parent.name}", _digests(config.parent))
+
+
+def check_files(location: str) -> None:
+    """Raise RunError for a local folder that lacks a file: quick, where digests of weights take seconds."""
+    folder = Path(storage.absolute(location)) if storage.is_local(location) else None
+    with _refusing(location, ""):
+        if folder is not None and folder.is_dir():
+            used_files(CheckpointSource(folder).file)
 
 
 @lru_cache(maxsize=8)

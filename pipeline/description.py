@@ -124,21 +124,29 @@ def settle(output: OutputFolder, now: Description) -> Description:
 
     Raises RunError naming every field of the fingerprint that differs.
     """
-    before = load(output)
+    return _continued(output, load(output), now) or save(output, now)
+
+
+def check_continues(output: OutputFolder, run: "Run", checkpoint: "Checkpoint") -> None:
+    """Raise RunError where `settle` would, for all but the columns, which take longer to know."""
+    if (before := load(output)) is not None:
+        _continued(output, before, replace(describe(run, checkpoint, pa.schema([])), columns=before.columns))
+
+
+def _continued(output: OutputFolder, before: Description | None, now: Description) -> Description | None:
+    """The description that holds, None where a new run begins."""
     differing = differences(before, now) if before is not None else []
     if before is None and _holds_rows(output):
         raise RunError(
             f"{output.uri} holds Parquet files but no {NAME}, which says what made them: restore it, or use "
             "another output"
         )
-    if before is None or (differing and not _holds_rows(output)):
-        return save(output, now)
-    if differing:
+    if differing and _holds_rows(output):
         raise RunError(
             f"{output.uri} was made with other settings ({'; '.join(differing)}): "
             "use them again, or another output"
         )
-    return before
+    return None if differing else before
 
 
 def _holds_rows(output: OutputFolder) -> bool:

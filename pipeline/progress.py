@@ -40,6 +40,22 @@ class Totals:
         return self.tokens / TOKENS_PER_SECOND / 3600
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a run has done."""
+
+    output: str
+    totals: Totals
+    rejected: int  # manifest rows without an id of their own; their errors are not in `totals`
+    done_before: int  # rows that the output held already
+    failed_before: int
+    seconds: float  # of the stream, without planning
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.totals.tokens / max(self.seconds, 1e-9)
+
+
 class Progress:
     """Prints a line now and then, also while no block is finished. Use as a context manager."""
 

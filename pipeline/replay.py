@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +28,9 @@ from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
 from pipeline.rows.scan import scan
 from pipeline.settings import ExecutionSettings, Run
-from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of
-from pipeline.stages.sample import Sampler
+
+if TYPE_CHECKING:
+    from pipeline.stages import Chain
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class Replayer:
         )
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
+
+        from pipeline.stages import Work, output_columns  # with torch: seconds
+
         # Loose files of the output stay as they are.
         quiet = replace(results, audio=replace(results.audio, audio_files=False))
         self.work = Work(replace(run, results=quiet), opened, checkpoint, folder, quiet.sampling.seed)
@@ -100,6 +104,8 @@ class Replayer:
 
         Raises RunError when the output has no such row or candidate, or the row fails now.
         """
+        from pipeline.stages import computed_columns, stages_of
+
         row = _stored_row(self.work.output, row_id)
         stored = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
         missing = [index for index in wanted if index not in stored]
@@ -121,6 +127,9 @@ class Replayer:
 
     def _run(self, row_id: str, candidates: Sequence[int]) -> dict[str, Any]:
         """The row as it would be written, with these candidates."""
+        from pipeline.stages import Chain, stages_of
+        from pipeline.stages.sample import Sampler
+
         places = np.flatnonzero(pc.equal(self.index.ids, row_id).fill_null(False).to_numpy())
         if not len(places):
             names = ", ".join(dict.fromkeys(file.uri for file in self.work.manifest.files))

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from clvp.config import ClvpConfig
 from clvp.fields import Checked, Count
 from clvp.sampling import EngineConfig, SamplingParams
-from clvp.scoring import SCORING_LENGTH
 from clvp.waveform.params import PRESETS, DiffusionDtype, WaveformEngineConfig, WaveformParams
 from pipeline import storage
 from pipeline.rows.memory import MAX_CANDIDATES
@@ -49,7 +49,7 @@ class ScoringSettings(Checked):
     """How candidates are scored and ranked."""
 
     # speech tokens that a candidate is padded to before it is scored
-    scoring_length: Annotated[int, Field(ge=4, le=100_000)] = SCORING_LENGTH
+    scoring_length: Annotated[int, Field(ge=4, le=100_000)] = ClvpConfig.scoring_length
     unfinished_last: bool = True  # candidates without a stop token rank after all that have one
     keep: Count | None = None  # best candidates of a row that are stored; None: all
 

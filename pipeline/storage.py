@@ -119,7 +119,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     if scheme not in _ARROW_SCHEMES:
         try:
             filesystem: Any = fsspec.filesystem(scheme)
-        except (ImportError, TypeError) as error:  # no library for it, or one that needs more than a URI
+        except (ImportError, TypeError, ValueError) as error:  # no library, or one that needs more than a URI
             raise ValueError(f"{scheme}:// cannot be used here: {error}") from error
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), str(filesystem._strip_protocol(uri))
     head, query = split_query(uri)

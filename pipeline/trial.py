@@ -11,26 +11,28 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from pipeline import storage
 from pipeline.errors import ManifestError, RunError
+from pipeline.inputs import find_inputs
 from pipeline.metrics import read_sessions
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.manifest import Manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.read import read_block
-from pipeline.rows.scan import RowIndex, scan
+from pipeline.rows.scan import RowIndex
 from pipeline.run import synthesize
 from pipeline.settings import Pool, ResultSettings, Run
-from pipeline.stream.cluster import Cluster, connected
-from pipeline.stream.stream import rows_per_block
+
+if TYPE_CHECKING:
+    from pipeline.stream.cluster import Cluster
 
 BLOCKS_PER_DEVICE = 8
 
@@ -56,8 +58,8 @@ class Forecast:
 
     trial: Trial
     num_rows: int
-    tried_on: Cluster
-    planned: Cluster
+    tried_on: "Cluster"
+    planned: "Cluster"
 
     @property
     def devices(self) -> float:
@@ -90,18 +92,21 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
     """
     execution = run.execution
     assert isinstance(run.results, ResultSettings)
-    opened, index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
-    todo = select_rows(index, pa.chunked_array([], pa.large_string())).todo
+    inputs = find_inputs(run, AUDIO_PAYLOAD)
+    todo = select_rows(inputs.index, pa.chunked_array([], pa.large_string())).todo
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
+
+    from pipeline.stream.cluster import Cluster, connected  # with torch and Ray: seconds
+    from pipeline.stream.stream import rows_per_block
+
     with connected(execution.worker_logs), _scratch_folder(scratch) as folder:
         cluster = Cluster.current()
         if execution.gpus and not cluster.gpus:
             if not os.environ.get("RAY_ADDRESS"):
                 raise RunError("this machine has no GPU: a forecast for GPUs needs a trial on one of them")
             cluster = Cluster.current(1)  # one that grows: the trial waits for a GPU
-        alive = sum(node["Alive"] for node in ray.nodes())
-        if scratch is None and (alive > 1 or not cluster.cpus):
+        if scratch is None and (cluster.nodes > 1 or not cluster.cpus):
             raise RunError(
                 "the trial needs a folder or URI that all nodes of this cluster reach: name it (scratch)"
             )
@@ -110,12 +115,14 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
         wanted = sample_rows or BLOCKS_PER_DEVICE * size * max(int(cluster.gpus), 1)
         chosen = np.random.default_rng(0).choice(todo, min(wanted, len(todo)), replace=False)
         sample = storage.join(folder, "sample.parquet")
-        _write_sample(sample, opened, index, np.sort(chosen))
+        _write_sample(sample, inputs.manifest, inputs.index, np.sort(chosen))
         at_hand = replace(
             execution,
             rows_per_block=size,
             gpus=int(cluster.gpus) or None,
-            audio_hosts=storage.places([*execution.audio_hosts, *(file.uri for file in opened.files)]),
+            audio_hosts=storage.places(
+                [*execution.audio_hosts, *(file.uri for file in inputs.manifest.files)]
+            ),
             samplers=Pool(num_gpus=execution.samplers.num_gpus),
             rankers=Pool(num_gpus=execution.rankers.num_gpus),
             report_seconds=min(execution.report_seconds, 1.0),

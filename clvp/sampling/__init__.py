@@ -4,15 +4,20 @@ Reading order: `params`, `sampler`, `cpu_decoder`, `cohort`; then `decode_weight
 `filters`, `noise`, `memory`, `invariance`; `gpu_decoder` and `gpu_attention` for GPUs.
 """
 
-from clvp.sampling.params import (
-    Candidate,
-    EngineConfig,
-    MelPositions,
-    MemoryBudgetError,
-    PromptRow,
-    SamplingParams,
-)
-from clvp.sampling.sampler import CandidateSampler, SamplingStats
+from typing import TYPE_CHECKING
+
+from clvp.lazy import imported_late
+
+if TYPE_CHECKING:
+    from clvp.sampling.params import (
+        Candidate,
+        EngineConfig,
+        MelPositions,
+        MemoryBudgetError,
+        PromptRow,
+        SamplingParams,
+    )
+    from clvp.sampling.sampler import CandidateSampler, SamplingStats
 
 __all__ = [
     "Candidate",
@@ -24,3 +29,5 @@ __all__ = [
     "SamplingParams",
     "SamplingStats",
 ]
+
+__getattr__ = imported_late(__file__)

@@ -3,12 +3,14 @@ validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from clvp.fields import Checked, Count, Index, Share
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MelPositions = Literal["trained", "skip_one"]
 
@@ -40,7 +42,7 @@ class SamplingParams(Checked):
     seed: Int64 = 0  # of the random numbers
     # of speech tokens: 0,1,2,… or, as the reference generates, 0,2,3,…
     mel_positions: MelPositions = "trained"
-    penalized_tokens: tuple[SpeechToken, ...] = ()  # counted as there before; Tortoise's fake prompt is (1,)
+    penalized_tokens: tuple[SpeechToken, ...] = ()  # counted as there before, as Tortoise's fake prompt 1 is
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +70,7 @@ class PromptRow:
     """One text with one voice, embedded, and the candidates wanted of it."""
 
     row_id: str  # keys the random numbers, with the seed
-    prefix_PD: Tensor  # [P, D]: conditioning latent, text and stop embeddings of this row alone, unpadded
+    prefix_PD: "Tensor"  # [P, D]: conditioning latent, text and stop embeddings of this row alone, unpadded
     candidates: Sequence[int]  # candidate indices, e.g. range(16); range(16, 32) extends an earlier 16
 
 
@@ -78,7 +80,7 @@ class Candidate:
 
     row_id: str
     candidate: int
-    tokens: Tensor  # [T] int64 on the CPU, without the start and the stop token
+    tokens: "Tensor"  # [T] int64 on the CPU, without the start and the stop token
     finished: bool  # the stop token was drawn before the length limit
 
 

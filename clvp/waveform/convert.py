@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clvp.checkpoint import CheckpointError, check_keys, count_layers, open_pickle, shape_of
+from clvp.checkpoint import CheckpointError
 from clvp.config import ClvpConfig
 from clvp.waveform.denoiser import DiffusionConfig
 from clvp.waveform.files import WaveformModels
 from clvp.waveform.vocoder import VocoderConfig
+from clvp.weights import check_keys, count_layers, open_pickle, shape_of
 
 State = Mapping[str, Tensor]
 StrPath = str | os.PathLike[str]

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from clvp.checkpoint import CheckpointSource, load_weights, write_json, write_safetensors
+from clvp.checkpoint import (
+    DIFFUSION_FILE,
+    VOCODER_FILE,
+    WAVEFORM_CONFIG_FILE,
+    CheckpointSource,
+    write_json,
+)
 from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
 from clvp.waveform.random_voices import RandomVoices
 from clvp.waveform.vocoder import UnivNet, VocoderConfig
+from clvp.weights import load_weights, write_safetensors
 
-WAVEFORM_CONFIG_FILE = "waveform_config.json"
-DIFFUSION_FILE = "diffusion_decoder.safetensors"
-VOCODER_FILE = "vocoder.safetensors"
 RANDOM_VOICES_FILE = "random_voices.safetensors"
 
 

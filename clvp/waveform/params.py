@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from clvp.fields import Checked, Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRAINED_STEPS = 4000
 Sampler = Literal["p", "ddim", "dpm++2m"]
@@ -31,8 +33,8 @@ class WaveformParams(Checked):
     # how these lie among the 4000 of training: evenly in "time", as Tortoise's, or in the logarithm of the
     # signal-to-noise ratio, which few steps of "ddim" and "dpm++2m" need
     diffusion_spacing: Spacing = "log_snr"
-    # how far each step goes beyond what the voice and the tokens ask for, away from a pass without them; 2:
-    # Tortoise's, 0: off, half the work
+    # how far each step goes beyond what the voice and the tokens ask for, away from a pass without them; 0:
+    # off, half the work
     guidance: Annotated[float, Field(ge=0, le=100)] = 2.0
     # of the first noise; lower: calmer
     diffusion_temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
@@ -70,8 +72,8 @@ class WaveformRequest:
 
     row_id: str  # keys the noise, with the seed and the candidate's index
     candidate: int
-    latents_LE: Tensor  # [L, E] float32 speech latents
-    voice: Tensor  # what the decoder's `voice_latent` gave for the clips
+    latents_LE: "Tensor"  # [L, E] float32 speech latents
+    voice: "Tensor"  # what the decoder's `voice_latent` gave for the clips
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class DecodedSpeech:
 
     row_id: str
     candidate: int
-    mel_MT: Tensor  # [M, T] log-mels of 24 kHz, hop 256, float32 on the CPU
-    waveform_N: Tensor  # [256 · T] samples of 24 kHz within ±1, float32 on the CPU
+    mel_MT: "Tensor"  # [M, T] log-mels of 24 kHz, hop 256, float32 on the CPU
+    waveform_N: "Tensor"  # [256 · T] samples of 24 kHz within ±1, float32 on the CPU
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ class OutputFolder:
 
     uri: str
 
-    def refuse_links(self) -> None:
-        """Raise RunError where a part of a local output is a symbolic link: a run deletes what is in it."""
+    def check(self) -> None:
+        """Raise RunError where a local output is a file, or a part of it a link: a run deletes there."""
+        if storage.is_local(self.uri) and os.path.exists(self.uri) and not os.path.isdir(self.uri):
+            raise RunError(f"the output {self.uri} is a file: name a folder, which need not be there")
         for name in ("data", "errors", "metrics", "_manifest", "_parts", "_retried", "_scratch", "_lock"):
             if storage.is_local(self.uri) and os.path.islink(link := self.folder(name)):
                 raise RunError(f"{link} is a symbolic link: remove it, or use another output")

@@ -55,7 +55,7 @@ def exclusive(output: OutputFolder, note: Callable[[str], None] = lambda _: None
         return
     path = Path(storage.absolute(output.file("", NAME)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    output.refuse_links()
+    output.check()
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock does not end with its process
     try:
         held = lock.acquire(blocking=False)

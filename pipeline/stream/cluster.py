@@ -46,13 +46,15 @@ class Cluster:
     cpus: float
     gpus: float
     node_memory: float = 0  # bytes that tasks can reserve on the largest node; 0: not known
+    nodes: int = 1
 
     @classmethod
     def current(cls, gpus: int | None = None) -> "Cluster":
         """What there is now; `gpus` can come, where the cluster grows."""
         resources = ray.cluster_resources()
         memory = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
-        return cls(resources.get("CPU", 0), max(resources.get("GPU", 0), gpus or 0), max(memory, default=0))
+        gpus = max(resources.get("GPU", 0), gpus or 0)
+        return cls(resources.get("CPU", 0), gpus, max(memory, default=0), len(memory))
 
     @property
     def task_cpus(self) -> float:

@@ -24,24 +24,27 @@ _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 
 
-def commands(page: Path) -> Iterator[list[str]]:
+def commands(page: Path, blocks_only: bool = False) -> Iterator[list[str]]:
     """The words of every command line of a page."""
     text = page.read_text()
     for block in _BLOCK.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip():
                 yield shlex.split(line, comments=True)
-    for code in _CODE.findall(re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)):
-        if code.startswith(("python -m ", "ray ")):
+    text = "" if blocks_only else re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for code in _CODE.findall(text):
+        if code.startswith(("python -m ", "ray ", "clvp ")):
             yield shlex.split(code)
 
 
-def job_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Name and arguments of every `python -m jobs.NAME` of a page, those that are submitted too."""
-    for words in commands(page):
-        for i, word in enumerate(words):
+def job_commands(page: Path, blocks_only: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Module and arguments of every `clvp NAME` or `python -m jobs.NAME` of a page, submitted ones too."""
+    for words in commands(page, blocks_only):
+        for i, word in enumerate(words[1:], 1):
             if word.startswith("jobs.") and words[i - 1] == "-m" and "…" not in word:
                 yield word, words[i + 1 :]
+            elif words[i - 1] == "clvp" and word != "…":
+                yield f"jobs.{word}", words[i + 1 :]
 
 
 def parser_of(job: str) -> argparse.ArgumentParser:
@@ -74,17 +77,11 @@ def test_every_option_of_every_job_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_whole_commands_can_be_parsed(page: Path) -> None:
     """A command in a block of shell is one to type as it stands; one in a sentence may be a part."""
-    for block in _BLOCK.findall(page.read_text()):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            for i, word in enumerate(words):
-                if word.startswith("jobs.") and words[i - 1] == "-m":
-                    module, parser = importlib.import_module(word), parser_of(word)
-                    arguments = [*words[i + 1 :], ">"]
-                    options = parser.parse_args(arguments[: arguments.index(">")])
-                    if hasattr(module, "TEMPLATE") and not (options.config or options.print_config):
-                        required = REQUIRED if word == "jobs.synthesize" else ()
-                        read_run(parser, options, module.TEMPLATE, required)
+    for job, arguments in job_commands(page, blocks_only=True):
+        module, parser = importlib.import_module(job), parser_of(job)
+        options = parser.parse_args([*arguments, ">"][: [*arguments, ">"].index(">")])
+        if hasattr(module, "TEMPLATE") and not (options.config or options.print_config):
+            read_run(parser, options, module.TEMPLATE, REQUIRED if job == "jobs.synthesize" else ())
 
 
 def test_the_check_finds_what_does_not_exist(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from jobs import rank, replay, report, synthesize
 from jobs.options import Setting, read_run, settings_of
 from pipeline.checkpoint import describe_checkpoint
 from pipeline.errors import RunError
+from pipeline.inputs import check_model
 from pipeline.rows.columns import SEED
-from pipeline.run import check_model
 from pipeline.settings import ResultSettings, Run
 from tests.pipeline.synthetic_output import make_rows, write_data, write_run
 

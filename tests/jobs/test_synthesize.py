@@ -12,8 +12,7 @@ from jobs import convert, rank, synthesize
 from jobs.cli import describe, run_job
 from jobs.options import read_run
 from pipeline.errors import ManifestError, RunError, Terminated
-from pipeline.progress import Totals
-from pipeline.run import Summary
+from pipeline.progress import Summary, Totals
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 
 REQUIRED = ["--manifest", "m.csv", "--output", "out", "--model", "model"]

@@ -13,15 +13,17 @@ from unittest import mock
 
 import pyarrow as pa
 
-import pipeline.run
+import pipeline.inputs
+import pipeline.session
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ManifestError, RunError
 from pipeline.output import lock
+from pipeline.progress import Summary
 from pipeline.rows.columns import CANDIDATES
 from pipeline.rows.plan import make_plan
 from pipeline.rows.read import read_block
 from pipeline.rows.scan import RowIndex
-from pipeline.run import Summary, synthesize
+from pipeline.run import synthesize
 from pipeline.settings import ExecutionSettings, ResultSettings, Run
 from pipeline.stages import Work
 from pipeline.stages.write import BlockWriter
@@ -54,13 +56,18 @@ def driver_only(between: Callable[[int], None] = lambda number: None) -> Iterato
             between(number)
             yield (), write_block(work, read_block(work.manifest, plan.slices_of(number)))
 
-    with mock.patch.multiple(
-        pipeline.run,
-        reports=reports,
-        connected=lambda logs: nullcontext(),
-        check_model=lambda checkpoint, run: None,
-        describe_checkpoint=lambda location: Checkpoint(location, {"config.json": "aa"}),
-        Cluster=mock.Mock(current=lambda gpus: Cluster(2, 0)),
+    with (
+        mock.patch.multiple(
+            pipeline.session,
+            reports=reports,
+            connected=lambda logs: nullcontext(),
+            Cluster=mock.Mock(current=lambda gpus: Cluster(2, 0)),
+        ),
+        mock.patch.multiple(
+            pipeline.inputs,
+            check_model=lambda checkpoint, run: None,
+            describe_checkpoint=lambda location: Checkpoint(location, {"config.json": "aa"}),
+        ),
     ):
         yield
 

@@ -10,7 +10,8 @@ import pytest
 
 from clvp.sampling import EngineConfig, SamplingParams
 from pipeline.errors import ManifestError, RunError
-from pipeline.run import Summary, rank, synthesize
+from pipeline.progress import Summary
+from pipeline.run import rank, synthesize
 from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run, ScoringSettings
 from tests.pipeline.clips import write_clip, write_jsonl
 

@@ -22,6 +22,7 @@ from clvp.waveform.files import DIFFUSION_FILE, VOCODER_FILE, WAVEFORM_CONFIG_FI
 from pipeline.checkpoint import describe_checkpoint
 from pipeline.description import SOUND_FILES, describe, differing_fields
 from pipeline.errors import RunError
+from pipeline.inputs import decided
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish
 from pipeline.report import write_report
@@ -29,7 +30,6 @@ from pipeline.rows.manifest import open_manifest
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.rows.scan import scan
-from pipeline.run import decided
 from pipeline.settings import AudioSettings, ResultSettings, Run, ScoringSettings
 from pipeline.stages import Chain, Work, stages_of
 from pipeline.stages.waveform import encoded, file_name

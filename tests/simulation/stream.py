@@ -17,7 +17,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from clvp.random_checkpoint import write_random_checkpoint
-from pipeline import run, stages
+from pipeline import run, session, stages
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from tests.simulation.gauge import Gauge, Look
 from tests.simulation.stand_ins import StandInAudio, StandInRanker, StandInSampler
@@ -67,7 +67,7 @@ def run_stream(size: Size, folder: Path) -> Result:
     whole = Run((str(manifest),), str(folder / "output"), str(checkpoint), settings, execution)
     clock = _Clock()
     with _ray(size), _stand_ins(size), Gauge(lambda: clock.rows, _store_usage) as gauge:
-        with mock.patch.object(run, "reports", clock.watch(run.reports)):
+        with mock.patch.object(session, "reports", clock.watch(session.reports)):
             run.synthesize(whole)
         gauge.look()
     files = [path.stat().st_size for path in (folder / "output" / "data").glob("*.parquet")]

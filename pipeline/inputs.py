@@ -1,0 +1,63 @@
+"""What a run reads, found and checked before torch or Ray is loaded: a mistake is told within seconds."""
+
+from dataclasses import dataclass, replace
+
+from clvp import ClvpConfig
+from clvp.checkpoint import WAVEFORM_CONFIG_FILE
+from pipeline.checkpoint import Checkpoint, check_files, describe_checkpoint, fetch
+from pipeline.errors import RunError
+from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.payloads import Payload
+from pipeline.rows.scan import RowIndex, scan
+from pipeline.settings import ResultSettings, Run
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A run whose settings are decided, with its rows and its model."""
+
+    run: Run
+    manifest: Manifest
+    index: RowIndex
+    checkpoint: Checkpoint
+
+
+def find_inputs(run: Run, payload: Payload, output: str | None = None) -> Inputs:
+    """Raises ManifestError and RunError naming what is wrong."""
+    opened = open_manifest(run.manifest, payload, output)
+    check_files(run.model)
+    manifest, index = scan(opened)
+    checkpoint = describe_checkpoint(run.model)
+    run = decided(run, checkpoint)
+    check_model(checkpoint, run)
+    return Inputs(run, manifest, index, checkpoint)
+
+
+def decided(run: Run, checkpoint: Checkpoint) -> Run:
+    """The run with `audio="auto"` replaced by what the checkpoint can. Raises RunError where it cannot."""
+    if not isinstance(run.results, ResultSettings):
+        return run
+    audio, can = run.results.audio, WAVEFORM_CONFIG_FILE in checkpoint.files
+    if audio.audio not in ("auto", "none") and not can:
+        raise RunError(
+            f"the model {checkpoint.location} has no files for sound ({WAVEFORM_CONFIG_FILE}): add them with "
+            "clvp convert --diffusion FILE --vocoder FILE --output FOLDER, or use --audio none"
+        )
+    if audio.audio == "auto":
+        audio = replace(audio, audio="best" if can else "none")
+    return replace(run, results=replace(run.results, audio=audio))
+
+
+def check_model(checkpoint: Checkpoint, run: Run) -> None:
+    """Raise RunError when the model is unreadable, or has fewer positions than the longest candidate."""
+    try:
+        config = ClvpConfig.from_pretrained(fetch(checkpoint))
+    except (OSError, ValueError) as error:
+        raise RunError(f"the model {checkpoint.location} cannot be used: {error}") from error
+    if isinstance(run.results, ResultSettings):
+        sampling = run.results.sampling
+        positions = config.decoder_config.max_position_embeddings - (sampling.mel_positions == "skip_one")
+        if sampling.max_new_tokens > positions:
+            raise RunError(
+                f"max_new_tokens={sampling.max_new_tokens} exceeds the model's {positions} positions"
+            )
