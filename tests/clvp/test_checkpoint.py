@@ -19,8 +19,9 @@ from clvp import (
     ClvpModel,
     ClvpModelForConditionalGeneration,
 )
-from clvp.checkpoint import CheckpointError, CheckpointSource, open_pickle
+from clvp.checkpoint import CheckpointError, CheckpointSource
 from clvp.layers import inverse_frequencies
+from clvp.weights import open_pickle
 
 MODEL = "model.safetensors"
 

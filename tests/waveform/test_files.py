@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from clvp import ClvpModelForConditionalGeneration
-from clvp.checkpoint import CheckpointError, check_keys
+from clvp.checkpoint import CheckpointError
 from clvp.random_checkpoint import random_waveform_models, write_random_checkpoint
 from clvp.tortoise import convert_tortoise
 from clvp.waveform.convert import convert_waveform, diffusion_config, fold_weight_norm
 from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
 from clvp.waveform.files import load_waveform_models
+from clvp.weights import check_keys
 from jobs import convert
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from clvp.checkpoint import check_keys
 from clvp.waveform.random_voices import RandomLatent, RandomVoices
+from clvp.weights import check_keys
 from tests.waveform.conftest import relative_error
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import UnivNetConfig, UnivNetModel
 
-from clvp.checkpoint import CheckpointError, check_keys
+from clvp.checkpoint import CheckpointError
 from clvp.waveform.convert import fold_weight_norm, vocoder_config
 from clvp.waveform.vocoder import UnivNet, VocoderConfig
+from clvp.weights import check_keys
 from tests.waveform.conftest import relative_error
 
 
