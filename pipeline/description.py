@@ -22,6 +22,7 @@ from pipeline import storage
 from pipeline.errors import RunError, shown
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import REJECTED_FILE, RETRIED
+from pipeline.output.retype import retype, without_values
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
@@ -127,6 +128,21 @@ def settle(output: OutputFolder, now: Description) -> Description:
     return _continued(output, load(output), now) or save(output, now)
 
 
+def retyped(output: OutputFolder, before: Description, now: Description) -> Description:
+    """The description of an output, with the types of now for columns in which no stored row has a value."""
+    both = before.columns.keys() & now.columns.keys()
+    free = without_values(output, {name for name in both if before.columns[name] != now.columns[name]})
+    return replace(before, columns={**before.columns, **{name: now.columns[name] for name in free}})
+
+
+def retype_empty(output: OutputFolder, now: Description, columns: pa.Schema) -> None:
+    """Let columns of the output without a value have the types that they have now."""
+    before = load(output)
+    if before is not None and (after := retyped(output, before, now)) != before:
+        retype(output, pa.schema([f for f in columns if after.columns[f.name] != before.columns.get(f.name)]))
+        save(output, after)
+
+
 def check_continues(output: OutputFolder, run: "Run", checkpoint: "Checkpoint") -> None:
     """Raise RunError where `settle` would, for all but the columns, which take longer to know."""
     if (before := load(output)) is not None:
@@ -141,7 +157,12 @@ def _continued(output: OutputFolder, before: Description | None, now: Descriptio
             f"{output.uri} holds Parquet files but no {NAME}, which says what made them: restore it, or use "
             "another output"
         )
-    if differing and _holds_rows(output):
+    if before is not None and differing and _holds_rows(output):
+        if new := sorted(now.columns.keys() - before.columns.keys()):
+            raise RunError(
+                f"the manifest has new columns ({', '.join(map(shown, new))}), which the rows in "
+                f"{output.uri} lack: leave them out, or use another output"
+            )
         raise RunError(
             f"{output.uri} was made with other settings ({'; '.join(differing)}): "
             "use them again, or another output"

@@ -8,7 +8,7 @@ dropped cannot be among the best of more.
 
 from dataclasses import replace
 
-from pipeline.description import SOUND_FILES, Description, differences, load
+from pipeline.description import SOUND_FILES, Description, differences, load, retyped
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import ResultSettings
@@ -22,6 +22,7 @@ def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Descripti
         raise RunError(f"{earlier.uri} holds no run to extend: there is no run.json in it")
     if earlier.uri == output.uri:
         raise RunError("a run is extended into an output of its own: name another folder as --output")
+    before = retyped(earlier, before, now)
     old, new = before.results, now.results
     if not isinstance(old, ResultSettings) or not isinstance(new, ResultSettings):
         raise RunError(f"{earlier.uri} was not sampled but ranked only; there is nothing to extend")

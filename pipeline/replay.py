@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clvp.sampling import EngineConfig
 from pipeline import storage
@@ -169,9 +168,7 @@ def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:
 def _matching(output: OutputFolder, folder: str, row_id: str) -> Iterator[pa.Table]:
     """The row in each row group that has it."""
     for name in output.parquet_files(folder):
-        source, path = storage.resolve(output.file(folder, name))
-        with source.open_input_file(path) as stream:
-            parquet = pq.ParquetFile(stream)
+        with output.open_table(folder, name) as parquet:
             for group in range(parquet.num_row_groups):
                 ids = parquet.read_row_group(group, columns=["id"])["id"]
                 if pc.any(pc.equal(ids, row_id)).as_py():

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.description import Description, describe, settle, settle_engine
+from pipeline.card import write_card
+from pipeline.description import Description, describe, load, retype_empty, settle, settle_engine
 from pipeline.errors import RunError, safe, shown
 from pipeline.extend import check_extendable
 from pipeline.inputs import Inputs
@@ -43,10 +44,12 @@ RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of bl
 def run_session(inputs: Inputs, output: OutputFolder, seed: int | None) -> Summary:
     """Bring every row to an end. Raises RunError where the output belongs to another run."""
     run, manifest = inputs.run, inputs.manifest
-    now = describe(run, inputs.checkpoint, output_columns(run, manifest))
+    columns = output_columns(run, manifest)
+    now = describe(run, inputs.checkpoint, columns)
     earlier = OutputFolder(storage.absolute(run.extend)) if run.extend is not None else None
     extended = None if earlier is None else check_extendable(earlier, output, now)
     with exclusive(output, lambda message: print(safe(message), flush=True)) as held:
+        retype_empty(output, now, columns)
         description = settle(output, now)
         work = Work(run, manifest, inputs.checkpoint, output, seed)
         if earlier is not None and extended is not None:
@@ -88,6 +91,7 @@ def _finish(work: Work, index: RowIndex, description: Description, held: Held) -
             f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
         )
     _check_stored(files, index)
+    write_card(output, load(output) or description)
     return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)
 
 

@@ -1,5 +1,6 @@
 """The output of a run as a folder.
 
+OUTPUT/README.md          the dataset card, by which `datasets` loads what is in data/
 OUTPUT/run.json           what the run was told, and what its results depend on
 OUTPUT/data/*.parquet     one row per utterance, ranked candidates inside
 OUTPUT/errors/*.parquet   one row per manifest row that failed
@@ -10,6 +11,8 @@ OUTPUT/_lock              held by the one run at work on the output
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -31,7 +34,17 @@ class OutputFolder:
         """Raise RunError where a local output is a file, or a part of it a link: a run deletes there."""
         if storage.is_local(self.uri) and os.path.exists(self.uri) and not os.path.isdir(self.uri):
             raise RunError(f"the output {self.uri} is a file: name a folder, which need not be there")
-        for name in ("data", "errors", "metrics", "_manifest", "_parts", "_retried", "_scratch", "_lock"):
+        for name in (
+            "data",
+            "errors",
+            "metrics",
+            "_manifest",
+            "_parts",
+            "_retried",
+            "_scratch",
+            "_lock",
+            "README.md",
+        ):
             if storage.is_local(self.uri) and os.path.islink(link := self.folder(name)):
                 raise RunError(f"{link} is a symbolic link: remove it, or use another output")
 
@@ -64,10 +77,19 @@ class OutputFolder:
         """Names of the Parquet files in one of the folders, sorted."""
         return storage.list_names(self.folder(folder), ".parquet")
 
-    def read_table(self, folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
+    @contextmanager
+    def open_table(self, folder: str, name: str) -> Iterator[pq.ParquetFile]:
         source, path = storage.resolve(self.file(folder, name))
         with source.open_input_file(path) as stream:
-            return pq.ParquetFile(stream).read(columns=columns)
+            yield pq.ParquetFile(stream)
+
+    def schema(self, folder: str, name: str) -> pa.Schema:
+        with self.open_table(folder, name) as parquet:
+            return parquet.schema_arrow
+
+    def read_table(self, folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        with self.open_table(folder, name) as parquet:
+            return parquet.read(columns=columns)
 
 
 def rows_per_group(table: pa.Table) -> int:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import good_rows
 from pipeline.rows.payloads import SAMPLED_TYPE, STORED
@@ -54,9 +52,8 @@ class StoredCandidates:
         found: dict[str, dict[str, Any]] = {}
         value_set = pa.array(ids, pa.string())
         for file, group in sorted(places):
-            source, path = storage.resolve(self.output.file("data", self.files[file]))
-            with source.open_input_file(path) as stream:
-                rows = pq.ParquetFile(stream).read_row_group(group, columns=COLUMNS)
+            with self.output.open_table("data", self.files[file]) as parquet:
+                rows = parquet.read_row_group(group, columns=COLUMNS)
             rows = rows.filter(pc.is_in(rows["id"], value_set=value_set))
             found |= {row["id"]: row for row in rows.to_pylist()}
         return found
@@ -67,9 +64,7 @@ def open_stored(output: OutputFolder, sampled: int) -> StoredCandidates:
     names = output.parquet_files("data")
     hashes, places = [np.zeros(0, np.uint64)], [np.zeros((0, 2), np.int32)]
     for number, name in enumerate(names):
-        source, path = storage.resolve(output.file("data", name))
-        with source.open_input_file(path) as stream:
-            parquet = pq.ParquetFile(stream)
+        with output.open_table("data", name) as parquet:
             for group in range(parquet.num_row_groups):
                 hashes.append(_hashes(parquet.read_row_group(group, columns=["id"])["id"].to_pylist()))
                 places.append(np.tile(np.array([number, group], np.int32), (len(hashes[-1]), 1)))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from pipeline.description import (
     differences,
     from_json,
     load,
+    retype_empty,
     settle,
     settle_engine,
 )
@@ -88,6 +90,52 @@ def test_another_run_is_refused_with_the_field_that_differs(
     with pytest.raises(RunError) as caught:
         settle(output, told(settings, checkpoint, columns))
     assert f"({expected}): use them again, or another output" in str(caught.value)
+
+
+def test_new_columns_are_told_in_one_sentence_with_the_way_out(output: OutputFolder) -> None:
+    settle(output, told())
+    output.write_table("_parts", "a.parquet", pa.table({"id": ["a"]}))
+    with pytest.raises(RunError) as caught:
+        settle(output, told(columns=pa.schema([*COLUMNS, ("mood", pa.string()), ("age", pa.int8())])))
+    assert str(caught.value) == (
+        "the manifest has new columns ('age', 'mood'), which the rows in "
+        f"{output.uri} lack: leave them out, or use another output"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "after"),
+    [
+        (pa.array([None, None], pa.string()), pa.int64(), [None, None]),
+        (pa.array([None, None], pa.null()), pa.string(), [None, None]),
+        (pa.array([[], None], pa.list_(pa.string())), pa.list_(pa.int8()), [[], None]),
+        (pa.array([None, None], pa.string()), pa.struct([("a", pa.int8())]), [None, None]),
+        (pa.array([None, "x"], pa.string()), pa.int64(), None),
+        (pa.array([[], [None]], pa.list_(pa.string())), pa.list_(pa.int8()), [[], [None]]),
+    ],
+)
+def test_a_column_without_values_takes_the_type_that_it_has_now(
+    output: OutputFolder, stored: pa.Array, now: pa.DataType, after: list[Any] | None
+) -> None:
+    """In what is published and what is not. With a value it is a conflict, and nothing is touched."""
+    settle(output, told(columns=pa.schema([("speaker", stored.type)])))
+    output.write_table("data", "000001.parquet", pa.table({"id": ["a", "b"], "speaker": stored}))
+    output.write_table("_parts", "p.parquet", pa.table({"id": ["c", "d"], "extra.speaker": stored}))
+    schema = pa.schema([("speaker", now)])
+    described = told(columns=schema)
+    retype_empty(output, described, schema)
+    if after is None:
+        with pytest.raises(RunError, match=r"columns\.speaker: 'string' there, 'int64' here"):
+            settle(output, described)
+        assert output.schema("data", "000001.parquet").field("speaker").type == stored.type
+        return
+    assert settle(output, described).columns == {"speaker": str(now)}
+    for folder, name, column in (
+        ("data", "000001.parquet", "speaker"),
+        ("_parts", "p.parquet", "extra.speaker"),
+    ):
+        table = output.read_table(folder, name)
+        assert (table.schema.field(column).type, table[column].to_pylist()) == (now, after)
 
 
 def test_a_run_that_has_stored_nothing_binds_nobody(output: OutputFolder) -> None:

@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
+import yaml
 
+from pipeline import readable
+from pipeline.card import BEGIN, write_card
 from pipeline.checkpoint import describe_checkpoint
+from pipeline.description import load
+from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
+from pipeline.output.publish import AUDIO_METADATA
 from pipeline.output.stored_candidates import open_stored
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.memory import MAX_CANDIDATES
@@ -22,7 +29,8 @@ from pipeline.rows.plan import make_plan
 from pipeline.rows.scan import scan
 from pipeline.settings import RankingSettings, ResultSettings, Run
 from pipeline.stages import Chain, Work, stages_of
-from tests.pipeline.synthetic_output import candidate, data_table, make_rows
+from pipeline.stages.waveform import AUDIO_TYPE
+from tests.pipeline.synthetic_output import candidate, data_table, make_rows, write_description
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
@@ -109,6 +117,111 @@ def test_polars_reads_scores_without_the_tokens(output: Path, written: list[Row]
     assert scores.height == ROWS * CANDIDATES
     expected = sorted(candidate["score"] for row in written for candidate in row["candidates"])
     assert np.allclose(sorted(scores["score"].to_list()), expected)
+
+
+def test_load_dataset_finds_the_rows_by_the_card(output: Path, written: list[Row], tmp_path: Path) -> None:
+    """And nothing else of an output, with the types of its columns, and sound as sound."""
+    datasets = pytest.importorskip("datasets")
+    folder = OutputFolder(str(tmp_path / "corpus"))
+    sound = pa.array([{"bytes": b"fLaC", "path": f"{row['id']}.flac"} for row in written], AUDIO_TYPE)
+    table = data_table(written).append_column("audio", sound)
+    table = table.append_column("tags", pa.array([["a"], None] * (ROWS // 2), pa.list_(pa.string())))
+    folder.write_table("data", "000001.parquet", table.replace_schema_metadata(AUDIO_METADATA))
+    folder.write_table("errors", "000001.parquet", pa.table({"id": ["x"], "message": ["bad"]}))
+    folder.write("audio", "row-000000.flac", b"fLaC")
+    folder.write("_parts", "p.parquet", b"half a file")
+    folder.write("metrics", "m.jsonl", b'{"rows": 5}')
+    write_description(Path(folder.uri))
+    write_card(folder, load(folder))
+    found = datasets.load_dataset(folder.uri, cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": ROWS}
+    features = found["train"].features
+    assert features["audio"] == datasets.Audio(sampling_rate=24_000)
+    assert features == datasets.Features.from_arrow_schema(folder.schema("data", "000001.parquet"))
+    loaded = found["train"].cast_column("audio", datasets.Audio(decode=False))
+    assert {row["id"]: row["audio"]["bytes"] for row in loaded} == {row["id"]: b"fLaC" for row in written}
+
+
+def test_a_card_keeps_what_people_write_and_renews_the_rest(written: list[Row], tmp_path: Path) -> None:
+    folder = OutputFolder(str(tmp_path))
+    write_description(tmp_path)
+    write_card(folder, load(folder))
+    assert "dataset_info" not in (tmp_path / "README.md").read_text()
+    folder.write_table("data", "000001.parquet", data_table(written[:2]))
+    write_card(folder, load(folder))
+    first = (tmp_path / "README.md").read_text()
+    assert "| the best of each row | 2 | " in first
+    assert f"| all that are stored | {2 * CANDIDATES} | " in first
+    mine = first.replace("license: other", "license: cc-by-4.0").replace(
+        "| the texts | |", "| the texts | CC0 |"
+    )
+    (tmp_path / "README.md").write_text(mine.replace(BEGIN, f"# By us\n\n{BEGIN}"))
+    folder.write_table("data", "000002.parquet", data_table(written[2:]))
+    for _ in range(2):
+        write_card(folder, load(folder))
+    text = (tmp_path / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in text
+    assert "| the texts | CC0 |" in text
+    assert text.count("# By us\n") == text.count(BEGIN) == 1
+    assert f"| the best of each row | {ROWS} | " in text
+    card = yaml.safe_load(text.split("---")[1])
+    assert card["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}
+    ]
+    best = [row["candidates"][0]["score"] for row in written]
+    assert f" {readable.number(float(np.quantile(best, 0.5)))} |" in text
+
+
+@pytest.mark.parametrize(
+    "dtype", [pa.map_(pa.string(), pa.int8()), pa.list_(pa.map_(pa.string(), pa.int8()))]
+)
+def test_a_type_that_datasets_has_not_is_left_to_the_files(tmp_path: Path, dtype: pa.DataType) -> None:
+    table = data_table(make_rows(2, 1)).append_column("odd", pa.nulls(2, dtype))
+    folder = OutputFolder(str(tmp_path))
+    folder.write_table("data", "000001.parquet", table)
+    write_description(tmp_path)
+    write_card(folder, load(folder))
+    text = (tmp_path / "README.md").read_text()
+    assert "dataset_info" not in text
+    assert "data/*.parquet" in text
+
+
+def test_a_card_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_description(tmp_path)
+    for content in (b"---\nlicense: [mit\n---\n", b"\xff"):
+        (tmp_path / "README.md").write_bytes(content)
+        with pytest.raises(RunError, match=r"README\.md cannot be read: mend or delete it"):
+            write_card(OutputFolder(str(tmp_path)), load(OutputFolder(str(tmp_path))))
+        assert (tmp_path / "README.md").read_bytes() == content
+
+
+def two_outputs(tmp_path: Path) -> tuple[list[Path], list[str]]:
+    """Of one pass-through column each, without a value in the first; their ids."""
+    outputs, ids = [], []
+    for number, note in enumerate((None, "x")):
+        rows = make_rows(3, 2, seed=number, prefix=f"run{number}")
+        table = data_table(rows).append_column("note", pa.array([None, None, note], pa.string()))
+        tags = pa.array([[], [], [note] if note else []], pa.list_(pa.string()))
+        OutputFolder(str(tmp_path / f"run-{number}")).write_table(
+            "data", "000001.parquet", table.append_column("tags", tags)
+        )
+        outputs.append(tmp_path / f"run-{number}" / "data" / "000001.parquet")
+        ids += [row["id"] for row in rows]
+    return outputs, ids
+
+
+def test_two_outputs_are_read_together(tmp_path: Path) -> None:
+    """Where a column of one has no value, it is text, and no `null` that readers would stumble over."""
+    datasets, duckdb, polars, pandas = map(pytest.importorskip, ("datasets", "duckdb", "polars", "pandas"))
+    files, ids = two_outputs(tmp_path)
+    names = [str(path) for path in files]
+    assert sorted(row[0] for row in duckdb.read_parquet(names).fetchall()) == sorted(ids)
+    assert polars.read_parquet(names)["id"].to_list() == ids
+    loaded = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=str(tmp_path / "c"))
+    assert loaded["id"][:] == ids
+    assert loaded["tags"][5] == ["x"]
+    assert list(pandas.concat(map(pandas.read_parquet, names))["id"]) == ids
+    assert pa.parquet.read_table(names)["note"].to_pylist() == [None] * 5 + ["x"]
 
 
 @pytest.fixture(scope="module")
