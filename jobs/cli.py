@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pipeline.errors import ManifestError, RunError, Terminated, safe
+from pipeline.readable import hours, seconds
 
 if TYPE_CHECKING:  # a job that needs no Ray starts without it
     from pipeline.progress import Summary
@@ -79,7 +80,11 @@ def describe(summary: "Summary") -> str:
         ("failed rows", f"{failed:,}" + _before(summary.failed_before)),
         ("candidates", f"{totals.candidates:,}, {totals.unfinished:,} of them without a stop token"),
         ("speech tokens", f"{totals.tokens:,}, {summary.tokens_per_second:,.0f} per second"),
-        ("audio", f"{totals.audio_hours:.3f} hours, in {summary.seconds:,.1f} seconds"),
+        (
+            "speech",
+            f"{hours(totals.best_s / 3600)} in the best, {hours(totals.audio_hours)} in all of them",
+        ),
+        ("time", seconds(summary.seconds)),
         ("output", f"{summary.output}/data"),
         ("errors", f"{summary.output}/errors" if failed + summary.failed_before else "none"),
     ]

@@ -1,4 +1,4 @@
-"""What a run has done so far, as lines that read well on a terminal and in a job's log."""
+"""What a run has done so far, for a terminal and for a job's log."""
 
 import sys
 import threading
@@ -8,11 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
 from pipeline.errors import safe
 from pipeline.metrics import Sample
-from pipeline.readable import clock
+from pipeline.readable import clock, hours
 from pipeline.rows.columns import TOKENS_PER_SECOND
 from pipeline.stream.envelope import Timing
+from pipeline.stream.states import StageState, busy_now, waits_for
 
 
 @dataclass
@@ -24,19 +31,19 @@ class Totals:
     candidates: int = 0
     tokens: int = 0
     unfinished: int = 0
+    best_s: float = 0.0  # of speech, of the best candidate of each row
     busy_s: dict[str, float] = field(default_factory=dict)  # by stage, added up over workers
-    workers: dict[str, set[str]] = field(default_factory=dict)  # by stage, all that were seen
 
     def add(self, report: Mapping[str, Any], timings: Sequence[Timing] = ()) -> None:
         """Add the report of one block and what its stages took."""
-        for name in ("rows", "failed", "candidates", "tokens", "unfinished"):
+        for name in ("rows", "failed", "candidates", "tokens", "unfinished", "best_s"):
             setattr(self, name, getattr(self, name) + report[name])
         for timing in timings:
             self.busy_s[timing.stage] = self.busy_s.get(timing.stage, 0.0) + timing.seconds
-            self.workers.setdefault(timing.stage, set()).add(timing.worker)
 
     @property
     def audio_hours(self) -> float:
+        """Of all candidates."""
         return self.tokens / TOKENS_PER_SECOND / 3600
 
 
@@ -57,36 +64,61 @@ class Summary:
 
 
 class Progress:
-    """Prints a line now and then, also while no block is finished. Use as a context manager."""
+    """Tells how far a run is, also while no block is finished: a bar on a terminal, lines elsewhere. Use as a
+    context manager around the stream.
+    """
 
     def __init__(self, todo: int, seconds: float, stream: TextIO | None = None) -> None:
         self.todo = todo
         self.totals = Totals()
-        self.seconds = seconds
+        self.seconds = seconds  # between two lines
         self.stream = stream or sys.stderr
-        self.started = time.monotonic()  # again when the stream begins
+        self.began = self.started = time.monotonic()  # the run, by which all lines go; its stream
+        self._first: tuple[float, int] | None = None  # when the first block came, and its rows
+        self.states: list[StageState] = []  # of the stages, when they were looked at last
+        self._since = (self.began, 0)  # as of the line before: time, tokens
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._bar: Live | None = None
 
     def __enter__(self) -> "Progress":
         self.started = time.monotonic()
-        self._last: tuple[float, int, dict[str, float]] = (self.started, 0, {})  # as of the line before
-        self._thread.start()
+        self._since = (self.started, 0)
+        if self.stream is not None and self.stream.isatty():  # none where it is closed
+            console = Console(file=self.stream)
+            self._bar = Live(get_renderable=self._rendered, console=console, refresh_per_second=2)
+            self._bar.start()
+        else:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        else:
+            self._thread.join()
 
     def add(self, report: Mapping[str, Any], timings: Sequence[Timing] = ()) -> None:
         with self._lock:
             self.totals.add(report, timings)
+            self._first = self._first or (time.monotonic(), self.totals.rows + self.totals.failed)
+
+    def see(self, states: list[StageState]) -> None:
+        """What the stages are at, now."""
+        with self._lock:
+            self.states = states
 
     def note(self, message: str) -> None:
         """Print one line; a terminal or pipe that is closed by now ends no run."""
+        line = f"[{clock(time.monotonic() - self.began)}] {safe(message)}"
         with suppress(OSError):
-            print(f"[{clock(self.elapsed)}] {safe(message)}", file=self.stream, flush=True)
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False, emoji=False)
+            else:
+                print(line, file=self.stream, flush=True)
 
     def sample(self, gpus: float) -> Sample:
         """The sums so far, for the run's metrics."""
@@ -100,37 +132,68 @@ class Progress:
                 candidates=totals.candidates,
                 tokens=totals.tokens,
                 audio_s=totals.tokens / TOKENS_PER_SECOND,
-                left=self.todo - totals.rows - totals.failed,
+                left=self.left,
                 gpus=gpus or None,
                 busy_s=dict(totals.busy_s),
             )
 
     @property
+    def left(self) -> int:
+        """Rows that are left to do."""
+        return self.todo - self.totals.rows - self.totals.failed
+
+    @property
     def elapsed(self) -> float:
+        """Seconds of the stream."""
         return time.monotonic() - self.started
 
     def line(self) -> str:
-        """Rows, failures, speed now and overall, audio, the time that is left, and how many workers of each
-        stage were at work on average since the line before, of all seen so far.
-
-        A block counts when it is written, so a stage can seem idle, and then busier than it can be.
-        """
+        """Rows, failures, speed since the line before and overall, speech, time left, what the stages do."""
         with self._lock:
-            totals, (then, tokens, busy) = self.totals, self._last
-            self._last = (time.monotonic(), totals.tokens, dict(totals.busy_s))
-            seconds = max(self._last[0] - then, 1e-9)
-            rows = totals.rows + totals.failed
-            current, overall = (totals.tokens - tokens) / seconds, totals.tokens / max(self.elapsed, 1e-9)
-            left = f"{clock(self.elapsed / rows * (self.todo - rows))} left" if rows else "starting"
-            shares = ", ".join(
-                f"{name} {(spent - busy.get(name, 0.0)) / seconds:.1f}/{len(totals.workers[name])}"
-                for name, spent in totals.busy_s.items()
-            )
-            return (
-                f"{rows:,}/{self.todo:,} rows, {totals.failed:,} failed, "
-                f"{totals.candidates:,} candidates, {current:,.0f} tokens/s now, {overall:,.0f} overall, "
-                f"{totals.audio_hours:.2f} h of audio, {left}{f', busy: {shares}' if shares else ''}"
-            )
+            now, (then, tokens) = time.monotonic(), self._since
+            self._since = (now, self.totals.tokens)
+            current = (self.totals.tokens - tokens) / max(now - then, 1e-9)
+            return ", ".join([self._counts(), *self._amounts(current), *self._doing()])
+
+    def _counts(self) -> str:
+        rows = self.totals.rows + self.totals.failed
+        return f"{rows:,}/{self.todo:,} rows, {self.totals.failed:,} failed"
+
+    def _amounts(self, current: float | None = None) -> list[str]:
+        """Once there are any."""
+        totals = self.totals
+        if not totals.candidates:
+            return []
+        overall = f"{totals.tokens / max(self.elapsed, 1e-9):,.0f}"
+        speeds = (
+            f"{overall} tokens/s" if current is None else f"{current:,.0f} tokens/s now, {overall} overall"
+        )
+        speech = f"speech: {hours(totals.best_s / 3600)} best, {hours(totals.audio_hours)} all"
+        return [f"{totals.candidates:,} candidates", speeds, speech]
+
+    def _doing(self) -> list[str]:
+        """The time that is left, what stages wait for, and how many workers of those ready are at work."""
+        rows = self.totals.rows + self.totals.failed
+        waiting, busy = waits_for(self.states), busy_now(self.states)
+        found = [f"{clock(self._time_left(rows))} left" if rows else "", waiting, busy]
+        return [text for text in found if text] or ["starting"]
+
+    def _time_left(self, rows: int) -> float:
+        """Seconds, at the pace since the first block: models were loaded before."""
+        when, first = self._first or (self.started, 0)
+        if rows == first:
+            when, first = self.started, 0
+        return (time.monotonic() - when) / (rows - first) * self.left
+
+    def _rendered(self) -> Group:
+        """The bar, and what else there is to say below it."""
+        with self._lock:
+            grid = Table.grid(padding=(0, 1))
+            completed = self.totals.rows + self.totals.failed
+            bar = ProgressBar(total=max(self.todo, 1), completed=completed, width=40)
+            grid.add_row(f"[{clock(time.monotonic() - self.began)}]", bar, Text(self._counts()))
+            below = (", ".join(self._amounts()), ", ".join(self._doing()))
+            return Group(grid, *(Text(text) for text in below if text))
 
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):

@@ -35,8 +35,10 @@ from pipeline.rows.scan import RowIndex
 from pipeline.settings import ResultSettings
 from pipeline.stages import Work, output_columns
 from pipeline.stream.cluster import Cluster, connected
+from pipeline.stream.exported import Exported
 from pipeline.stream.retry import reports
 from pipeline.stream.stream import rows_per_block
+from pipeline.stream.watch import watch
 
 RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of blocks goes
 
@@ -141,8 +143,9 @@ def _stream(
     cluster = Cluster.current(execution.gpus)
     size = rows_per_block(execution, candidates, cluster, len(todo), sounds)
     work = replace(work, engine=description.engine)
-    metrics = MetricsLog(work.output.uri, execution.report_seconds)
+    metrics, exported = MetricsLog(work.output.uri, execution.report_seconds), Exported()
     progress.note(f"blocks of up to {size} rows, on {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs")
+    watch(progress.see)
     with progress:
         try:
             for timings, report in reports(work, cluster, index, todo, size, progress.note):
@@ -151,6 +154,7 @@ def _stream(
                     description = settle_engine(work.output, description, json.loads(report["engine"]))
                 publisher.add(report["part"], report["num_bytes"])
                 progress.add(report, timings)
+                exported.add(report, timings, progress.left, progress.states)
                 metrics.add(progress.sample(cluster.gpus))
         except BaseException:
             with suppress(OSError):  # what ended the run matters more

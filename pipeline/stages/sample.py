@@ -77,6 +77,11 @@ class Sampler:
         self.latents: dict[str, torch.Tensor] = {}  # of the voices used last, the latest at the end
         self.voices_cached = voices_cached
 
+    @property
+    def lanes_in_use(self) -> float:
+        """Candidates decoded at a time, on average over the last block."""
+        return self.sampler.stats.tokens / max(self.sampler.stats.steps, 1)
+
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
         prompts, table = map_rows(table, "sample", lambda i: self._prompt(table, i))

@@ -41,6 +41,8 @@ REPORT = pa.schema(
         ("candidates", pa.int64()),
         ("tokens", pa.int64()),
         ("unfinished", pa.int64()),  # candidates without a stop token
+        ("best_s", pa.float64()),  # of speech, of the best candidate of each row
+        ("best_score", pa.float64()),  # of those, on average; null where there is none
         ("engine", pa.string()),  # null where nothing was sampled
     ]
 )
@@ -80,6 +82,7 @@ def part_name(ids: list[str]) -> str:
 def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
     candidates = pc.list_flatten(table["candidates"])
     failed = len(table) - table["error"].null_count
+    best = candidates.filter(pc.equal(pc.struct_field(candidates, "rank"), 1))
     row = {
         "part": name,
         "num_bytes": num_bytes,
@@ -88,6 +91,8 @@ def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
         "candidates": len(candidates),
         "tokens": pc.sum(pc.struct_field(candidates, "num_tokens")).as_py() or 0,
         "unfinished": pc.sum(pc.invert(pc.struct_field(candidates, "finished"))).as_py() or 0,
+        "best_s": pc.sum(pc.struct_field(best, "duration_s")).as_py() or 0.0,
+        "best_score": pc.mean(pc.struct_field(best, "score")).as_py(),
         "engine": next((value for value in table["engine"].to_pylist() if value is not None), None),
     }
     return pa.Table.from_pylist([row], schema=REPORT)

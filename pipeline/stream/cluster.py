@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,9 @@ LOST = (
     ray.exceptions.NodeDiedError,
     ray.exceptions.LocalRayletDiedError,
 )
+
+
+_connect = ray._private.worker.connect
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,7 @@ def _start_or_join(worker_logs: bool) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if not worker_logs:  # else Ray prints 50 lines of its state when a raylet dies, and more with each worker
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
+        ray._private.worker.connect = _connect_silently
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -211,6 +216,26 @@ def _start_or_join(worker_logs: bool) -> None:
     finally:
         if in_main_thread and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _connect_silently(*arguments: Any, **named: Any) -> Any:
+    """Ray's native code in this process prints errors that are none, of every actor that Ray Data makes
+    (ray-project/ray#57733) and of every task that dies. It reads its level when it connects, and prints that
+    it has; processes that are started before have theirs from the environment.
+    """
+    before = os.environ.get("RAY_BACKEND_LOG_LEVEL")
+    if sys.stderr is None or before is not None:
+        return _connect(*arguments, **named)
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        return _connect(*arguments, **named)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        del os.environ["RAY_BACKEND_LOG_LEVEL"]
 
 
 def _why_not_started(error: Exception) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.metrics import Gauge
 
 from pipeline import storage
 from pipeline.errors import (
@@ -31,10 +32,12 @@ from pipeline.errors import (
     safe,
 )
 from pipeline.stages import Chain, OnBlock, Stage
+from pipeline.stages.sample import Sampler
 from pipeline.stream.envelope import Envelope, Timing
 
 EXIT_DEVICE_LOST = 70
 MAX_DEATHS_LOADING = 3
+LANES = "clvp_lanes"  # a metric, as in `pipeline.stream.exported`
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +87,18 @@ def stage_actor(name: str) -> type:
 
     class Actor:
         def __init__(self, group: Sequence[Stage], work: Any) -> None:
-            self.run = guarded(name, _loaded(name, group, work))
+            chain = _loaded(name, group, work)
+            self.run = guarded(name, chain)
+            steps = chain.steps if isinstance(chain, Chain) else ()
+            self.samplers = [made for _, made in steps if isinstance(made, Sampler)]
+            if self.samplers:
+                self.lanes = Gauge(LANES, "Candidates that a sampler decodes at a time.")
 
         def __call__(self, row: pa.Table) -> pa.Table:
-            return self.run(row)
+            row = self.run(row)
+            for sampler in self.samplers:
+                self.lanes.set(sampler.lanes_in_use)
+            return row
 
     Actor.__name__ = Actor.__qualname__ = name
     return Actor

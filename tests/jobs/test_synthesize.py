@@ -144,9 +144,7 @@ def test_exit_codes(
 
 
 def test_the_summary_tells_what_a_user_asks(capsys: pytest.CaptureFixture[str]) -> None:
-    totals = Totals(
-        rows=1200, failed=3, candidates=19_200, tokens=3_000_000, unfinished=17, busy_s={"sample": 50.0}
-    )
+    totals = Totals(rows=1200, failed=3, candidates=19_200, tokens=3_000_000, unfinished=17, best_s=7200.0)
     summary = Summary("/out", totals, rejected=2, done_before=10, failed_before=1, seconds=100.0)
     lines = dict(line.split("  ", 1) for line in map(str.strip, describe(summary).splitlines()))
     assert lines == {
@@ -154,7 +152,8 @@ def test_the_summary_tells_what_a_user_asks(capsys: pytest.CaptureFixture[str]) 
         "failed rows": "5, and 1 before this run",
         "candidates": "19,200, 17 of them without a stop token",
         "speech tokens": "3,000,000, 30,000 per second",
-        "audio": "38.700 hours, in 100.0 seconds",
+        "speech": "2.00 h in the best, 38.7 h in all of them",
+        "time": "1:40 min",
         "output": "/out/data",
         "errors": "/out/errors",
     }
