@@ -1,6 +1,7 @@
 """The demo: its inputs are what they claim to be, and its tables show what the run wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -108,7 +109,8 @@ def test_the_demo_ranks_every_good_row_and_reports_the_bad_ones(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert demo.main([]) == 0
-    printed = capfd.readouterr().out
+    printed, progress = capfd.readouterr()
+    assert all(re.match(r"\[\d+:\d\d\] ", line) for line in progress.splitlines()), progress
     assert "noise" in printed
     assert "susnato/clvp_dev" in printed
     data = pq.read_table(tmp_path / demo.OUTPUT / "data").to_pylist()
@@ -120,6 +122,8 @@ def test_the_demo_ranks_every_good_row_and_reports_the_bad_ones(
         "bad-no-text": "EmptyText",
     }
     assert all(f"\n{row['id']} " in printed for row in ROWS)
+    card = (tmp_path / demo.OUTPUT / "README.md").read_text()
+    assert f"| the best of each row | {len(data)} | " in card
     files = {path.name: path.read_bytes() for path in (tmp_path / demo.OUTPUT / "audio").iterdir()}
     assert files == {row["audio"]["path"]: row["audio"]["bytes"] for row in data}
     assert f"{len(data)} files of 24 kHz" in printed
