@@ -95,6 +95,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self.states = []
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
