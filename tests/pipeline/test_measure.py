@@ -11,13 +11,13 @@ import pytest
 from clvp.random_checkpoint import write_random_checkpoint
 from pipeline.checkpoint import describe_checkpoint
 from pipeline.errors import RunError
+from pipeline.inputs import decided
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish
 from pipeline.rows.manifest import open_manifest
+from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
-from pipeline.rows.scan import scan
-from pipeline.run import decided
 from pipeline.settings import AudioSettings, ExecutionSettings, MeasuringSettings, ResultSettings, Run
 from pipeline.stages import Chain, Work, gpu_shares, grouped, stages_of
 from pipeline.stages.choose import check_measures

@@ -10,7 +10,7 @@ from clvp.waveform import CodecWaveformDecoder, DecodeFailure, WaveformParams, W
 from clvp.waveform.files import load_waveform_decoder
 from clvp.waveform.vocoder import SAMPLING_RATE
 
-CONFIG = CodecConfig(levels=(5, 4), hidden_size=32, vocoder_size=32)
+CONFIG = CodecConfig(levels=(5, 4), hidden_sizes=(32, 32, 32))
 
 
 @pytest.fixture(scope="module")
