@@ -46,7 +46,9 @@ class TrainingSettings(Checked):
 class Part(Protocol):
     """What can be trained: weights, batches for them, and losses of a batch."""
 
-    network: nn.Module  # whose `forward(batch)` gives losses by name; "loss" is what is made small
+    @property
+    def network(self) -> nn.Module:
+        """Its `forward(batch)` gives losses by name, of which "loss" is made small."""
 
     def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
         """This process's share of a batch, of which all processes draw the whole."""

@@ -43,7 +43,7 @@ class PairNetwork(nn.Module):
         said = self.speech_encoder_model(batch["speech"])
         speech_SP = unit(said.embeds)
         text_TP = unit(self.text_encoder_model(batch["text"], attention_mask=batch["text_mask"]).embeds)
-        count = batch["rows"]
+        count = len(batch["says"])
         scale = self.logit_scale.clamp(max=HIGHEST_SCALE).exp()
         similar_TS = text_TP @ speech_SP.T * scale
         target = torch.arange(count, device=speech_SP.device)
@@ -132,7 +132,7 @@ class PairPart:
                 spoiled.append(np.concatenate(codes)[: self.config.scoring_length])
         stop = self.config.text_config.eos_token_id
         texts = [torch.tensor([*ids, stop]) for ids in (*right, *wrong)]
-        text = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
         lengths = torch.tensor([len(ids) for ids in texts])
         speech = [torch.from_numpy(codes) for codes in (*(corpus.codes[row] for row in rows), *spoiled)]
         says = torch.full((len(rows), self.config.scoring_length), LABEL_IGNORED)
@@ -144,10 +144,9 @@ class PairPart:
         fixing = decoder.decoder_fixing_codes
         return {
             "speech": pad_and_fix_codes(speech, [True] * len(speech), self.config.scoring_length, fixing),
-            "text": text,
-            "text_mask": torch.arange(text.shape[1]) < lengths[:, None],
+            "text": padded,
+            "text_mask": torch.arange(padded.shape[1]) < lengths[:, None],
             "says": says,
-            "rows": len(rows),
         }
 
     def _alike(self, row: int, other: int) -> bool:
