@@ -37,6 +37,7 @@ DIFFUSION_FILE = "diffusion_decoder.safetensors"
 VOCODER_FILE = "vocoder.safetensors"
 CODEC_CONFIG_FILE = "codec_config.json"
 CODEC_FILE = "codec.safetensors"
+RUN_FILE = "run.yaml"  # settings of a run that the model needs in place of Tortoise's
 
 
 class CheckpointError(ValueError):

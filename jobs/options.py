@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from clvp.checkpoint import DEMO, DEMO_FOLDER
+from clvp.checkpoint import DEMO, DEMO_FOLDER, RUN_FILE
 from clvp.waveform.params import PRESETS
 from pipeline import storage
 from pipeline.errors import shown
@@ -32,7 +32,6 @@ GROUPS = {
     "execution": "never changes results",
 }
 REQUIRED = ("manifest", "output", "model")
-MODEL_CONFIG = "run.yaml"  # in a checkpoint folder
 
 # Earlier names of options: what they set, and to what if they take no value.
 OLD_OPTIONS: Mapping[str, tuple[str, bool | None]] = {
@@ -197,7 +196,7 @@ def _given(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 def _model_values(model: str) -> dict[str, Any]:
     """What a checkpoint folder on this machine says of results; a job has no use for all of it."""
-    path = (DEMO_FOLDER if model == DEMO else Path(model)) / MODEL_CONFIG
+    path = (DEMO_FOLDER if model == DEMO else Path(model)) / RUN_FILE
     known = settings_of(Run((), "", "", ResultSettings()))
     of_results = {setting.path: setting for setting in known if setting.path.startswith("results.")}
     return _file_values(str(path), of_results) if path.is_file() else {}

@@ -92,6 +92,8 @@ class DecoderNetwork(nn.Module):
         both_BLD = torch.cat((latents_RD[batch["reference"]][:, None], text, codes), dim=1)
         both_BLD = both_BLD.gather(1, batch["order"][..., None].expand(-1, -1, both_BLD.shape[-1]))
         output = decoder.hidden_of(both_BLD, output_attentions=True)
+        assert output.last_hidden_state is not None
+        assert output.attentions is not None
         labels_BL = batch["labels"]
         spoken_BL = labels_BL != LABEL_IGNORED
         states = output.last_hidden_state[spoken_BL]

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import yaml
 from torch import nn
 
 from clvp.assets import write_processor_files
+from clvp.checkpoint import RUN_FILE
 from clvp.codec import SpeechCodec
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
@@ -18,6 +20,9 @@ from clvp.training.parts import Sizes
 
 # Few codes repeat often, so that their repetition is no fault.
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}
+
+# Of the reference clips that the decoder has learned from, the longest have 300 frames.
+AUDIO_SECONDS = 3.5
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -40,6 +45,13 @@ def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
     model.generation_config = defaults.replace(**SAMPLING)
     model.half().save_pretrained(folder)
     write_processor_files(folder)
+    sampling = {**SAMPLING, "max_new_tokens": config.scoring_length, "penalized_tokens": []}
+    results = {
+        "sampling": sampling,
+        "scoring": {"scoring_length": config.scoring_length},
+        "audio_seconds": AUDIO_SECONDS,
+    }
+    (folder / RUN_FILE).write_text(yaml.safe_dump({"results": results}, sort_keys=False))
     speech = SpeechCodec(sizes.codec)
     codec = trained(CodecNetwork(sizes.codec), runs / "codec")
     speech.decoder.load_state_dict(codec.decoder.state_dict())
