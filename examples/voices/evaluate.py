@@ -2,10 +2,10 @@
 
     python -m examples.voices.evaluate MODEL --corpus corpus --codec runs/codec --output heard.jsonl
 
-Each held-out sentence is spoken by its teacher, sent through the codec, and sampled several times in the voice
-of one clip of the speaker, the first of the corpus. What a recognizer hears goes into a line of the output;
-lines that are there already are not made again. At the end comes the table: words wrong of all words, with 95%
-intervals by bootstrap over the sentences.
+Each held-out sentence is spoken by its teacher, sent through the codec, and sampled several times in the
+voice of one clip of the speaker, the first of the corpus. What a recognizer hears goes into a line of the
+output; lines that are there already are not made again. At the end comes the table: words wrong of all words,
+with 95% intervals by bootstrap over the sentences.
 """
 
 import argparse

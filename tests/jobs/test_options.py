@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from jobs import synthesize
+from jobs import rank, synthesize
 from jobs.cli import job_parser
 from jobs.options import add_options, read_run, settings_of
 from pipeline.checkpoint import Checkpoint
@@ -97,6 +97,24 @@ def test_what_is_printed_can_be_read_again(tmp_path: Path, capsys: pytest.Captur
     assert read("--config", str(tmp_path / "run.yaml")) == read(*given)
     assert printed(capsys, "--config", str(tmp_path / "run.yaml")) == text
     assert set(yaml.safe_load(text)) == {field.name for field in dataclasses.fields(Run)}
+
+
+def test_a_checkpoint_folder_brings_settings_of_results_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brought = {
+        "results": {"scoring": {"scoring_length": 100}, "sampling": {"max_new_tokens": 90, "top_k": 7}}
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(brought))
+    paths = ["--manifest", "m.csv", "--output", "out", "--model", str(tmp_path)]
+    results = read(*paths, "--top-k", "5").results
+    assert isinstance(results, ResultSettings)
+    assert (results.scoring.scoring_length, results.sampling.max_new_tokens) == (100, 90)
+    assert results.sampling.top_k == 5, "what is told goes before what is brought"
+    ranked = read(*paths, template=rank.TEMPLATE).results
+    assert ranked.scoring.scoring_length == 100, "a job has no use for all of it"
+    (tmp_path / "run.yaml").write_text("output: /elsewhere")
+    assert "there is no setting 'output'" in refusal(capsys, *paths)
 
 
 def test_a_configuration_can_be_printed_before_the_paths_are_known(
