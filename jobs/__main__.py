@@ -14,6 +14,7 @@ JOBS = {
     "decode": "make the best candidates of a finished run audible",
     "rank": "rank tokens that you bring, or a finished run again",
     "convert": "make a checkpoint folder of Tortoise's own files",
+    "train": "train a small family on speech of one's own, part by part",
     "demo": "synthesize the clips that come with the project",
 }
 

@@ -10,10 +10,10 @@ import argparse
 import dataclasses
 import inspect
 import json
+import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -196,10 +196,10 @@ def _given(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 def _model_values(model: str) -> dict[str, Any]:
     """What a checkpoint folder on this machine says of results; a job has no use for all of it."""
-    path = (DEMO_FOLDER if model == DEMO else Path(model)) / RUN_FILE
+    path = os.path.join(DEMO_FOLDER if model == DEMO else model, RUN_FILE)
     known = settings_of(Run((), "", "", ResultSettings()))
     of_results = {setting.path: setting for setting in known if setting.path.startswith("results.")}
-    return _file_values(str(path), of_results) if path.is_file() else {}
+    return _file_values(path, of_results) if os.path.isfile(path) else {}
 
 
 def _file_values(uri: str, settings: Mapping[str, Setting]) -> dict[str, Any]:

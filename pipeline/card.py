@@ -114,7 +114,9 @@ def _scores(output: OutputFolder, names: list[str]) -> tuple[int, str]:
         for of, chosen in zip(sums.values(), (first, slice(None)), strict=True):
             of["count"] += len(fields["rank"][chosen])
             for name in ("score", "finished", "duration_s"):
-                of[name] += float(fields[name][chosen].sum(dtype=np.float64))
+                of[name] += float(
+                    np.nansum(fields[name][chosen], dtype=np.float64)
+                )  # others may have written it
     scores = np.concatenate(best)
     lines = ["| | candidates | speech | with a stop token | mean | 5 % | median | 95 % |", "|---" * 8 + "|"]
     quantiles = [number(q) for q in np.quantile(scores, [0.05, 0.5, 0.95])] if len(scores) else []

@@ -45,7 +45,7 @@ CLIPS = [
     Clip("dan_24khz_1.ogg", "rms", "sunday will be cloudy and dry in the south", 24_000, "VORBIS"),
     Clip(
         "dan_24khz_2.mp3",
-        "low",
+        "rms",
         "the moon over the mountain is orange this evening",
         24_000,
         "MPEG_LAYER_III",

@@ -50,6 +50,7 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None, places: S
         return io.BytesIO(data)
     if path is None:
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
+    found = path
     try:
         if root is not None:
             found, places = contained(path, root), (root,)

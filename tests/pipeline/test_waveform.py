@@ -196,7 +196,7 @@ def test_a_checkpoint_without_sound_ranks_tokens_and_says_so(
     described = describe_checkpoint(str(checkpoint))
     run = Run((str(manifest),), str(tmp_path), str(checkpoint), settings_of())
     assert decided(run, described).results == replace(run.results, audio=AudioSettings(audio="none"))
-    with pytest.raises(RunError, match=r"has no files for sound .*jobs\.convert"):
+    with pytest.raises(RunError, match=r"has no files for sound .*clvp convert"):
         decided(replace(run, results=settings_of(audio="best")), described)
 
 
