@@ -11,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.description import load_sampled
 from pipeline.errors import ManifestError, RunError
+from pipeline.output.folder import OutputFolder
 from pipeline.rows import stored as stored_rows
+from pipeline.rows.manifest import Reading
 from tests.pipeline.clips import write_jsonl
 from tests.pipeline.driver_only import candidate_of, driver_only, run
 
@@ -228,6 +231,22 @@ def test_embedded_clips_go_by_their_names(tmp_path: Path, capsys: pytest.Capture
         write(manifest, rows)
         run(str(manifest), str(tmp_path / "out"))
     assert "1 of the rows done before have another text" in capsys.readouterr().err
+
+
+def test_how_a_manifest_is_understood_is_remembered(tmp_path: Path) -> None:
+    """A replay reads it as the run did, and a run that ranks the output again reads that as it is."""
+    reading = Reading("csv", "id=utt,text=said,audio=wav", ";")
+    lines = ["wav;said;utt", *(";".join((row["audio"], row["text"], row["id"])) for row in ROWS)]
+    (tmp_path / "list.dat").write_text("\n".join(lines))
+    with driver_only():
+        run(str(tmp_path / "list.dat"), str(tmp_path / "out"), reading=reading)
+        again = run(str(tmp_path / "list.dat"), str(tmp_path / "out"), reading=reading)
+        with pytest.raises(ManifestError, match="no file of a known kind"):
+            run(str(tmp_path / "list.dat"), str(tmp_path / "out"))
+    assert (again.totals.rows, again.done_before) == (0, 40)
+    assert is_complete(tmp_path / "out", ROWS)
+    before, *_ = load_sampled(OutputFolder(str(tmp_path / "out")))
+    assert Reading(**before.about.reading) == reading
 
 
 def test_the_output_may_lie_in_the_manifest_s_folder(tmp_path: Path) -> None:
