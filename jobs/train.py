@@ -16,11 +16,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from clvp.training.codec import CodecNetwork, encode_corpus
-from clvp.training.corpus import Corpus, prepare
-from clvp.training.export import export, trained
-from clvp.training.loop import TrainingSettings, plot, processes, train
-from clvp.training.parts import PARTS, Sizes, make_part
+from clvp.training.settings import PARTS, TrainingSettings
 from jobs.cli import job_parser, print_result
 
 
@@ -51,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """What was done, in a line."""
+    from clvp.training.codec import CodecNetwork, encode_corpus  # with torch, which --help need not wait for
+    from clvp.training.corpus import Corpus, prepare
+    from clvp.training.export import export, trained
+    from clvp.training.loop import plot, processes, train
+    from clvp.training.parts import Sizes, make_part
+
     if options.action == "prepare":
         prepare(options.manifest, options.data, options.processes)
         return f"wrote {options.data}"

@@ -19,10 +19,10 @@ from clvp.training.pair import PairNetwork
 from clvp.training.parts import Sizes
 
 # Few codes repeat often, so that their repetition is no fault.
-SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}
+SAMPLING = {"temperature": 0.5, "top_p": 0.85, "top_k": 0, "repetition_penalty": 1.0}
 
-# Of the reference clips that the decoder has learned from, the longest have 300 frames.
-AUDIO_SECONDS = 3.5
+# The longest of the reference clips that the decoder has learned from.
+AUDIO_SECONDS = 1.8
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -12,35 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, distributed, nn
 
-from clvp.fields import Checked, Count, Index
 from clvp.training.corpus import Rng, step_rng
+from clvp.training.settings import TrainingSettings
 
 STATE_FILE = "training.pt"
 LOG_FILE = "losses.jsonl"
 _STEP_SEEDS = 1_000_003  # distance of the seeds of two runs, in steps
-
-
-@dataclass(frozen=True)
-class TrainingSettings(Checked):
-    """How long, how fast, and how often something is written."""
-
-    steps: Count = 1000
-    batch: Count = 64  # clips of a step, of all processes together
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # at its highest
-    warmup: Count = 100  # steps; afterwards half a cosine down to nothing
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip: Annotated[float, Field(gt=0)] = 1.0  # norm of the gradient at most
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
-    seed: Index = 0
-    log_every: Count = 20  # steps
-    validate_every: Count = 500  # steps
-    checkpoint_s: Annotated[float, Field(ge=0)] = 45.0  # seconds between checkpoints
 
 
 class Part(Protocol):

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 from clvp.checkpoint import CheckpointSource
 from clvp.codec import CODEC_CONFIG_FILE, CodecConfig
@@ -12,10 +11,8 @@ from clvp.training.corpus import Corpus
 from clvp.training.decoder import DecoderPart
 from clvp.training.loop import Part
 from clvp.training.pair import PairPart
+from clvp.training.settings import PartName
 from clvp.training.small import small_config
-
-PartName = Literal["codec", "decoder", "pair"]
-PARTS: tuple[PartName, ...] = ("codec", "decoder", "pair")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ PACKAGES = ("clvp", "pipeline", "jobs")
 BESIDE = {"constraints.txt", "pyproject.toml"}  # the runtime environment refers to the first
 
 
+DEMO = Path("clvp/assets/demo")  # 23 MB; a cluster's image has the package, and it
+
+
 def sources(folder: Path) -> set[str]:
     return {
         str(path.relative_to(folder))
         for package in PACKAGES
         for path in (folder / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and not path.is_relative_to(folder / DEMO)
     }
 
 

@@ -16,9 +16,10 @@ from clvp.model import ClvpModelForConditionalGeneration
 from clvp.training.corpus import Corpus, piece_ends
 from clvp.training.decoder import digits_of
 from clvp.training.export import export
-from clvp.training.loop import LOG_FILE, STATE_FILE, Place, TrainingSettings, plot, train
+from clvp.training.loop import LOG_FILE, STATE_FILE, Place, plot, train
 from clvp.training.pair import edited
-from clvp.training.parts import PARTS, PartName, make_part
+from clvp.training.parts import make_part
+from clvp.training.settings import PARTS, PartName, TrainingSettings
 from tests.training.conftest import tiny_sizes
 
 ALONE = Place(0, 1, torch.device("cpu"))
@@ -83,7 +84,8 @@ def test_two_processes_are_one(corpus: Corpus, tmp_path: Path) -> None:
 from pathlib import Path
 import torch
 from clvp.training.corpus import Corpus
-from clvp.training.loop import TrainingSettings, processes, train
+from clvp.training.loop import processes, train
+from clvp.training.settings import TrainingSettings
 from clvp.training.parts import make_part
 from tests.training.conftest import tiny_sizes
 
