@@ -18,6 +18,13 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json as parsed
 
+from clvp.checkpoint import (
+    CODEC_CONFIG_FILE,
+    CODEC_FILE,
+    DIFFUSION_FILE,
+    VOCODER_FILE,
+    WAVEFORM_CONFIG_FILE,
+)
 from pipeline import storage
 from pipeline.errors import RunError, shown
 from pipeline.output.folder import OutputFolder
@@ -31,13 +38,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 4
 NAME = "run.json"
 # Of a checkpoint; they decide nothing where no candidate becomes sound.
-SOUND_FILES = (
-    "waveform_config.json",
-    "diffusion_decoder.safetensors",
-    "vocoder.safetensors",
-    "codec_config.json",
-    "codec.safetensors",
-)
+SOUND_FILES = (WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE, CODEC_CONFIG_FILE, CODEC_FILE)
 ADDED_FACTS = ("waveform", "measures")  # of an engine's: of what comes after its tokens
 PACKAGE = "clvp"
 

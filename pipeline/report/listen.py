@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.output.folder import OutputFolder
 from pipeline.report.figures import MAX_TEXT, Stored
 
@@ -35,9 +34,8 @@ def clips_of(stored: Stored) -> list[dict[str, Any]]:
     for name in folder.parquet_files("data"):
         if len(found) == len(chosen):
             break
-        source, path = storage.resolve(folder.file("data", name))
-        with source.open_input_file(path) as stream:
-            _add(pq.ParquetFile(stream), chosen, found)
+        with folder.open_table("data", name) as file:
+            _add(file, chosen, found)
     return [{**row, **found[row_id]} for row_id, row in chosen.items() if row_id in found]
 
 
