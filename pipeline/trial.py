@@ -46,7 +46,7 @@ class Trial:
     candidates: int
     all_s: float  # of speech, of all stored candidates
     best_s: float  # of speech, of the best ones
-    num_bytes: int  # of output
+    num_bytes: int  # of output, without what every file has once
     seconds: float
     pace: float  # seconds per row, once blocks come out
     stages: Mapping[str, float]  # seconds of one worker per row, by stage
@@ -172,17 +172,22 @@ def _measured(output: OutputFolder) -> Trial:
     for name in output.parquet_files("data"):
         table = output.read_table("data", name, ["candidates.list.element.duration_s"])
         best_s += sum(row[0]["duration_s"] for row in table["candidates"].to_pylist())
-    files = [
-        output.file(folder, name) for folder in ("data", "errors") for name in output.parquet_files(folder)
-    ]
+    files = [(folder, name) for folder in ("data", "errors") for name in output.parquet_files(folder)]
     return Trial(
         rows=rows,
         failed=last.failed,
         candidates=last.candidates,
         all_s=last.audio_s,
         best_s=best_s,
-        num_bytes=sum(len(storage.read_bytes(file)) for file in files),
+        num_bytes=sum(stored_bytes(output, *file) for file in files),
         seconds=last.elapsed_s,
         pace=pace,
         stages={name: seconds / rows for name, seconds in last.busy_s.items()},
     )
+
+
+def stored_bytes(output: OutputFolder, folder: str, name: str) -> int:
+    """Those of a file's columns: what grows with its rows, without the kilobytes that describe it."""
+    with output.open_table(folder, name) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    return sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))

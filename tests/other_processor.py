@@ -29,9 +29,9 @@ def main(threads: int) -> None:
     import torch
 
     from clvp import ClvpModelForConditionalGeneration
+    from clvp.audio.clip import resample
     from clvp.audio.mel import log_mel
     from clvp.scoring import score_candidates
-    from pipeline.stages.decode import resample
 
     torch.set_num_threads(threads)
     chance = np.random.default_rng(0)

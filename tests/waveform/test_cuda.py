@@ -26,6 +26,7 @@ from tests.waveform.conftest import relative_error
 ON_GPU = DEVICE.type == "cuda"
 pytestmark = pytest.mark.skipif(not (ON_GPU or REHEARSED), reason="needs a GPU")
 
+NO_TOKENS = torch.zeros(0, dtype=torch.int64)  # diffusion takes their latents
 DTYPES = ["float32", "bfloat16"]
 PARAMS = {
     "guided": WaveformParams(diffusion_steps=6 if ON_GPU else 2),
@@ -65,7 +66,8 @@ def request(number: int) -> WaveformRequest:
     """The request of a number, always the same: 4 to 27 latents, 17 to 117 frames."""
     generator = torch.Generator().manual_seed(number)
     latents_LE = torch.randn(4 + number * 7 % 24, 32, generator=generator)
-    return WaveformRequest(f"row{number}", number % 3, latents_LE, torch.randn(128, generator=generator))
+    voice = torch.randn(128, generator=generator)
+    return WaveformRequest(f"row{number}", number % 3, NO_TOKENS, latents_LE, voice)
 
 
 def bits(decoder: WaveformDecoder, numbers: list[int], kind: str) -> dict[int, list[bytes]]:
