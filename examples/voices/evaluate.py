@@ -4,8 +4,9 @@
 
 Each held-out sentence is spoken by its teacher, sent through the codec, and sampled several times in the
 voice of one clip of the speaker, the first of the corpus. What a recognizer hears goes into a line of the
-output; lines that are there already are not made again. At the end comes the table: words wrong of all words,
-with 95% intervals by bootstrap over the sentences.
+output, with how much the best candidate's voice is like each speaker's clip; lines that are there already are
+not made again. At the end come the tables: words wrong of all words, with 95% intervals by bootstrap over the
+sentences, and the likeness of voices (cosines of Resemblyzer's embeddings).
 """
 
 import argparse
@@ -23,6 +24,8 @@ from clvp.audio.mel import SAMPLING_RATE, log_mel
 from clvp.codec import SpeechCodec
 from clvp.generation import sample_prompts
 from clvp.model import ClvpModelForConditionalGeneration
+from clvp.quality import at_16_khz
+from clvp.quality.similarity import Similarity
 from clvp.quality.transcribe import Transcribe
 from clvp.sampling import Candidate
 from clvp.scoring import pad_and_fix_codes, score_candidates
@@ -64,7 +67,14 @@ def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
     audio = {
         row["speaker"]: options.corpus / row["audio"] for row in rows
     }  # the first of each is the last seen
-    clips = {name: mel_of(soundfile.read(audio[name], dtype="float32")[0]) for name in SPEAKERS}
+    samples = {name: soundfile.read(audio[name], dtype="float32")[0] for name in SPEAKERS}
+    clips = {name: mel_of(samples[name]) for name in SPEAKERS}
+    similarity = Similarity()
+
+    def embedded(waveform: np.ndarray) -> Tensor:
+        return similarity.embed(at_16_khz(waveform, SAMPLING_RATE))
+
+    voices = {name: embedded(samples[name]) for name in SPEAKERS}
 
     def heard(waveform: Tensor, text: str) -> dict[str, Any]:
         return dict(transcribe(waveform.numpy(), SAMPLING_RATE, text, np.zeros(0, dtype=np.float32)))
@@ -91,11 +101,13 @@ def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
         )
         scores = score_candidates(*model.encoders, ids, codes).tolist()
         waveforms = codec.decode([each.tokens for each in candidates], voice)
+        best = embedded(waveforms[int(np.argmax(scores))].numpy())
         yield {
             "text": text,
             "speaker": speaker,
             "teacher": heard(torch.from_numpy(spoken.samples), text),
             "codec": heard(again, text),
+            "like": {name: float(best @ other) for name, other in voices.items()},
             "candidates": [
                 {
                     **heard(waveform, text),
@@ -137,6 +149,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for name, errors in wrong.items():
         low, high = np.percentile(errors[draws].sum(axis=1) / words[draws].sum(axis=1), [2.5, 97.5])
         texts.append(f"{name:32} {errors.sum() / words.sum():6.1%}   ({low:.1%} to {high:.1%})")
+    texts.append("likeness of the best by CLVP to the clips of " + ", ".join(SPEAKERS))
+    for name in SPEAKERS:
+        like = [[line["like"][other] for other in SPEAKERS] for line in found if line["speaker"] == name]
+        own = np.argmax(like, axis=1) == SPEAKERS.index(name)
+        means = "  ".join(f"{mean:.2f}" for mean in np.mean(like, axis=0))
+        texts.append(f"in the voice of {name:16} {means}   nearest to its own in {own.mean():.0%} of {len(like)}")
     return "\n".join(texts)
 
 
