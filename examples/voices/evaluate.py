@@ -152,9 +152,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     texts.append("likeness of the best by CLVP to the clips of " + ", ".join(SPEAKERS))
     for name in SPEAKERS:
         like = [[line["like"][other] for other in SPEAKERS] for line in found if line["speaker"] == name]
-        own = np.argmax(like, axis=1) == SPEAKERS.index(name)
+        own = (np.argmax(like, axis=1) == SPEAKERS.index(name)).mean()
         means = "  ".join(f"{mean:.2f}" for mean in np.mean(like, axis=0))
-        texts.append(f"in the voice of {name:16} {means}   nearest to its own in {own.mean():.0%} of {len(like)}")
+        texts.append(f"in the voice of {name:16} {means}   nearest to its own in {own:.0%} of {len(like)}")
     return "\n".join(texts)
 
 
