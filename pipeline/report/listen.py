@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.output.folder import OutputFolder
 from pipeline.report.figures import MAX_TEXT, Stored
 
 CLIPS = 12
@@ -30,7 +29,7 @@ def clips_of(stored: Stored) -> list[dict[str, Any]]:
     """
     chosen = {row["id"]: row for row in stored.query(CHOSEN)}
     found: dict[str, dict[str, Any]] = {}
-    folder = OutputFolder(stored.uri)
+    folder = stored.folder
     for name in folder.parquet_files("data"):
         if len(found) == len(chosen):
             break
