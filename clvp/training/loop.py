@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from clvp.training.corpus import Rng, step_rng
+from clvp.training.corpus import Rng
 from clvp.training.settings import TrainingSettings
 
 STATE_FILE = "training.pt"
@@ -86,7 +87,8 @@ def train(
     saved = time.monotonic()
     while step < (until or settings.steps):
         torch.manual_seed((settings.seed * _STEP_SEEDS + step) * place.world + place.rank)
-        batch = part.batch(step_rng(settings.seed, step), settings.batch, place.rank, place.world)
+        rng = np.random.default_rng((settings.seed, step))
+        batch = part.batch(rng, settings.batch, place.rank, place.world)
         whole.train()
         for group in optimizer.param_groups:
             group["lr"] = rate(settings, step)
