@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clvp.audio.mel import POWER_FLOOR, SAMPLING_RATE, TORTOISE_MEL_NORMS
+from clvp.codec.griffin_lim import HOP
 from clvp.codec.networks import FRAMES_PER_CODE
 from clvp.codec.quantizer import FiniteScalarQuantizer
 from clvp.conditioning import ClvpConditioningEncoder
 from clvp.config import ClvpConfig
 from clvp.generation import LABEL_IGNORED, ClvpForCausalLM
-from clvp.training.corpus import HOP, Corpus, Rng
+from clvp.training.corpus import Corpus, Rng
 
 REFERENCES = 4  # clips that stand for the voices of a batch
 SHORTEST_REFERENCE, LONGEST_REFERENCE = 60, 302  # frames, 0.7 to 3.5 seconds
@@ -126,10 +127,8 @@ class DecoderPart:
 
     def __init__(self, config: ClvpConfig, levels: Sequence[int], corpus: Corpus) -> None:
         self.network, self.config, self.corpus = DecoderNetwork(config, levels), config, corpus
-        positions = config.decoder_config.max_position_embeddings  # the start token takes one
-        fits = np.array([len(codes) < positions for codes in corpus.codes])
-        self.rows = corpus.training[fits[corpus.training]]
-        self.kept = corpus.validation[fits[corpus.validation]]
+        positions = config.decoder_config.max_position_embeddings
+        self.rows, self.kept = corpus.fitting(positions - 1)  # the start token takes one
         lengths = [
             len(codes) + len(ids) for codes, ids in zip(corpus.codes, corpus.columns["text_ids"], strict=True)
         ]

@@ -11,12 +11,12 @@ from clvp.assets import write_processor_files
 from clvp.audio.mel import SAMPLING_RATE
 from clvp.checkpoint import RUN_FILE
 from clvp.codec import SpeechCodec
+from clvp.codec.griffin_lim import HOP
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.training.codec import CodecNetwork
-from clvp.training.corpus import HOP
 from clvp.training.decoder import LONGEST_REFERENCE, DecoderNetwork
-from clvp.training.loop import STATE_FILE
+from clvp.training.loop import checkpoint
 from clvp.training.pair import PairNetwork
 from clvp.training.parts import Sizes
 
@@ -28,7 +28,7 @@ N = TypeVar("N", bound=nn.Module)
 
 def trained(network: N, run: Path) -> N:
     """A network with the weights of a run's last checkpoint, in evaluation mode."""
-    network.load_state_dict(torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")["network"])
+    network.load_state_dict(checkpoint(run)["network"])
     return network.eval()
 
 
