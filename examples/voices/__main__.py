@@ -4,8 +4,8 @@
 
 OUTPUT/manifest.jsonl has a line for each sentence of a speaker: id, text, audio (FLAC of 22,050 Hz), speaker,
 and the seconds at which its words end. Every speaker says every sentence. Sentence i is the same in every
-corpus that is long enough to have it, and none is in held_out.txt or validation.txt. What is there is not made
-again.
+corpus that is long enough to have it, and none is in held_out.txt or validation.txt. What is there is not
+made again.
 """
 
 import argparse
