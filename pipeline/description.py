@@ -155,8 +155,8 @@ def retype_empty(output: OutputFolder, now: Description, columns: pa.Schema) -> 
 
 def check_continues(output: OutputFolder, run: "Run", checkpoint: "Checkpoint") -> None:
     """Raise RunError where `settle` would, for all but the columns, which take longer to know."""
-    if (before := load(output)) is not None:
-        _continued(output, before, replace(describe(run, checkpoint, pa.schema([])), columns=before.columns))
+    before, now = load(output), describe(run, checkpoint, pa.schema([]))
+    _continued(output, before, now if before is None else replace(now, columns=before.columns))
 
 
 def _continued(output: OutputFolder, before: Description | None, now: Description) -> Description | None:

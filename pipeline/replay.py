@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.checkpoint import describe_checkpoint
 from pipeline.description import Description, describe, differences, load_sampled
 from pipeline.errors import RunError
+from pipeline.inputs import check_measures
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
 from pipeline.rows.manifest import Reading, open_manifest
@@ -97,13 +98,11 @@ class Replayer:
                 recognizer=recognizer,
             ),
         )
+        check_measures(run)
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
 
         from pipeline.stages import Work, output_columns  # with torch: seconds
-        from pipeline.stages.choose import check_measures
-
-        check_measures(run)
 
         # Loose files of the output stay as they are.
         quiet = replace(results, audio=replace(results.audio, audio_files=False))
