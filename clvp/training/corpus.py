@@ -106,7 +106,7 @@ class Corpus:
         self.of_speaker = {name: self.training[speakers[self.training] == name] for name in set(speakers)}
 
     def mel(self, row: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """[8, T] float32 log-mels of a row, or a piece of them, the last frame repeated behind its end."""
+        """[80, T] float32 log-mels of a row, or a piece of them, the last frame repeated behind its end."""
         first, end = self.starts[row], self.starts[row + 1]
         piece = self.mels[first + start : end if length is None else min(end, first + start + length)]
         if length is not None and len(piece) < length:
@@ -115,7 +115,7 @@ class Corpus:
 
     @cached_property
     def voices(self) -> Tensor:
-        """[rows, 2, 8] of each row's own clip."""
+        """[rows, 2, 80] of each row's own clip."""
         return torch.stack([voice_of([torch.from_numpy(self.mel(row))]) for row in range(len(self.frames))])
 
     def reference(self, row: int, rng: Rng) -> int:

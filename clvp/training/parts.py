@@ -5,6 +5,8 @@ core trains, and that is enough for a demonstration voice in a domain.
 import os
 from dataclasses import dataclass
 
+import torch
+
 from clvp.checkpoint import CheckpointSource
 from clvp.codec import CODEC_CONFIG_FILE, CodecConfig
 from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
@@ -67,8 +69,9 @@ class Sizes:
         return cls(CodecConfig.from_dict(codec), ClvpConfig.from_pretrained(location))
 
 
-def make_part(name: PartName, sizes: Sizes, corpus: Corpus) -> Part:
+def make_part(name: PartName, sizes: Sizes, corpus: Corpus, seed: int = 0) -> Part:
     """A part to be trained, with new weights."""
+    torch.manual_seed(seed)
     if name == "codec":
         return CodecPart(sizes.codec, corpus)
     if name == "decoder":
