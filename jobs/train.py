@@ -28,9 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared corpus")
     parser.add_argument("--output", type=Path, help="folder of the run, or of the checkpoint to export")
     parser.add_argument("--runs", type=Path, help="export: folder with the runs codec, decoder and pair")
-    parser.add_argument(
-        "--start", type=Path, help="run whose weights a new run begins with"
-    )
+    parser.add_argument("--start", type=Path, help="run whose weights a new run begins with")
     parser.add_argument("--config", help="sizes: a checkpoint folder or hub id (default: the small family's)")
     settings = parser.add_argument_group("how a part is trained")
     for field in dataclasses.fields(TrainingSettings):
@@ -45,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do one step of the recipe and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(argv)
+    needed = {"prepare": ["manifest"], "export": ["output", "runs"]}.get(options.action, ["output"])
+    for name in needed:
+        if getattr(options, name) is None:
+            parser.error(f"{options.action} needs --{name}")
     return print_result(parser, lambda: run(options), "; the same command continues where it ended")
 
 
