@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do one step of the recipe and return the exit code."""
     parser = make_parser()
     options = parser.parse_args(argv)
+    needed = {"prepare": ["manifest"], "export": ["output", "runs"]}.get(options.action, ["output"])
+    for name in needed:
+        if getattr(options, name) is None:
+            parser.error(f"{options.action} needs --{name}")
     return print_result(parser, lambda: run(options), "; the same command continues where it ended")
 
 

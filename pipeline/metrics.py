@@ -45,6 +45,9 @@ class Sample:
     busy_s: Mapping[str, Number] = field(default_factory=dict)  # by stage, added up over its workers
 
 
+_SAMPLE = TypeAdapter(Sample)
+
+
 @dataclass(frozen=True)
 class Session:
     """The samples of one file, in the order of time."""
@@ -95,7 +98,7 @@ def read_sessions(output: str) -> list[Session]:
 def parse_line(line: bytes) -> Sample | None:
     """The sample that a line holds, None if it holds none."""
     try:
-        return TypeAdapter(Sample).validate_json(line, strict=True)
+        return _SAMPLE.validate_json(line, strict=True)
     except ValidationError:
         return None
 

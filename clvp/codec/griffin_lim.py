@@ -4,7 +4,6 @@ Griffin and Lim, "Signal estimation from modified short-time Fourier transform",
 Perraudin et al., 2013. M mel bands, F frequency bins, T frames, N samples.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -24,13 +23,13 @@ def _filters(num_mels: int) -> tuple[Tensor, Tensor]:
     return filters.float(), torch.linalg.pinv(filters).float()
 
 
-def magnitudes(log_mel_MT: Tensor, norms: Sequence[float] = TORTOISE_MEL_NORMS) -> Tensor:
+def magnitudes(log_mel_MT: Tensor) -> Tensor:
     """[F, T] magnitudes whose mel bands have the power of a normalized log-mel, and none of them negative.
 
     The pseudo-inverse, then multiplicative updates (Lee and Seung, 2001).
     """
     filters_MF, inverse_FM = _filters(len(log_mel_MT))
-    power_MT = (log_mel_MT * torch.tensor(norms)[:, None]).exp()
+    power_MT = (log_mel_MT * torch.tensor(TORTOISE_MEL_NORMS)[:, None]).exp()
     found_FT = (inverse_FM @ power_MT).clamp(min=_FLOOR)
     weight_F1 = filters_MF.sum(dim=0)[:, None].clamp(min=1e-4)
     for _ in range(_SPREADING_STEPS):

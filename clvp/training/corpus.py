@@ -67,7 +67,7 @@ def features_of(
 
 def prepare(manifest: Path, folder: Path, processes: int = 1) -> None:
     """Read a manifest of JSON lines (id, text, audio, speaker, perhaps word_ends) into a folder."""
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]
     tokenizer = ClvpTokenizer.from_pretrained(ASSETS)
     compute = partial(features_of, folder=manifest.parent, tokenizer=tokenizer)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,7 @@ from clvp.cuda_graph import recorded
 from clvp.waveform.denoiser import DiffusionDecoder
 from clvp.waveform.noise import normal
 from clvp.waveform.params import WaveformParams
-from clvp.waveform.samplers import Step, advance, guided, step_table
-from clvp.waveform.schedule import schedule_of, thinned_times
+from clvp.waveform.samplers import Step, advance, guided, schedule_of, step_table, thinned_times
 
 # Frames, of all rows and steps, whose conditions are computed at once: enough to fill a GPU.
 FRAMES_AHEAD = 8192

@@ -4,7 +4,6 @@ N samples, of 24 kHz.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,28 +15,22 @@ GATE_SECONDS = 0.4  # the shortest waveform that has a loudness
 FADE_SECONDS = 0.005
 
 
-@dataclass(frozen=True)
-class WaveformMeasures:
-    """Of one waveform within ±1."""
+def measures_of(waveform_N: Tensor) -> dict[str, float]:
+    """Of one waveform within ±1: `duration_s`, `peak` (the largest sample, whatever its sign), `rms_dbfs`
+    (of a full-scale square wave 0, of silence minus infinity) and `clipped_share`, of samples at full scale.
 
-    duration_s: float
-    peak: float  # the largest sample, whatever its sign
-    rms_dbfs: float  # of a full-scale square wave: 0; of silence: minus infinity
-    clipped_share: float  # of samples that stand at full scale
-
-    @classmethod
-    def of(cls, waveform_N: Tensor) -> "WaveformMeasures":
-        """Raises ValueError for a waveform without samples."""
-        if not len(waveform_N):
-            raise ValueError("the waveform has no samples to be measured")
-        size_N = waveform_N.double().abs()
-        power = float(size_N.square().mean())
-        return cls(
-            duration_s=len(waveform_N) / SAMPLING_RATE,
-            peak=float(size_N.max()),
-            rms_dbfs=10 * math.log10(power) if power else -math.inf,
-            clipped_share=float((size_N >= 1).double().mean()),
-        )
+    Raises ValueError for a waveform without samples.
+    """
+    if not len(waveform_N):
+        raise ValueError("the waveform has no samples to be measured")
+    size_N = waveform_N.double().abs()
+    power = float(size_N.square().mean())
+    return {
+        "duration_s": len(waveform_N) / SAMPLING_RATE,
+        "peak": float(size_N.max()),
+        "rms_dbfs": 10 * math.log10(power) if power else -math.inf,
+        "clipped_share": float((size_N >= 1).double().mean()),
+    }
 
 
 def to_loudness(waveform_N: Tensor, lufs: float) -> Tensor:

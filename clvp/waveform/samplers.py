@@ -9,18 +9,74 @@ float64 and used in float32:
 - `dpm++2m`: DPM-Solver++ of second order, multistep (Lu et al. 2022).
 
 The last step of each gives x0, so that a mel lies within ±1.
+
+The noise schedule is that of the denoiser's training (Ho et al. 2020), thinned out to fewer steps (Nichol and
+Dhariwal 2021), in float64. S sampling steps, the least noisy one first.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clvp.waveform.params import Sampler
-from clvp.waveform.schedule import Schedule, half_log_snr
+from clvp.waveform.params import TRAINED_STEPS, Sampler, Spacing
 
 # Log-mels at −1 and at 1.
 MEL_FLOOR, MEL_CEILING = -11.512925148010254, 2.3143386840820312
+FIRST_BETA, LAST_BETA = 2.5e-5, 5e-3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Signal and noise at each step."""
+
+    times_S: Tensor  # int64 trained time steps, which the denoiser is told
+    signal_S: Tensor  # share of the signal in x squared: ᾱ
+    next_signal_S: Tensor  # that of the step below, which comes next; 1 below the first
+    betas_S: Tensor  # noise that lies between the two
+
+
+def trained_signal() -> Tensor:
+    """[4000] ᾱ of each trained time step, float64."""
+    betas = torch.linspace(FIRST_BETA, LAST_BETA, TRAINED_STEPS, dtype=torch.float64)
+    return (1 - betas).cumprod(dim=0)
+
+
+def half_log_snr(signal: Tensor) -> Tensor:
+    """λ, half the logarithm of the signal-to-noise ratio."""
+    return (signal / (1 - signal)).log() / 2
+
+
+def thinned_times(steps: int, spacing: Spacing = "time") -> list[int]:
+    """`steps` trained time steps from the first to the last.
+
+    Evenly in time, by a running sum as the original's; or evenly in λ, in which the samplers' steps are of
+    one size (Lu et al., "DPM-Solver++", 2022), where there are as many time steps.
+    """
+    if not 2 <= steps <= TRAINED_STEPS:
+        raise ValueError(f"steps={steps}: a schedule has 2 to {TRAINED_STEPS}")
+    times: list[int] = []
+    if spacing == "log_snr":
+        trained = half_log_snr(trained_signal())
+        wanted = torch.linspace(float(trained[0]), float(trained[-1]), steps, dtype=torch.float64)
+        for nearest in (trained - wanted[:, None]).abs().argmin(dim=1).tolist():
+            times.append(max(nearest, times[-1] + 1) if times else nearest)
+        return times
+    place = 0.0
+    for _ in range(steps):
+        times.append(round(place))
+        place += (TRAINED_STEPS - 1) / (steps - 1)
+    return times
+
+
+def schedule_of(times: Sequence[int]) -> Schedule:
+    """The schedule of ascending trained time steps."""
+    times_S = torch.tensor(times)
+    signal_S = trained_signal()[times_S]
+    next_signal_S = torch.cat((signal_S.new_ones(1), signal_S[:-1]))
+    return Schedule(times_S, signal_S, next_signal_S, 1 - signal_S / next_signal_S)
 
 
 class Step(NamedTuple):
@@ -57,8 +113,9 @@ def step_table(schedule: Schedule, sampler: Sampler, guidance: float) -> Tensor:
             change = zero.clone()
             change[1:-1] = h[1:-1] / (2 * h[2:])
             clean, clean_before = clean * (1 + change), -clean * change
-    low = schedule.posterior_variance_S
-    low = torch.cat((low[1:2], low[1:]))  # the first is zero, and no sample shows it
+    # β̃ = β (1 − ᾱ') / (1 − ᾱ), the least noise of a random step; the first is zero, and no sample shows it.
+    low = schedule.betas_S * (1 - following) / (1 - signal)
+    low = torch.cat((low[1:2], low[1:]))
     table = Step(
         clean_from_x=(1 / signal).sqrt(),
         clean_from_noise=-(1 / signal - 1).sqrt(),

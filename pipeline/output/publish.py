@@ -188,14 +188,12 @@ def publish_rejected(output: OutputFolder, rejected: Iterator[Mapping[str, Any]]
 
     The manifest alone decides them, so every run replaces what the one before wrote.
     """
-    sink = pa.BufferOutputStream()
-    count = 0
-    with pq.ParquetWriter(sink, ERRORS, compression="zstd") as writer:
-        while chunk := list(islice(rejected, 65_536)):
-            writer.write_table(pa.Table.from_pylist([{**row, "attempt": 1} for row in chunk], schema=ERRORS))
-            count += len(chunk)
-    if count:
-        output.write("errors", REJECTED_FILE, sink.getvalue())
+    file, count = _ParquetFile(), 0
+    while chunk := list(islice(rejected, 65_536)):
+        file.add(pa.Table.from_pylist([{**row, "attempt": 1} for row in chunk], schema=ERRORS))
+        count += len(chunk)
+    if (content := file.finish()) is not None:
+        output.write("errors", REJECTED_FILE, content)
     else:
         storage.delete_files([output.file("errors", REJECTED_FILE)])
     return count

@@ -172,10 +172,12 @@ class Stored:
         database.execute(f"set variable keep = {keep or 'null'}")
         database.execute(f"set variable num_candidates = {sampled or 'null'}")
         # Parts come first: what is published meanwhile is then seen twice, not missed.
-        files = [(f, name) for f in ("_parts", "data", "errors") for name in self._read(f)]
-        if not files and not storage.exists(self.folder.file("", NAME)):
+        parts, data, errors = (self._read(folder) for folder in ("_parts", "data", "errors"))
+        if not parts + data + errors and not storage.exists(self.folder.file("", NAME)):
             raise RunError(f"{self.folder.uri} holds no run: no {NAME}, data or errors are in it")
-        database.execute(TWICE + JUDGED + HEARD)
+        if parts:
+            database.execute(TWICE)
+        database.execute(JUDGED + HEARD)
 
     def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
         """The rows of a result, as objects."""

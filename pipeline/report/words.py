@@ -45,38 +45,31 @@ ORDERS = {
 Query = Callable[[str], Iterator[pa.RecordBatch]]
 
 
-class Moments:
-    """Sums over rows with as many candidates: of errors by place in the order and words, and products."""
-
-    def __init__(self, sampled: int) -> None:
-        self.rows = 0
-        self.sums = np.zeros(sampled + 1)
-        self.products = np.zeros((sampled + 1, sampled + 1))
-
-    def add(self, errors: np.ndarray, words: np.ndarray) -> None:
-        """[rows, N] and [rows]."""
-        values = np.concatenate([errors, words[:, None]], axis=1)
-        self.rows += len(values)
-        self.sums += values.sum(axis=0)
-        self.products += values.T @ values
+def moments(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """[N + 2, N + 2] of rows with N candidates each: sums over them of the products of errors [rows, N], by
+    place in the order, words [rows] and one. The last line has the sums themselves, and the number of rows.
+    """
+    values = np.column_stack([errors, words, np.ones(len(words))])
+    return values.T @ values
 
 
 def word_curves(query: Query, unfinished_last: bool) -> list[dict[str, Any]]:
     """For every n: rows that have so many, and each selector's rate and half the width of its interval."""
     late = "not finished," if unfinished_last else ""
-    moments = {name: moments_of(query, order.format(late=late)) for name, order in ORDERS.items()}
-    known = moments["oracle"]
+    found = {name: moments_of(query, order.format(late=late)) for name, order in ORDERS.items()}
+    known = found["oracle"]
     points = []
     for n in range(1, max(known, default=0) + 1):
         rates = {"chance": rate_of(known, n, by_chance=True)}
-        rates |= {name: rate_of(found, n) for name, found in moments.items()}
-        points.append({"n": n, "rows": sum(m.rows for sampled, m in known.items() if sampled >= n), **rates})
+        rates |= {name: rate_of(by_size, n) for name, by_size in found.items()}
+        rows = sum(int(m[-1, -1]) for size, m in known.items() if size >= n)
+        points.append({"n": n, "rows": rows, **rates})
     return points
 
 
-def moments_of(query: Query, order: str) -> dict[int, Moments]:
+def moments_of(query: Query, order: str) -> dict[int, np.ndarray]:
     """By the number of candidates."""
-    found: dict[int, Moments] = {}
+    found: dict[int, np.ndarray] = {}
     rows = f'select any_value(words) words, list(errors order by {order}) errors from heard group by "row"'
     for batch in query(rows):
         lists, words = batch.column("errors"), batch.column("words").to_numpy()
@@ -86,24 +79,24 @@ def moments_of(query: Query, order: str) -> dict[int, Moments]:
         for size in np.unique(sampled[sampled <= MOST]).tolist():
             rows_of = np.flatnonzero(sampled == size)
             errors = flat[begins[rows_of][:, None] + np.arange(size)]
-            found.setdefault(size, Moments(size)).add(errors, words[rows_of])
+            found[size] = found.get(size, 0) + moments(errors, words[rows_of])
     return found
 
 
-def rate_of(moments: dict[int, Moments], n: int, by_chance: bool = False) -> dict[str, float] | None:
+def rate_of(found: dict[int, np.ndarray], n: int, by_chance: bool = False) -> dict[str, float] | None:
     """Errors a word where the first of n is taken, or any."""
     weighted = [
-        (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, [n])[0], 0.0), m)
-        for size, m in moments.items()
+        (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, [n])[0], (0.0, 0.0)), m)
+        for size, m in found.items()
         if size >= n
     ]
-    rows, words = sum(m.rows for _, m in weighted), float(sum(m.sums[-1] for _, m in weighted))
+    words, rows = (sum(float(m[-1, place]) for _, m in weighted) for place in (-2, -1))
     if not words:
         return None
-    rate = float(sum(weights @ m.sums for weights, m in weighted)) / words
+    rate = sum(float(weights @ m[-1]) for weights, m in weighted) / words
     squares = 0.0
     for weights, m in weighted:
-        weights[-1] = -rate
-        squares += float(weights @ m.products @ weights)
+        weights[-2] = -rate
+        squares += float(weights @ m @ weights)
     width = Z * math.sqrt(max(squares, 0.0) * rows / (rows - 1)) / words if rows > 1 else math.inf
     return {"rate": rate, "within": width}

@@ -22,7 +22,7 @@ from pipeline.rows.memory import (
     MAX_TEXT_CHARS,
 )
 
-CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the `Audio` of `datasets`
 AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
 SAMPLED_TYPE = pa.struct(
     [("candidate", pa.int16()), ("finished", pa.bool_()), ("speech_ids", pa.list_(pa.uint16()))]

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ import torch
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformRequest, load_waveform_decoder
 from clvp.waveform.latents import mean_log_probability, speech_latents
-from clvp.waveform.measures import WaveformMeasures, fade_out, to_loudness
+from clvp.waveform.measures import fade_out, measures_of, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
 from pipeline import storage
 from pipeline.description import differing_fields
@@ -36,11 +35,11 @@ from pipeline.rows.columns import (
     map_rows,
     set_columns,
 )
+from pipeline.rows.payloads import CLIP_TYPE
 from pipeline.settings import AudioSettings, ExecutionSettings, ResultSettings
 from pipeline.stages.device import pick_device
 from pipeline.stages.voices import SPOKEN_VOICE, VOICE, kept, spoken_mels, voice_mels
 
-AUDIO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the `Audio` of `datasets`
 MEASURES = pa.schema(
     [
         ("duration_s", pa.float32()),
@@ -49,10 +48,10 @@ MEASURES = pa.schema(
         ("clipped_share", pa.float32()),  # of samples at full scale
     ]
 )
-BEST = pa.field(f"{EXTRA_PREFIX}audio", AUDIO_TYPE)
+BEST = pa.field(f"{EXTRA_PREFIX}audio", CLIP_TYPE)
 BEST_MEASURES = pa.field(f"{EXTRA_PREFIX}audio_measures", pa.struct(MEASURES))
 # Of the candidates after the best that were asked for.
-OTHERS_TYPE = pa.struct([("rank", pa.int16()), ("candidate", pa.int16()), ("audio", AUDIO_TYPE), *MEASURES])
+OTHERS_TYPE = pa.struct([("rank", pa.int16()), ("candidate", pa.int16()), ("audio", CLIP_TYPE), *MEASURES])
 OTHERS = pa.field(f"{EXTRA_PREFIX}more_audio", pa.list_(OTHERS_TYPE))
 
 # Of all candidates with sound, by rank; every measure adds its columns.
@@ -173,12 +172,11 @@ class WaveformMaker:
         if audio.audio_files:
             uri = storage.join(storage.join(self.output, FOLDER), name)
             storage.write_atomically(uri, content, storage.join(self.output, "_scratch"))
-        measures = asdict(WaveformMeasures.of(waveform_N))
         return {
             "candidate": speech.candidate,
             "audio": {"bytes": content, "path": name},
             "mean_log_probability": round(log_probability, 6),
-            **measures,
+            **measures_of(waveform_N),
         }
 
 

@@ -33,8 +33,7 @@ from clvp.waveform.denoiser import (
 from clvp.waveform.latents import CALM_TOKENS, speech_latents
 from clvp.waveform.noise import noise_keys, normal
 from clvp.waveform.params import DecodedSpeech, DiffusionDtype
-from clvp.waveform.samplers import Step, advance, guided
-from clvp.waveform.schedule import thinned_times
+from clvp.waveform.samplers import Step, advance, guided, thinned_times
 from clvp.waveform.vocoder import HOP, SAMPLING_RATE, UnivNet, VocoderConfig
 from tests.sampling.rehearsal import REHEARSED
 

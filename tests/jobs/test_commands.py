@@ -105,6 +105,9 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path: Path) -> No
         (["decode", "--run", str(tmp_path), "--output", new], 1, "holds no run"),
         (["replay", "--output", str(tmp_path), "--id", "a"], 1, "holds no run"),
         (["convert", "--autoregressive", "a.pth", "--clvp", "b.pth", "--output", "x"], 1, "no file a.pth"),
+        (["train", "prepare", "--data", "x"], 2, "prepare needs --manifest"),
+        (["train", "decoder", "--data", "x"], 2, "decoder needs --output"),
+        (["train", "export", "--data", "x", "--output", "y"], 2, "export needs --runs"),
     ]
     for (_, code, words), (found, said) in zip(mistakes, told([c for c, _, _ in mistakes]), strict=True):
         assert found == code, said

@@ -25,11 +25,10 @@ from pipeline.output.stored_candidates import open_stored
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.memory import MAX_CANDIDATES
 from pipeline.rows.normalise import scan
-from pipeline.rows.payloads import SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
+from pipeline.rows.payloads import CLIP_TYPE, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.rows.plan import make_plan
 from pipeline.settings import RankingSettings, ResultSettings, Run
 from pipeline.stages import Chain, Work, stages_of
-from pipeline.stages.waveform import AUDIO_TYPE
 from tests.pipeline.synthetic_output import candidate, data_table, make_rows, write_description
 
 Row = dict[str, Any]
@@ -123,7 +122,7 @@ def test_load_dataset_finds_the_rows_by_the_card(output: Path, written: list[Row
     """And nothing else of an output, with the types of its columns, and sound as sound."""
     datasets = pytest.importorskip("datasets")
     folder = OutputFolder(str(tmp_path / "corpus"))
-    sound = pa.array([{"bytes": b"fLaC", "path": f"{row['id']}.flac"} for row in written], AUDIO_TYPE)
+    sound = pa.array([{"bytes": b"fLaC", "path": f"{row['id']}.flac"} for row in written], CLIP_TYPE)
     table = data_table(written).append_column("audio", sound)
     table = table.append_column("tags", pa.array([["a"], None] * (ROWS // 2), pa.list_(pa.string())))
     folder.write_table("data", "000001.parquet", table.replace_schema_metadata(AUDIO_METADATA))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.report import write_report
-from pipeline.report.words import Moments, rate_of
+from pipeline.report.words import moments, rate_of
 from pipeline.rows.columns import EXTRA_PREFIX
 from tests.pipeline.synthetic_output import data_table, make_rows, write_description
 
@@ -113,9 +113,7 @@ def test_the_interval_holds_the_rate_of_the_whole_as_often_as_it_says() -> None:
     inside, samples = 0, 400
     for _ in range(samples):
         chosen = random.choice(len(words), 100, replace=False)
-        moments = Moments(4)
-        moments.add(errors[chosen], words[chosen])
-        found = rate_of({4: moments}, 4)
+        found = rate_of({4: moments(errors[chosen], words[chosen])}, 4)
         assert found is not None
         inside += abs(found["rate"] - truth) <= found["within"]
     assert 0.9 < inside / samples < 0.98

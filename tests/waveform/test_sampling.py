@@ -5,8 +5,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from clvp.waveform.samplers import Step, advance, denormalized, guided, step_table
-from clvp.waveform.schedule import schedule_of, thinned_times
+from clvp.waveform.samplers import (
+    Step,
+    advance,
+    denormalized,
+    guided,
+    schedule_of,
+    step_table,
+    thinned_times,
+)
 from tests.waveform.conftest import relative_error
 
 ONE_STEP, CHAIN, WHOLE_DPM_CHAIN, TABLES = 1e-6, 4e-5, 1.3e-4, 1e-12
