@@ -2,7 +2,7 @@
 
 Text and tars become Parquet on the way, in files of one row group each: whatever reads rows later knows
 columnar files alone, and copies hold values that were checked. The rows of Parquet and Arrow files stay
-where they are. Texts and audio are never kept in memory; the index costs about 8 bytes a row and the ids.
+where they are, unless others are made of them (`pipeline.rows.several`). Texts and audio are never kept in memory; the index costs about 8 bytes a row and the ids.
 """
 
 import os
@@ -22,20 +22,24 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
 from pipeline.rows import formats
-from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT
+from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT, set_columns
 from pipeline.rows.manifest import (
     GROUP,
+    NATURAL,
     STORED,
     UNREADABLE,
     Manifest,
     ManifestFile,
+    columns_read,
+    own_ids,
     passing,
     readable,
     with_columns,
 )
 from pipeline.rows.memory import MIB
-from pipeline.rows.payloads import Payload, checked_id, checked_text, paths_in, taken
-from pipeline.rows.stored import Rows, open_rows
+from pipeline.rows.payloads import Payload, checked_id, checked_text, taken
+from pipeline.rows.several import Voices, clips_of, find_voices, rows_made_of, voices_of_all
+from pipeline.rows.stored import Rows, open_rows, row_batches
 from pipeline.rows.types import ColumnTypes, convert, python_values
 
 CHUNK_ROWS, CHUNK_BYTES = 32_768, 8 * MIB  # of text that become a copy
@@ -57,9 +61,10 @@ class RowIndex:
     copies: "tempfile.TemporaryDirectory[str] | None" = None  # of text, deleted with the index
 
 
-# The rows of one row group: its file, its number there, the record number of the first row, bytes, ids or why
-# there is none, digests.
-Group = tuple[ManifestFile, int, int, int, Sequence[str | RowError], Sequence[int]]
+# The rows of one row group: its file, its number there, the record number of each row, bytes, ids or why there
+# is none, digests.
+Numbered = tuple[formats.Row, int, int]  # a row of text, its bytes, its record number
+Group = tuple[ManifestFile, int, Sequence[int], int, Sequence[str | RowError], Sequence[int]]
 
 
 def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
@@ -68,21 +73,26 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     Raises ManifestError for a file that cannot be read or lacks a column.
     """
     types, payload = ColumnTypes(manifest.extra), manifest.payload
+    reading = manifest.files[0].reading
+    voices = find_voices(reading)
+    voices_of_all(reading, voices)  # a wrong name is told before anything is read
     copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
     files: list[ManifestFile] = []
     groups: list[tuple[int, int, int, int, int]] = []
-    ids, digests, position = [], [], 0
+    ids, digests, numbers, position = [], [], [], 0
     problems: dict[int, RowError] = {}
     for file in manifest.files:
         with readable(file):
             found = (
                 _stored(file, payload)
-                if file.reader in STORED
-                else _copied(file, payload, types, copies.name)
+                if file.reader in STORED and not reading.makes_rows
+                else _copied(file, payload, types, copies.name, voices)
             )
-            for place, group, row, num_bytes, group_ids, group_digests in found:
+            for place, group, rows, num_bytes, group_ids, group_digests in found:
                 files += [place] if files[-1:] != [place] else []
-                groups.append((len(files) - 1, group, position, row, num_bytes // max(len(group_ids), 1)))
+                first = rows[0] if len(rows) else 1
+                groups.append((len(files) - 1, group, position, first, num_bytes // max(len(group_ids), 1)))
+                numbers += [np.array(rows, np.int32)] if reading.makes_rows else []
                 bad = {i: value for i, value in enumerate(group_ids, position) if isinstance(value, RowError)}
                 usable = [None if i in bad else value for i, value in enumerate(group_ids, position)]
                 ids.append(pa.array(usable, pa.large_string()))
@@ -96,7 +106,10 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
         raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
     places = np.array(groups, GROUP)
     index = RowIndex(pa.chunked_array(ids), np.concatenate(digests), places, problems, copies)
-    return replace(manifest, files=tuple(files), extra=types.schema(), groups=places), index
+    found_numbers = np.concatenate(numbers) if numbers else manifest.numbers
+    return replace(
+        manifest, files=tuple(files), extra=types.schema(), groups=places, numbers=found_numbers
+    ), index
 
 
 # ---- rows that stay where they are ----
@@ -111,16 +124,9 @@ def _stored(file: ManifestFile, payload: Payload) -> Iterator[Group]:
             ids += [taken(checked_id, value) for value in values]
         if len(ids) != num_rows:
             raise OSError(f"row group {group} has {len(ids):,} of {num_rows:,} rows; it is damaged")
-        yield file, group, row, num_bytes, ids, list(islice(_digests(rows, group, file, payload), num_rows))
+        digests = list(islice(_digests(rows, group, file, payload), num_rows))
+        yield file, group, range(row, row + num_rows), num_bytes, ids, digests
         row += num_rows
-
-
-def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequence[Any]:
-    """Ids as the file has them; where its clips name the rows, the name of the first without its suffix."""
-    if file.names["id"] != file.names[payload.column]:
-        return values
-    first = [next(iter(paths_in(value)), None) for value in values]
-    return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
 
 
 def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> Iterator[int]:
@@ -136,17 +142,79 @@ def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> It
 # ---- rows that are copied ----
 
 
-def _copied(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str) -> Iterator[Group]:
+def _copied(
+    file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str, voices: Voices
+) -> Iterator[Group]:
     """The rows of a file, copied into a local folder some at a time. `types` learns of their columns.
 
     Raises ManifestError for a file that lacks a column or whose types do not go with those of earlier files.
     """
-    named = {*payload.required, *file.reading.named.values()}
-    separator = file.reading.separator and file.reading.separator.replace("\\t", "\t")
-    if file.reading.manifest_format == "ljspeech":
+    reading, stated, rows = file.reading, [], _numbered(_rows_of(file, payload))
+    if reading.makes_rows:
+        stated = passing(file, payload) if file.reader in STORED else []
+        rows = _several(rows, file, payload, voices)
+        where = storage.absolute(reading.voices) if reading.voices else ""
+        file = replace(file, reading=NATURAL, hive={}, voices=where)
+    for file, chunk, numbers, num_bytes in _headed(rows, file, payload):
+        table, ids = _table(chunk, file, payload, types, stated, bool(reading.split_text))
+        if PLACE.name in table.schema.names:  # what a block will hold
+            num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
+        copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
+        pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
+        yield replace(file, copy=copy), 0, numbers, num_bytes, ids, table["row_digest"].to_numpy()
+
+
+def _rows_of(file: ManifestFile, payload: Payload) -> formats.Rows:
+    if file.reader in STORED:
+        return _stored_rows(file, payload)
+    reading = file.reading
+    named = {*payload.required, *reading.named.values()}
+    separator = reading.separator and reading.separator.replace("\\t", "\t")
+    if reading.manifest_format == "ljspeech":
         named, separator = set(), "|"
-    row, seen = 1, dict.fromkeys(file.hive)
-    for chunk, num_bytes in _chunks(formats.rows_of(file.reader, file.uri, separator, named)):
+    whole, voiced = bool(reading.split_text), bool(reading.voices)
+    return formats.rows_of(file.reader, file.uri, separator, named, whole, voiced)
+
+
+def _stored_rows(file: ManifestFile, payload: Payload) -> formats.Rows:
+    columns = columns_read(file, payload)
+    for group, (num_rows, _) in enumerate(open_rows(file.uri).sizes):
+        for batch in row_batches(file.uri, group, columns, 0, num_rows):
+            values = [python_values(batch, name) for name in columns]
+            for row in zip(*values, strict=True):
+                yield dict(zip(columns, row, strict=True)), batch.nbytes // len(batch)
+
+
+def _several(
+    rows: Iterator[Numbered], file: ManifestFile, payload: Payload, voices: Voices
+) -> Iterator[Numbered]:
+    """The rows that are made of those of a file. Raises ManifestError where none of its first has a voice."""
+    of_all = voices_of_all(file.reading, voices)
+    for file, chunk, numbers, num_bytes in _headed(rows, file, payload):
+        if "voice" in file.names and not of_all and numbers[0] == 1:
+            told = [row if isinstance(row, RowError) else row.get(file.names["voice"]) for row in chunk]
+            found = [taken(lambda name: clips_of(name, voices), name) for name in told]
+            if all(isinstance(clips, RowError) for clips in found):
+                raise ManifestError(f"manifest file {file.uri}: no row has a voice; the first: {found[0]}")
+        for row, number in zip(chunk, numbers, strict=True):
+            size = num_bytes // len(chunk)
+            if isinstance(row, RowError):
+                yield row, size, number
+                continue
+            for made, made_size in rows_made_of(row, size, file, payload, voices, of_all):
+                yield made, made_size, number
+
+
+def _numbered(rows: formats.Rows) -> Iterator[Numbered]:
+    return ((row, size, number) for number, (row, size) in enumerate(rows, 1))
+
+
+def _headed(
+    rows: Iterator[Numbered], file: ManifestFile, payload: Payload
+) -> Iterator[tuple[ManifestFile, list[formats.Row], list[int], int]]:
+    """Rows, numbers and bytes of some records at a time, and the file with the columns that it has by then."""
+    seen = dict.fromkeys(file.hive)
+    for chunk, numbers, num_bytes in _chunks(rows):
         known = len(seen)
         seen |= dict.fromkeys(chain.from_iterable(value for value in chunk if isinstance(value, dict)))
         if not seen:
@@ -154,32 +222,36 @@ def _copied(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: st
             raise ManifestError(f"manifest file {file.uri}: {problem}")
         if known < len(seen):
             file = with_columns(file, list(seen), payload)
-        table, ids = _table(chunk, file, payload, types)
-        if PLACE.name in table.schema.names:  # what a block will hold
-            num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
-        copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
-        pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
-        yield replace(file, copy=copy), 0, row, num_bytes, ids, table["row_digest"].to_numpy()
-        row += len(chunk)
+        yield file, chunk, numbers, num_bytes
 
 
-def _chunks(rows: formats.Rows) -> Iterator[tuple[list[formats.Row], int]]:
+def _chunks(rows: Iterator[Numbered]) -> Iterator[tuple[list[formats.Row], list[int], int]]:
     chunk: list[formats.Row] = []
+    numbers: list[int] = []
     size = 0
-    for value, num_bytes in rows:
+    for value, num_bytes, number in rows:
         chunk.append(value)
+        numbers.append(number)
         size += num_bytes
         if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk, size
-            chunk, size = [], 0
+            yield chunk, numbers, size
+            chunk, numbers, size = [], [], 0
     if chunk:
-        yield chunk, size
+        yield chunk, numbers, size
 
 
 def _table(
-    chunk: Sequence[formats.Row], file: ManifestFile, payload: Payload, types: ColumnTypes
+    chunk: Sequence[formats.Row],
+    file: ManifestFile,
+    payload: Payload,
+    types: ColumnTypes,
+    stated: Sequence[str],
+    in_parts: bool,
 ) -> tuple[pa.Table, list[str | RowError]]:
-    """The rows of a copy, with their pass-through columns, and the id of each or what is wrong with it."""
+    """The rows of a copy, with their pass-through columns, and the id of each or what is wrong with it.
+
+    `types` knows those of the columns in `stated`. Rows `in_parts` are others with another pause behind them.
+    """
     errors = {i: value for i, value in enumerate(chunk) if isinstance(value, RowError)}
     rows: list[Mapping[str, Any]] = [{} if isinstance(value, RowError) else value for value in chunk]
     ids, texts, values = ([row.get(file.names[own]) for row in rows] for own in payload.required)
@@ -190,12 +262,17 @@ def _table(
     extra: dict[str, pa.Array] = {}
     for name in passing(file, payload):
         cells = [row.get(name, file.hive.get(name)) for row in rows]
-        column, misfits = convert(name, cells, types.observe(name, cells, file.uri))
+        kind = types.known(name) if name in stated else types.observe(name, cells, file.uri)
+        column, misfits = convert(name, cells, kind)
         extra[EXTRA_PREFIX + name], errors = column, misfits | errors
     if file.reader == "webdataset":
         places = [value if isinstance(value, dict) else None for value in values]
         extra[PLACE.name] = pa.array(places, PLACE.type)
     table = checked(file, payload, usable, texts, values, errors)
+    if in_parts:  # a text that has become shorter ends with another part
+        pauses = [row.get("pause_s") for row in rows]
+        digests = map(payload.digest, zip(texts, pauses, strict=True), values)
+        table = set_columns(table, {ROW_DIGEST: pa.array(digests, ROW_DIGEST.type)})
     for name, column in extra.items():
         table = table.append_column(name, column)
     return table, usable
