@@ -62,9 +62,9 @@ class Replay:
 
 
 class Replayer:
-    """Replays rows of one output; models are loaded once. `manifest` and `model` say where they lie now; by
-    default where the run had them, and so with `voices`. `audio_hosts` and `recognizer` are as in a run; `measures` names those of
-    the user's own that the run was measured by: run.json alone is not trusted to name code.
+    """Replays rows of one output; models are loaded once. `manifest`, `model` and `voices` say where they lie
+    now; by default where the run had them. `audio_hosts` and `recognizer` are as in a run; `measures` names
+    those of the user's own that the run was measured by: run.json alone is not trusted to name code.
 
     Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """

@@ -305,9 +305,9 @@ def text_rows(uri: str, whole: bool, voiced: bool) -> Rows:
         speaker = {"speaker": differing} if differing else {}
         with open_text(storage.join(root, path)) as stream:
             transcribed = path.lower().endswith(".trans.txt")
-            lines = map(str.strip, _not_blank(stream))
-            if whole and not transcribed:
-                lines = filter(None, [stream.read(MAX_RECORD_BYTES + 1).strip()])
+            one = whole and not transcribed
+            found = iter([stream.read(MAX_RECORD_BYTES + 1)]) if one else _not_blank(stream)
+            lines = filter(None, map(str.strip, found))
             first = list(islice(lines, 2))
             for number, line in enumerate(chain(first, lines), 1):
                 name, text = (f"{stem}/{number:04}" if len(first) > 1 else stem), line

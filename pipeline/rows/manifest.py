@@ -40,7 +40,7 @@ _HIVE = re.compile(r"/([^/=]+)=([^/]*)(?=/)")
 _OTHERS = {"audio": ("audio_filepath", "path"), "text": ("sentence",)}
 # Columns of the output, which no manifest may bring along.
 RESERVED = ("seed", "voice_key", "row_digest", "candidates")
-# What the utterances of a text have: its id, their number from 1, seconds of silence behind them (null: it ends).
+# Of an utterance: its text's id, its number there from 1, seconds of silence behind it (null: the text ends).
 PARTS = ("part_of", "part", "pause_s")
 
 KNOWN = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes if suffix.count(".") == 1)

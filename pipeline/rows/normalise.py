@@ -2,7 +2,8 @@
 
 Text and tars become Parquet on the way, in files of one row group each: whatever reads rows later knows
 columnar files alone, and copies hold values that were checked. The rows of Parquet and Arrow files stay
-where they are, unless others are made of them (`pipeline.rows.several`). Texts and audio are never kept in memory; the index costs about 8 bytes a row and the ids.
+where they are, unless others are made of them (`pipeline.rows.several`). Texts and audio are never kept in
+memory; the index costs about 8 bytes a row and the ids.
 """
 
 import os
@@ -61,9 +62,9 @@ class RowIndex:
     copies: "tempfile.TemporaryDirectory[str] | None" = None  # of text, deleted with the index
 
 
-# The rows of one row group: its file, its number there, the record number of each row, bytes, ids or why there
-# is none, digests.
-Numbered = tuple[formats.Row, int, int]  # a row of text, its bytes, its record number
+Numbered = tuple[formats.Row, int, int]  # a row, its bytes, its record number
+# The rows of one row group: its file, its number there, numbers of records, bytes, ids or why there is none,
+# digests.
 Group = tuple[ManifestFile, int, Sequence[int], int, Sequence[str | RowError], Sequence[int]]
 
 
@@ -75,7 +76,6 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     types, payload = ColumnTypes(manifest.extra), manifest.payload
     reading = manifest.files[0].reading
     voices = find_voices(reading)
-    voices_of_all(reading, voices)  # a wrong name is told before anything is read
     copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
     files: list[ManifestFile] = []
     groups: list[tuple[int, int, int, int, int]] = []
@@ -90,8 +90,8 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
             )
             for place, group, rows, num_bytes, group_ids, group_digests in found:
                 files += [place] if files[-1:] != [place] else []
-                first = rows[0] if len(rows) else 1
-                groups.append((len(files) - 1, group, position, first, num_bytes // max(len(group_ids), 1)))
+                row = rows[0] if len(rows) else 1
+                groups.append((len(files) - 1, group, position, row, num_bytes // max(len(group_ids), 1)))
                 numbers += [np.array(rows, np.int32)] if reading.makes_rows else []
                 bad = {i: value for i, value in enumerate(group_ids, position) if isinstance(value, RowError)}
                 usable = [None if i in bad else value for i, value in enumerate(group_ids, position)]
@@ -155,13 +155,13 @@ def _copied(
         rows = _several(rows, file, payload, voices)
         where = storage.absolute(reading.voices) if reading.voices else ""
         file = replace(file, reading=NATURAL, hive={}, voices=where)
-    for file, chunk, numbers, num_bytes in _headed(rows, file, payload):
-        table, ids = _table(chunk, file, payload, types, stated, bool(reading.split_text))
+    for place, chunk, numbers, num_bytes in _headed(rows, file, payload):
+        table, ids = _table(chunk, place, payload, types, stated, bool(reading.split_text))
         if PLACE.name in table.schema.names:  # what a block will hold
             num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
         copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
         pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
-        yield replace(file, copy=copy), 0, numbers, num_bytes, ids, table["row_digest"].to_numpy()
+        yield replace(place, copy=copy), 0, numbers, num_bytes, ids, table["row_digest"].to_numpy()
 
 
 def _rows_of(file: ManifestFile, payload: Payload) -> formats.Rows:
@@ -190,9 +190,9 @@ def _several(
 ) -> Iterator[Numbered]:
     """The rows that are made of those of a file. Raises ManifestError where none of its first has a voice."""
     of_all = voices_of_all(file.reading, voices)
-    for file, chunk, numbers, num_bytes in _headed(rows, file, payload):
-        if "voice" in file.names and not of_all and numbers[0] == 1:
-            told = [row if isinstance(row, RowError) else row.get(file.names["voice"]) for row in chunk]
+    for place, chunk, numbers, num_bytes in _headed(rows, file, payload):
+        if "voice" in place.names and not of_all and numbers[0] == 1:
+            told = [row if isinstance(row, RowError) else row.get(place.names["voice"]) for row in chunk]
             found = [taken(lambda name: clips_of(name, voices), name) for name in told]
             if all(isinstance(clips, RowError) for clips in found):
                 raise ManifestError(f"manifest file {file.uri}: no row has a voice; the first: {found[0]}")
@@ -201,7 +201,7 @@ def _several(
             if isinstance(row, RowError):
                 yield row, size, number
                 continue
-            for made, made_size in rows_made_of(row, size, file, payload, voices, of_all):
+            for made, made_size in rows_made_of(row, size, place, payload, voices, of_all):
                 yield made, made_size, number
 
 
@@ -212,7 +212,7 @@ def _numbered(rows: formats.Rows) -> Iterator[Numbered]:
 def _headed(
     rows: Iterator[Numbered], file: ManifestFile, payload: Payload
 ) -> Iterator[tuple[ManifestFile, list[formats.Row], list[int], int]]:
-    """Rows, numbers and bytes of some records at a time, and the file with the columns that it has by then."""
+    """Rows, numbers and bytes of some records at a time, with the file, whose columns are known by then."""
     seen = dict.fromkeys(file.hive)
     for chunk, numbers, num_bytes in _chunks(rows):
         known = len(seen)

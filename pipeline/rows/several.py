@@ -18,7 +18,7 @@ Voices = Mapping[str, Sequence[str]]  # the clips of each, relative to the folde
 def find_voices(reading: Reading) -> Voices:
     """The voices of `reading.voices`: folders with clips, and clips; none where it names no folder.
 
-    Raises ManifestError where there are none.
+    Raises ManifestError where there are none, or not all of those that every row is to be made in.
     """
     if reading.voices is None:
         return {}
@@ -36,6 +36,7 @@ def find_voices(reading: Reading) -> Voices:
             voices.setdefault(name if inside else os.path.splitext(name)[0], []).append(path)
     if not voices:
         raise ManifestError(f"voices {folder}: no folder in it has a clip ({' '.join(AUDIO)})")
+    voices_of_all(reading, voices)
     return voices
 
 
@@ -89,15 +90,17 @@ def rows_made_of(
     is_text, length = isinstance(made["text"], str), reading.split_text
     length = DESIRED_CHARACTERS if length is True else length
     utterances = split_text(made["text"], length, length * 3 // 2) if length and is_text else []
-    for voice in of_all or [row.get(names.get("voice", ""))]:
+    told: Sequence[Any] = of_all or [row.get(names.get("voice", ""))]
+    for voice in told:
         made["id"] = f"{row_id}/{voice}" if reading.crosses else row_id
         if reading.voices:
             made |= {"voice": voice, payload.column: taken(lambda name: clips_of(name, voices), voice)}
         if not length:
             yield made.copy(), size
             continue
-        texts = [(part.text, part.pause_s) for part in utterances] or [(made["text"], None)]
-        for number, (text, pause) in enumerate(texts, 1):
+        texts: list[Any] = [part.text for part in utterances] or [made["text"]]
+        pauses = [*(part.pause_s for part in utterances[:-1]), None]
+        for number, (text, pause) in enumerate(zip(texts, pauses, strict=True), 1):
             part = {"text": text, "id": f"{made['id']}/{number:04}", "part_of": made["id"], "part": number}
             rest = size - len(made["text"]) + len(text) if is_text else size
-            yield {**made, **part, "pause_s": pause if number < len(texts) else None}, rest
+            yield {**made, **part, "pause_s": pause}, rest
