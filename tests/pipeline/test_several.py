@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from pipeline.errors import ManifestError
 from pipeline.rows.manifest import Reading, open_manifest
@@ -262,3 +263,31 @@ def test_clips_in_a_tar_belong_to_all_parts(tmp_path: Path) -> None:
     rows = read_rows(place, reading=Reading(split_text=True)).to_pylist()
     assert [row["id"] for row in rows] == ["u1/0001", "u1/0002", "u1/0003", "u1/0004"]
     assert {row["audio"][0]["bytes"] for row in rows} == {b"sound"}
+
+
+def test_a_chapter_is_put_together_by_what_the_documentation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From parts in any order, in two files, beside other voices and the end of the text as it was."""
+    rows = [
+        {"part_of": f"alice/{voice}", "part": part, "pause_s": pause, "audio": {"bytes": flac(level, part)}}
+        for voice, level in (("ada", 0.25), ("bob", 0.5))
+        for part, pause in ((3, None), (1, 0.5), (4, 0.4), (5, None), (2, 0.25))
+    ]
+    (tmp_path / "outputs/alice/data").mkdir(parents=True)
+    for i in range(2):
+        pq.write_table(pa.Table.from_pylist(rows[i::2]), tmp_path / f"outputs/alice/data/{i}.parquet")
+    page = (Path(__file__).parents[2] / "docs/manifests.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    samples, rate = soundfile.read("chapter.wav")
+    assert rate == 24_000
+    bounds = np.flatnonzero(np.diff(samples != 0)) + 1
+    assert set(samples.tolist()) == {0.0, 0.25}
+    assert np.diff([0, *bounds, len(samples)]).tolist() == [1_000, 12_000, 2_000, 6_000, 3_000]
+
+
+def flac(level: float, part: int) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(1_000 * part, level), 24_000, format="FLAC")
+    return buffer.getvalue()
