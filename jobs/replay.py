@@ -41,14 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def replay() -> str:
         where = (options.output, options.manifest, options.model)
-        told = (
-            options.torch_threads,
-            options.audio_hosts,
-            options.recognizer,
-            options.measure,
-            options.voices,
-        )
-        replayer = Replayer(*where, *told)
+        told = (options.torch_threads, options.audio_hosts, options.recognizer, options.measure)
+        replayer = Replayer(*where, *told, options.voices)
         found.extend(replayer.replay(row_id, options.candidate) for row_id in options.id)
         return "\n".join(map(describe, found))
 

@@ -326,20 +326,5 @@ def text_rows(uri: str, whole: bool, voiced: bool) -> Rows:
         )
 
 
-def rows_of(
-    reader: str,
-    uri: str,
-    separator: str | None,
-    names: Collection[str],
-    whole: bool = False,
-    voiced: bool = False,
-) -> Rows:
-    """The rows of a file, by a key of SUFFIXES; of a table with its separator and columns it may have, of
-    texts `whole` or by lines, with clips unless they are `voiced` by others.
-    """
-    if reader == "csv":
-        return csv_rows(uri, separator, names)
-    if reader == "txt":
-        return text_rows(uri, whole, voiced)
-    readers = {"jsonl": jsonl_rows, "kaldi": kaldi_rows, "webdataset": webdataset_rows}
-    return readers[reader](uri)
+# Of those that need nothing but the file.
+READERS = {"jsonl": jsonl_rows, "kaldi": kaldi_rows, "webdataset": webdataset_rows}

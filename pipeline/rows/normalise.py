@@ -149,14 +149,21 @@ def _copied(
 
     Raises ManifestError for a file that lacks a column or whose types do not go with those of earlier files.
     """
-    reading, stated, rows = file.reading, [], _numbered(_rows_of(file, payload))
+    reading, stated = file.reading, list[str]()
+    rows: Iterator[Numbered] = (
+        (row, size, number) for number, (row, size) in enumerate(_rows_of(file, payload), 1)
+    )
     if reading.makes_rows:
         stated = passing(file, payload) if file.reader in STORED else []
         rows = _several(rows, file, payload, voices)
         where = storage.absolute(reading.voices) if reading.voices else ""
         file = replace(file, reading=NATURAL, hive={}, voices=where)
-    for place, chunk, numbers, num_bytes in _headed(rows, file, payload):
-        table, ids = _table(chunk, place, payload, types, stated, bool(reading.split_text))
+    if reading.split_text:
+        types.declare("pause_s", pa.float64(), file.uri)  # null in all rows, if no text is long
+    for place, chunk in _headed(rows, file, payload):
+        values, sizes, numbers = zip(*chunk, strict=True)
+        num_bytes = sum(sizes)
+        table, ids = _table(values, place, payload, types, stated, bool(reading.split_text))
         if PLACE.name in table.schema.names:  # what a block will hold
             num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
         copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
@@ -165,15 +172,18 @@ def _copied(
 
 
 def _rows_of(file: ManifestFile, payload: Payload) -> formats.Rows:
+    reading = file.reading
     if file.reader in STORED:
         return _stored_rows(file, payload)
-    reading = file.reading
+    if file.reader == "txt":
+        return formats.text_rows(file.uri, whole=bool(reading.split_text), voiced=bool(reading.voices))
+    if file.reader in formats.READERS:
+        return formats.READERS[file.reader](file.uri)
     named = {*payload.required, *reading.named.values()}
     separator = reading.separator and reading.separator.replace("\\t", "\t")
     if reading.manifest_format == "ljspeech":
         named, separator = set(), "|"
-    whole, voiced = bool(reading.split_text), bool(reading.voices)
-    return formats.rows_of(file.reader, file.uri, separator, named, whole, voiced)
+    return formats.csv_rows(file.uri, separator, named)
 
 
 def _stored_rows(file: ManifestFile, payload: Payload) -> formats.Rows:
@@ -190,14 +200,13 @@ def _several(
 ) -> Iterator[Numbered]:
     """The rows that are made of those of a file. Raises ManifestError where none of its first has a voice."""
     of_all = voices_of_all(file.reading, voices)
-    for place, chunk, numbers, num_bytes in _headed(rows, file, payload):
-        if "voice" in place.names and not of_all and numbers[0] == 1:
-            told = [row if isinstance(row, RowError) else row.get(place.names["voice"]) for row in chunk]
+    for place, chunk in _headed(rows, file, payload):
+        if "voice" in place.names and not of_all and chunk[0][2] == 1:
+            told = [row if isinstance(row, RowError) else row.get(place.names["voice"]) for row, *_ in chunk]
             found = [taken(lambda name: clips_of(name, voices), name) for name in told]
             if all(isinstance(clips, RowError) for clips in found):
                 raise ManifestError(f"manifest file {file.uri}: no row has a voice; the first: {found[0]}")
-        for row, number in zip(chunk, numbers, strict=True):
-            size = num_bytes // len(chunk)
+        for row, size, number in chunk:
             if isinstance(row, RowError):
                 yield row, size, number
                 continue
@@ -205,39 +214,33 @@ def _several(
                 yield made, made_size, number
 
 
-def _numbered(rows: formats.Rows) -> Iterator[Numbered]:
-    return ((row, size, number) for number, (row, size) in enumerate(rows, 1))
-
-
 def _headed(
     rows: Iterator[Numbered], file: ManifestFile, payload: Payload
-) -> Iterator[tuple[ManifestFile, list[formats.Row], list[int], int]]:
-    """Rows, numbers and bytes of some records at a time, with the file, whose columns are known by then."""
+) -> Iterator[tuple[ManifestFile, list[Numbered]]]:
+    """Some records at a time, with the file, whose columns are known by then."""
     seen = dict.fromkeys(file.hive)
-    for chunk, numbers, num_bytes in _chunks(rows):
+    for chunk in _chunks(rows):
         known = len(seen)
-        seen |= dict.fromkeys(chain.from_iterable(value for value in chunk if isinstance(value, dict)))
+        seen |= dict.fromkeys(chain.from_iterable(row for row, *_ in chunk if isinstance(row, dict)))
         if not seen:
-            problem = f"no row can be read as {file.reader}; the first: {chunk[0]}"
+            problem = f"no row can be read as {file.reader}; the first: {chunk[0][0]}"
             raise ManifestError(f"manifest file {file.uri}: {problem}")
         if known < len(seen):
             file = with_columns(file, list(seen), payload)
-        yield file, chunk, numbers, num_bytes
+        yield file, chunk
 
 
-def _chunks(rows: Iterator[Numbered]) -> Iterator[tuple[list[formats.Row], list[int], int]]:
-    chunk: list[formats.Row] = []
-    numbers: list[int] = []
+def _chunks(rows: Iterator[Numbered]) -> Iterator[list[Numbered]]:
+    chunk: list[Numbered] = []
     size = 0
-    for value, num_bytes, number in rows:
+    for value in rows:
         chunk.append(value)
-        numbers.append(number)
-        size += num_bytes
+        size += value[1]
         if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk, numbers, size
-            chunk, numbers, size = [], [], 0
+            yield chunk
+            chunk, size = [], 0
     if chunk:
-        yield chunk, numbers, size
+        yield chunk
 
 
 def _table(

@@ -102,5 +102,5 @@ def rows_made_of(
         pauses = [*(part.pause_s for part in utterances[:-1]), None]
         for number, (text, pause) in enumerate(zip(texts, pauses, strict=True), 1):
             part = {"text": text, "id": f"{made['id']}/{number:04}", "part_of": made["id"], "part": number}
-            rest = size - len(made["text"]) + len(text) if is_text else size
+            rest = max(size - len(made["text"]), 0) + len(text) if is_text else size
             yield {**made, **part, "pause_s": pause}, rest

@@ -65,7 +65,7 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None, places: S
         raise RowError("UnreadableAudio", f"{path!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def clips_of(
+def listed_clips(
     clips: Sequence[Mapping[str, Any]], root: str | None, places: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The clips of a row, where a folder (`ada/`) or names (`ada/*.wav`) stand for the files there, sorted.

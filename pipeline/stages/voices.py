@@ -21,7 +21,7 @@ from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import VOICE_KEY, good_rows, map_rows, set_columns
 from pipeline.rows.memory import NUM_MELS, SAMPLE_RATE, clips_at_once, mel_frames
 from pipeline.rows.payloads import AUDIO
-from pipeline.stages.decode import clip_name, clips_of, decode_clip
+from pipeline.stages.decode import clip_name, decode_clip, listed_clips
 
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
@@ -74,7 +74,7 @@ class AudioToMels:
         paths = pc.struct_field(pc.list_flatten(table["audio"]), "path")
         if pc.any(pc.match_substring_regex(paths, r"\*|/$")).as_py():
             where = (self.audio_root, self.places)
-            found, table = map_rows(table, "audio", lambda i: clips_of(table["audio"][i].as_py(), *where))
+            found, table = map_rows(table, "audio", lambda i: listed_clips(table["audio"][i].as_py(), *where))
             table = set_columns(table, {AUDIO: pa.array(found, AUDIO.type)})
         audio = table["audio"]
         clips = _Clips(self)
