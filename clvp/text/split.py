@@ -19,7 +19,7 @@ _CLOSING = r"[\"'”’»)\]}]*"
 # apart: the kinds of breaks, from the strong to the weak.
 _BREAKS = {
     "sentence": re.compile(rf"[.!?…]+{_CLOSING}(?=\s)|[。！？][”’」』]*"),
-    "clause": re.compile(rf"[.!?…;:]+{_CLOSING}(?=\s)|\s[–—-]+(?=\s)|—(?=\S)|[，；：、]"),
+    "clause": re.compile(rf"[.!?…;:]+{_CLOSING}(?=\s)|\s[–—-]+(?=\s)|(?<=[\w.,!?])—{_CLOSING}|[，；：、]"),
     "comma": re.compile(rf",{_CLOSING}(?=\s)"),
     "space": re.compile(r"(?=\s)"),
 }

@@ -88,6 +88,14 @@ def test_a_sentence_that_is_too_long_is_cut_at_its_clauses() -> None:
     ]
 
 
+def test_quotation_marks_stay_with_their_words_at_a_dash() -> None:
+    text = (
+        "“It would be four thousand miles down, I think—” (she had learnt it) “—yes, that is the distance—but"
+    )
+    first = "“It would be four thousand miles down, I think—”"
+    assert texts(text, length=40, limit=60) == [first, text.removeprefix(first).strip()]
+
+
 def test_short_sentences_share_an_utterance_and_long_words_are_cut() -> None:
     assert texts("Yes. No. Perhaps. Who knows?") == ["Yes. No. Perhaps. Who knows?"]
     pieces = texts("x" * 1000, length=100, limit=150)
