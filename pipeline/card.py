@@ -6,13 +6,10 @@ that were filled in by hand, and text outside of the two marks, stay.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 from huggingface_hub import DatasetCard
 
@@ -24,7 +21,10 @@ from pipeline.readable import hours, integer, number, percent
 
 NAME = "README.md"
 BEGIN, END = "<!-- written by clvp: -->", "<!-- end of what was written by clvp -->"
-FIELDS = ("rank", "score", "finished", "duration_s")  # of candidates, that the table is made of
+SCORES = """
+    select count(*), coalesce(sum(duration_s), 0), avg(finished::int), avg(known), quantile_cont(known, 0.05),
+    median(known), quantile_cont(known, 0.95)
+    from (select *, if(isfinite(score), score, null) as known from found) """
 
 # What only a person knows.
 TO_FILL = """---
@@ -104,38 +104,23 @@ dataset = load_dataset("{name}", split="train")
 
 def _scores(output: OutputFolder, names: list[str]) -> tuple[int, str]:
     """Number of rows, and a table of the scores of their candidates."""
-    best = [np.zeros(0, np.float32)]
-    sums: dict[str, dict[str, float]] = {
-        name: defaultdict(float) for name in ("the best of each row", "all that are stored")
-    }
-    for fields in _candidates(output, names):
-        first = fields["rank"] == 1
-        best.append(fields["score"][first])
-        for of, chosen in zip(sums.values(), (first, slice(None)), strict=True):
-            of["count"] += len(fields["rank"][chosen])
-            for name in ("score", "finished", "duration_s"):
-                of[name] += float(
-                    np.nansum(fields[name][chosen], dtype=np.float64)
-                )  # others may have written it
-    scores = np.concatenate(best)
     lines = ["| | candidates | speech | with a stop token | mean | 5 % | median | 95 % |", "|---" * 8 + "|"]
-    quantiles = [number(q) for q in np.quantile(scores, [0.05, 0.5, 0.95])] if len(scores) else []
-    for (what, of), more in zip(sums.items(), (quantiles, [""] * 3), strict=True):
-        count = max(of["count"], 1)
-        cells = [what, integer(of["count"]), hours(of["duration_s"] / 3600), percent(of["finished"] / count)]
-        lines.append(f"| {' | '.join([*cells, number(of['score'] / count), *more])} |")
-    return len(scores), "\n".join(lines)
-
-
-def _candidates(output: OutputFolder, names: list[str]) -> Iterator[Mapping[str, np.ndarray]]:
-    """FIELDS of all candidates [k], a row group at a time, without their tokens or sound."""
-    paths = [f"candidates.list.element.{name}" for name in FIELDS]
-    for name in names:
-        with output.open_table("data", name) as parquet:
-            for group in range(parquet.num_row_groups):
-                lists = parquet.read_row_group(group, columns=paths)["candidates"]
-                items = pc.list_flatten(lists).combine_chunks()
-                yield {name: pc.struct_field(items, name).to_numpy(zero_copy_only=False) for name in FIELDS}
+    paths = [f"candidates.list.element.{name}" for name in ("rank", "score", "finished", "duration_s")]
+    with duckdb.connect() as database:
+        database.execute("create table found (rank int, score float, finished bool, duration_s float)")
+        for name in names:
+            with output.open_table("data", name) as parquet:
+                for batch in parquet.iter_batches(columns=paths):
+                    database.register("batch", pa.table(batch))
+                    database.execute(
+                        "insert into found by name select unnest(candidates, recursive := true) from batch"
+                    )
+        all_of = [database.execute(SCORES + where).fetchall()[0] for where in ("where rank = 1", "")]
+    names = ["the best of each row", "all that are stored"]
+    for what, (count, spoken, finished, *scores) in zip(names, all_of, strict=True):
+        cells = [what, integer(count), hours(spoken / 3600), percent(finished), *map(number, scores)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return all_of[0][0], "\n".join(lines)
 
 
 def _feature(field: pa.Field, audio: bool = True) -> dict[str, Any] | None:

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import storage
 
@@ -22,23 +24,25 @@ SUFFIX = ".jsonl"
 LINES_PER_LENGTH = 1000  # after a while: a line for every thousandth of the time so far
 MAX_POINTS = 480  # of throughput, over all sessions
 
-_REQUIRED = ("time", "elapsed_s", "rows", "failed", "candidates", "tokens", "audio_s")
+# Sums and products of them are finite.
+Number = Annotated[float, Field(ge=0, lt=1e18)]
+Whole = Annotated[int, Field(ge=0, lt=10**18)]
 
 
 @dataclass(frozen=True)
 class Sample:
     """Sums since the session began, at one moment."""
 
-    time: float  # seconds since 1970
-    elapsed_s: float
-    rows: int  # that have succeeded
-    failed: int
-    candidates: int
-    tokens: int
-    audio_s: float
-    left: int | None = None  # rows still to do
-    gpus: float | None = None
-    busy_s: Mapping[str, float] = field(default_factory=dict)  # by stage, added up over its workers
+    time: Number  # seconds since 1970
+    elapsed_s: Number
+    rows: Whole  # that have succeeded
+    failed: Whole
+    candidates: Whole
+    tokens: Whole
+    audio_s: Number
+    left: Whole | None = None  # rows still to do
+    gpus: Number | None = None
+    busy_s: Mapping[str, Number] = field(default_factory=dict)  # by stage, added up over its workers
 
 
 @dataclass(frozen=True)
@@ -91,23 +95,9 @@ def read_sessions(output: str) -> list[Session]:
 def parse_line(line: bytes) -> Sample | None:
     """The sample that a line holds, None if it holds none."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        return TypeAdapter(Sample).validate_json(line, strict=True)
+    except ValidationError:
         return None
-    if not isinstance(value, dict) or not all(_is_count(value.get(name)) for name in _REQUIRED):
-        return None
-    busy = value.get("busy_s")
-    return Sample(
-        **{name: value[name] for name in _REQUIRED},
-        left=value.get("left") if _is_count(value.get("left")) else None,
-        gpus=value.get("gpus") if _is_count(value.get("gpus")) else None,
-        busy_s={k: v for k, v in busy.items() if _is_count(v)} if isinstance(busy, dict) else {},
-    )
-
-
-def _is_count(value: Any) -> bool:
-    """A number, zero or above, whose sums and products are finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18
 
 
 def speed_figures(sessions: Sequence[Session]) -> dict[str, Any] | None:

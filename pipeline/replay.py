@@ -6,13 +6,12 @@ part, the facts that differ are named.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from clvp.quality import NAMED
@@ -173,22 +172,11 @@ def _engine(description: Description) -> EngineConfig:
 
 
 def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:
-    for table in _matching(output, "data", row_id):
+    for table in output.matching("data", [row_id]):
         return table.to_pylist()[0]
-    for table in _matching(output, "errors", row_id):
+    for table in output.matching("errors", [row_id]):
         error = table.to_pylist()[0]
         raise RunError(
             f"row {row_id!r} has failed in stage {error['stage']}: {error['type']}: {error['message']}"
         )
     raise RunError(f"{output.uri} has no row {row_id!r}, neither in data nor in errors")
-
-
-def _matching(output: OutputFolder, folder: str, row_id: str) -> Iterator[pa.Table]:
-    """The row in each row group that has it."""
-    for name in output.parquet_files(folder):
-        with output.open_table(folder, name) as parquet:
-            for group in range(parquet.num_row_groups):
-                ids = parquet.read_row_group(group, columns=["id"])["id"]
-                if pc.any(pc.equal(ids, row_id)).as_py():
-                    rows = parquet.read_row_group(group)
-                    yield rows.filter(pc.equal(rows["id"], row_id))

@@ -56,7 +56,7 @@ class CodecPart:
         self.network, self.corpus = CodecNetwork(config), corpus
 
     def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        """Pieces [B, 8, 128] and voices [B, 2, 8]."""
+        """Pieces [B, 80, 128] and voices [B, 2, 80]."""
         return self._pieces(rng.choice(self.corpus.training, size), rng, rank, world)
 
     def validation(self) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,22 +25,8 @@ from clvp.codec import voice_of
 from clvp.text.tokenizer import ClvpTokenizer
 from clvp.text.vocabulary import SPACE_TOKEN
 
-HOP = 256
 CODES_FILE = "codes.parquet"
 Rng = np.random.Generator
-
-
-def step_rng(seed: int, step: int) -> Rng:
-    """Random numbers of one step."""
-    return np.random.default_rng((seed, step))
-
-
-class Features(NamedTuple):
-    """What is computed of one row."""
-
-    mel_T8: np.ndarray  # float16
-    text_ids: list[int]
-    piece_ends: list[float]  # seconds at which each text token has been said; empty where nobody knows
 
 
 def read_clip(path: Path) -> np.ndarray:
@@ -54,8 +40,8 @@ def piece_ends(pieces: list[str], word_ends: list[float]) -> list[float]:
 
     A space belongs to the word before it. Empty unless there are as many words.
     """
-    words = np.cumsum([piece == SPACE_TOKEN for piece in pieces])
-    words -= np.array([piece == SPACE_TOKEN for piece in pieces], dtype=int)
+    spaces = np.array([piece == SPACE_TOKEN for piece in pieces], dtype=int)
+    words = np.cumsum(spaces) - spaces
     if len(words) == 0 or words[-1] + 1 != len(word_ends):
         return []
     starts = [0.0, *word_ends]
@@ -66,13 +52,17 @@ def piece_ends(pieces: list[str], word_ends: list[float]) -> list[float]:
     return ends
 
 
-def features_of(row: dict[str, Any], folder: Path, tokenizer: ClvpTokenizer) -> Features:
-    """Log-mels and text of a row of the manifest."""
+def features_of(
+    row: dict[str, Any], folder: Path, tokenizer: ClvpTokenizer
+) -> tuple[np.ndarray, list[int], list[float]]:
+    """Of a row of the manifest: log-mels [T, 8], float16; text tokens, and the seconds at which each has been
+    said, none where nobody knows.
+    """
     waveform = torch.from_numpy(read_clip(folder / row["audio"]))
     mel_T8 = log_mel(waveform[None])[0].T.numpy().astype(np.float16)
     ids = tokenizer(row["text"])["input_ids"]
     ends = piece_ends(tokenizer.convert_ids_to_tokens(ids), row.get("word_ends") or [])
-    return Features(mel_T8, ids, ends)
+    return mel_T8, ids, ends
 
 
 def prepare(manifest: Path, folder: Path, processes: int = 1) -> None:
@@ -82,15 +72,15 @@ def prepare(manifest: Path, folder: Path, processes: int = 1) -> None:
     compute = partial(features_of, folder=manifest.parent, tokenizer=tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool:
-        features = list(pool.map(compute, rows, chunksize=64))
-    np.save(folder / "mels.npy", np.concatenate([each.mel_T8 for each in features]))
+        mels, text_ids, ends = zip(*pool.map(compute, rows, chunksize=64), strict=True)
+    np.save(folder / "mels.npy", np.concatenate(mels))
     table = pa.table(
         {
             **{name: [row[name] for row in rows] for name in ("id", "text", "speaker")},
             "audio": [str((manifest.parent / row["audio"]).resolve()) for row in rows],
-            "frames": [len(each.mel_T8) for each in features],
-            "text_ids": [each.text_ids for each in features],
-            "piece_ends": [each.piece_ends for each in features],
+            "frames": list(map(len, mels)),
+            "text_ids": text_ids,
+            "piece_ends": ends,
         }
     )
     pq.write_table(table, folder / "rows.parquet")
@@ -116,7 +106,7 @@ class Corpus:
         self.of_speaker = {name: self.training[speakers[self.training] == name] for name in set(speakers)}
 
     def mel(self, row: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """[8, T] float32 log-mels of a row, or a piece of them, the last frame repeated behind its end."""
+        """[80, T] float32 log-mels of a row, or a piece of them, the last frame repeated behind its end."""
         first, end = self.starts[row], self.starts[row + 1]
         piece = self.mels[first + start : end if length is None else min(end, first + start + length)]
         if length is not None and len(piece) < length:
@@ -125,7 +115,7 @@ class Corpus:
 
     @cached_property
     def voices(self) -> Tensor:
-        """[rows, 2, 8] of each row's own clip."""
+        """[rows, 2, 80] of each row's own clip."""
         return torch.stack([voice_of([torch.from_numpy(self.mel(row))]) for row in range(len(self.frames))])
 
     def reference(self, row: int, rng: Rng) -> int:
@@ -137,6 +127,11 @@ class Corpus:
         """Speech codes of each row."""
         column = pq.read_table(self.folder / CODES_FILE)["codes"]
         return [np.asarray(codes, dtype=np.int64) for codes in column.to_pylist()]
+
+    def fitting(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of at most so many codes: those of training and those of validation."""
+        fits = np.array([len(codes) <= longest for codes in self.codes])
+        return self.training[fits[self.training]], self.validation[fits[self.validation]]
 
     def silence(self) -> int:
         """The code in which speech ends most often; 0 before there are codes."""

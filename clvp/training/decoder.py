@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvp.audio.mel import SAMPLING_RATE
+from clvp.audio.mel import POWER_FLOOR, SAMPLING_RATE, TORTOISE_MEL_NORMS
+from clvp.codec.griffin_lim import HOP
 from clvp.codec.networks import FRAMES_PER_CODE
 from clvp.codec.quantizer import FiniteScalarQuantizer
 from clvp.conditioning import ClvpConditioningEncoder
 from clvp.config import ClvpConfig
 from clvp.generation import LABEL_IGNORED, ClvpForCausalLM
-from clvp.training.corpus import HOP, Corpus, Rng
+from clvp.training.corpus import Corpus, Rng
 
 REFERENCES = 4  # clips that stand for the voices of a batch
-REFERENCE_FRAMES = (60, 160)
+SHORTEST_REFERENCE, LONGEST_REFERENCE = 60, 302  # frames, 0.7 to 3.5 seconds
+SILENCE_M1 = math.log(POWER_FLOOR) / torch.tensor(TORTOISE_MEL_NORMS)[:, None]
 HIDDEN_CODES = 0.5  # the share of codes hidden in a row, at most
 SECONDS_PER_CODE = HOP * FRAMES_PER_CODE / SAMPLING_RATE
 GUIDED_HEAD = 0
@@ -125,10 +127,8 @@ class DecoderPart:
 
     def __init__(self, config: ClvpConfig, levels: Sequence[int], corpus: Corpus) -> None:
         self.network, self.config, self.corpus = DecoderNetwork(config, levels), config, corpus
-        positions = config.decoder_config.max_position_embeddings  # the start token takes one
-        fits = np.array([len(codes) < positions for codes in corpus.codes])
-        self.rows = corpus.training[fits[corpus.training]]
-        self.kept = corpus.validation[fits[corpus.validation]]
+        positions = config.decoder_config.max_position_embeddings
+        self.rows, self.kept = corpus.fitting(positions - 1)  # the start token takes one
         lengths = [
             len(codes) + len(ids) for codes, ids in zip(corpus.codes, corpus.columns["text_ids"], strict=True)
         ]
@@ -156,8 +156,11 @@ class DecoderPart:
         for _ in range(REFERENCES - len(names)):
             clips.append(corpus.reference(int(rng.choice(rows)), rng))
         clip_speakers = np.array([corpus.columns["speaker"][clip] for clip in clips])
-        frames = int(rng.integers(*REFERENCE_FRAMES))
-        references = [corpus.mel(clip, 0, frames) for clip in clips]
+        frames = int(rng.integers(SHORTEST_REFERENCE, LONGEST_REFERENCE + 1))
+        references = torch.from_numpy(np.stack([corpus.mel(clip, 0, frames) for clip in clips]))
+        if rng.random() < 0.5:  # a run pads clips with silence to one length
+            silence = SILENCE_M1.expand(len(clips), -1, LONGEST_REFERENCE - frames)
+            references = torch.cat((references, silence), dim=2)
         chosen = [int(rng.choice(np.flatnonzero(clip_speakers == name))) for name in speakers]
         count = sum(len(corpus.codes[row]) + 1 for row in rows)
 
@@ -188,7 +191,7 @@ class DecoderPart:
         arrays = {"text": text_B, "codes": code_B, "order": order, "labels": labels, "piece": piece}
         return {
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
-            "references": torch.from_numpy(np.stack(references)),
+            "references": references,
             "reference": torch.tensor([chosen[i] for i in own]),
             "count": torch.tensor(count / world),
         }

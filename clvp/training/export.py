@@ -8,28 +8,27 @@ import yaml
 from torch import nn
 
 from clvp.assets import write_processor_files
+from clvp.audio.mel import SAMPLING_RATE
 from clvp.checkpoint import RUN_FILE
 from clvp.codec import SpeechCodec
+from clvp.codec.griffin_lim import HOP
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.training.codec import CodecNetwork
-from clvp.training.decoder import DecoderNetwork
-from clvp.training.loop import STATE_FILE
+from clvp.training.decoder import LONGEST_REFERENCE, DecoderNetwork
+from clvp.training.loop import checkpoint
 from clvp.training.pair import PairNetwork
 from clvp.training.parts import Sizes
 
 # Few codes repeat often, so that their repetition is no fault.
 SAMPLING = {"temperature": 0.5, "top_p": 0.85, "top_k": 0, "repetition_penalty": 1.0}
 
-# The longest of the reference clips that the decoder has learned from.
-AUDIO_SECONDS = 1.8
-
 N = TypeVar("N", bound=nn.Module)
 
 
 def trained(network: N, run: Path) -> N:
     """A network with the weights of a run's last checkpoint, in evaluation mode."""
-    network.load_state_dict(torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")["network"])
+    network.load_state_dict(checkpoint(run)["network"])
     return network.eval()
 
 
@@ -49,7 +48,7 @@ def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
     results = {
         "sampling": sampling,
         "scoring": {"scoring_length": config.scoring_length},
-        "audio_seconds": AUDIO_SECONDS,
+        "audio_seconds": round(LONGEST_REFERENCE * HOP / SAMPLING_RATE, 2),
     }
     (folder / RUN_FILE).write_text(yaml.safe_dump({"results": results}, sort_keys=False))
     speech = SpeechCodec(sizes.codec)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from clvp.training.corpus import Rng, step_rng
+from clvp.training.corpus import Rng
 from clvp.training.settings import TrainingSettings
 
 STATE_FILE = "training.pt"
@@ -72,21 +73,37 @@ def rate(settings: TrainingSettings, step: int) -> float:
 
 
 def train(
-    part: Part, output: Path, settings: TrainingSettings, place: Place, until: int | None = None
+    part: Part,
+    output: Path,
+    settings: TrainingSettings,
+    place: Place,
+    until: int | None = None,
+    start: Path | None = None,
 ) -> None:
-    """Train to the last step, or to step `until`, from the checkpoint in `output` if there is one."""
+    """Train to the last step, or to step `until`, from the checkpoint in `output` if there is one.
+
+    A new run begins with new weights, or with those of the run `start`.
+    """
     output.mkdir(parents=True, exist_ok=True)
     network = part.network.to(place.device)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
-    step = _resume(output / STATE_FILE, network, optimizer, settings)
+    step = 0
+    if (output / STATE_FILE).exists():
+        state = checkpoint(output)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+    elif start:
+        network.load_state_dict(checkpoint(start)["network"])
     whole: nn.Module = nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
     log = _Log(output / LOG_FILE, step) if place.rank == 0 else None
     saved = time.monotonic()
     while step < (until or settings.steps):
         torch.manual_seed((settings.seed * _STEP_SEEDS + step) * place.world + place.rank)
-        batch = part.batch(step_rng(settings.seed, step), settings.batch, place.rank, place.world)
+        rng = np.random.default_rng((settings.seed, step))
+        batch = part.batch(rng, settings.batch, place.rank, place.world)
         whole.train()
         for group in optimizer.param_groups:
             group["lr"] = rate(settings, step)
@@ -126,16 +143,10 @@ def validate(part: Part, settings: TrainingSettings, device: torch.device) -> di
     return {name: float(torch.stack([losses[name] for losses in found]).mean()) for name in found[0]}
 
 
-def _resume(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingSettings
-) -> int:
-    if not path.exists():
-        torch.manual_seed(settings.seed)
-        return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+def checkpoint(run: Path) -> dict[str, Any]:
+    """The last one of a run: `network`, `optimizer`, `step`."""
+    state: dict[str, Any] = torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")
+    return state
 
 
 def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -88,9 +88,7 @@ class PairPart:
 
     def __init__(self, config: ClvpConfig, corpus: Corpus) -> None:
         self.network, self.config, self.corpus = PairNetwork(config), config, corpus
-        fits = np.array([len(codes) <= config.scoring_length for codes in corpus.codes])
-        self.rows = corpus.training[fits[corpus.training]]
-        self.kept = corpus.validation[fits[corpus.validation]]
+        self.rows, self.kept = corpus.fitting(config.scoring_length)
 
     def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
         """See `_collate`. Each process contrasts its own share."""
@@ -116,10 +114,9 @@ class PairPart:
     def _collate(self, rows: np.ndarray, rng: Rng) -> dict[str, Any]:
         """Speech [B + B/2, L], spoiled behind the B; texts [B + B K, N], K wrong ones of each row behind."""
         corpus, decoder = self.corpus, self.config.decoder_config
-        words = [self._words(row) for row in rows]
+        words, speakers = [self._words(row) for row in rows], [corpus.columns["speaker"][row] for row in rows]
         right = [list(corpus.columns["text_ids"][row]) for row in rows]
-        wrong = []
-        spoiled = []
+        wrong, spoiled = [], []
         for i, row_words in enumerate(words):
             others = words[int(rng.integers(len(words)))]
             for _ in range(WRONG_TEXTS):
@@ -127,7 +124,7 @@ class PairPart:
                 wrong.append(text if text != right[i] else text[: len(text) // 2])
             if i % 2 == 0:
                 # Another's word in another's voice would be too easy to hear.
-                same = [w for w, r in zip(words, rows, strict=True) if self._alike(r, rows[i])]
+                same = [w for w, name in zip(words, speakers, strict=True) if name == speakers[i]]
                 codes = [code for _, code in edited(row_words, same[int(rng.integers(len(same)))], rng)]
                 spoiled.append(np.concatenate(codes)[: self.config.scoring_length])
         stop = self.config.text_config.eos_token_id
@@ -148,7 +145,3 @@ class PairPart:
             "text_mask": torch.arange(padded.shape[1]) < lengths[:, None],
             "says": says,
         }
-
-    def _alike(self, row: int, other: int) -> bool:
-        speakers = self.corpus.columns["speaker"]
-        return bool(speakers[row] == speakers[other])

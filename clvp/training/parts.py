@@ -1,18 +1,56 @@
-"""The parts of a family by name, and the sizes of all of them."""
+"""The parts of a family by name, and their sizes: those of a checkpoint, or of a small family that a laptop's
+core trains, and that is enough for a demonstration voice in a domain.
+"""
 
 import os
 from dataclasses import dataclass
 
+import torch
+
 from clvp.checkpoint import CheckpointSource
 from clvp.codec import CODEC_CONFIG_FILE, CodecConfig
-from clvp.config import ClvpConfig
+from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
 from clvp.training.codec import CodecPart
 from clvp.training.corpus import Corpus
 from clvp.training.decoder import DecoderPart
 from clvp.training.loop import Part
 from clvp.training.pair import PairPart
 from clvp.training.settings import PartName
-from clvp.training.small import small_config
+
+NUM_CODES = 2048
+LONGEST = 104  # codes of a sentence: 4.8 seconds
+
+
+def small_config(silence: int = 0) -> ClvpConfig:
+    """About 10 million weights. `silence` is the code of a pause, by which candidates are padded."""
+    encoder = {
+        "hidden_size": 192,
+        "intermediate_size": 384,
+        "projection_dim": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+    }
+    return ClvpConfig(
+        ClvpEncoderConfig.from_dict(encoder, num_hidden_layers=2),
+        ClvpEncoderConfig.from_dict(encoder, vocab_size=NUM_CODES),
+        ClvpDecoderConfig(
+            vocab_size=NUM_CODES + 2,
+            max_position_embeddings=136,
+            max_text_tokens=96,
+            hidden_size=256,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_mel_attn_blocks=2,
+            resid_pdrop=0.05,
+            embd_pdrop=0.05,
+            attention_dropout=0.0,
+            bos_token_id=NUM_CODES,
+            eos_token_id=NUM_CODES + 1,
+            decoder_fixing_codes=(silence,) * 4,
+        ),
+        projection_dim=192,
+        scoring_length=LONGEST,
+    )
 
 
 @dataclass(frozen=True)
@@ -31,8 +69,9 @@ class Sizes:
         return cls(CodecConfig.from_dict(codec), ClvpConfig.from_pretrained(location))
 
 
-def make_part(name: PartName, sizes: Sizes, corpus: Corpus) -> Part:
+def make_part(name: PartName, sizes: Sizes, corpus: Corpus, seed: int = 0) -> Part:
     """A part to be trained, with new weights."""
+    torch.manual_seed(seed)
     if name == "codec":
         return CodecPart(sizes.codec, corpus)
     if name == "decoder":

@@ -1,7 +1,6 @@
 """The other way to sound: a family with a codec of its own decodes the tokens themselves, in one pass."""
 
-import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from clvp.codec import SpeechCodec
 from clvp.sampling.invariance import thread_count
+from clvp.waveform.invariance import machine_facts
 from clvp.waveform.params import DecodedSpeech, DecodeFailure, WaveformParams, WaveformRequest
 from clvp.waveform.vocoder import SAMPLING_RATE
 
@@ -21,16 +21,9 @@ class CodecWaveformDecoder:
 
     codec: SpeechCodec
 
-    def facts(self) -> dict[str, str | int]:
+    def facts(self) -> Mapping[str, str | int]:
         """What the bit-for-bit promise depends on, apart from the codec's weights."""
-        device = self.codec.decoder.of_voice.weight.device
-        on_gpu = device.type == "cuda"
-        cpu = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-        return {
-            "device": torch.cuda.get_device_name(device) if on_gpu else cpu,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-        }
+        return machine_facts(self.codec.decoder.of_voice.weight.device)
 
     def voice_of(self, mels: Sequence[Tensor], spoken: Sequence[Tensor]) -> Tensor:
         """What the codec takes of a voice, from the log-mels of 22.05 kHz of its clips."""

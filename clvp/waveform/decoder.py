@@ -4,7 +4,6 @@ L latents, T frames, M mel bands, N samples, E features.
 """
 
 import logging
-import platform
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from clvp.batch import round_up
 from clvp.sampling.invariance import thread_count
 from clvp.waveform.bucket import Bucket, SamplingPlan
 from clvp.waveform.denoiser import DiffusionDecoder, frames_of
-from clvp.waveform.invariance import lanes_are_alike, thread_facts
+from clvp.waveform.invariance import lanes_are_alike, machine_facts, thread_facts
 from clvp.waveform.noise import noise_keys, normal
 from clvp.waveform.params import (
     DecodedSpeech,
@@ -70,26 +69,18 @@ class WaveformDecoder:
 
     def facts(self) -> dict[str, str | int]:
         """What the bit-for-bit promise depends on, apart from the models' weights and `WaveformParams`."""
-        cpu = torch.backends.cpu.get_cpu_capability()
-        on_gpu = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(self.device) if on_gpu else f"{self.device.type} {cpu}",
+            **machine_facts(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "torch": torch.__version__,
-            "machine": platform.machine(),
             "width": self.width,
             "bucket_frames": self.bucket_frames,
             **self.thread_facts,
         }
 
+    @torch.inference_mode()
     def voice_of(self, mels: Sequence[Tensor], spoken: Sequence[Tensor]) -> Tensor:
         """What the decoder takes of a voice: of the log-mels of its clips, those of 24 kHz (`clip_mels`)."""
-        return self.voice_latent(spoken)
-
-    @torch.inference_mode()
-    def voice_latent(self, mels: Sequence[Tensor]) -> Tensor:
-        """What the decoder takes of a voice, from the log-mels of its clips (`clip_mels`)."""
-        return self.denoiser.voice_latent(mels).cpu()
+        return self.denoiser.voice_latent(spoken).cpu()
 
     @torch.inference_mode()
     def decode(

@@ -9,6 +9,7 @@ B lanes, R rows, T frames, C width, M mel bands.
 
 import copy
 import os
+import platform
 from hashlib import blake2b
 
 import torch
@@ -18,6 +19,16 @@ from clvp.sampling.invariance import thread_count
 from clvp.waveform.denoiser import LAST_BLOCKS, DiffusionDecoder
 
 FRAMES = 256  # of the lanes that are tried
+
+
+def machine_facts(device: torch.device) -> dict[str, str]:
+    """What every bit depends on, whatever the model."""
+    cpu = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
 
 
 @torch.inference_mode()

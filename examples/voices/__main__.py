@@ -1,10 +1,11 @@
 """Make a corpus of spoken sentences on the spot, from free speech engines.
 
-    python -m examples.voices OUTPUT --sentences 30000 --processes 2
+    python -m examples.voices OUTPUT --sentences 10000 --processes 2
 
-OUTPUT/manifest.jsonl has a line for each sentence: id, text, audio (FLAC of 22,050 Hz), speaker, and the
-seconds at which its words end. Sentence i and who speaks it are the same in every corpus that is long enough
-to have it, and none is in held_out.txt or validation.txt. What is there already is not made again.
+OUTPUT/manifest.jsonl has a line for each sentence of a speaker: id, text, audio (FLAC of 22,050 Hz), speaker,
+and the seconds at which its words end. Every speaker says every sentence. Sentence i is the same in every
+corpus that is long enough to have it, and none is in held_out.txt or validation.txt. What is there is not
+made again.
 """
 
 import argparse
@@ -25,7 +26,6 @@ HERE = Path(__file__).parent
 SAMPLING_RATE = 22050
 CHUNK = 250  # sentences of one call of an engine
 SEED = "voices"
-TURNS = ("slt", "low", "high", "slt", "low", "high", "rms")  # who speaks one chunk after the other
 
 
 class Voice(NamedTuple):
@@ -60,10 +60,9 @@ def speak(texts: Sequence[str], speaker: str) -> Iterator[tuple[Spoken, str]]:
             )
 
 
-def make_chunk(output: Path, number: int, texts: Sequence[str]) -> list[dict[str, object]]:
+def make_chunk(output: Path, number: int, texts: Sequence[str], speaker: str) -> list[dict[str, object]]:
     """Write the sound of a chunk of sentences, all by one speaker, and return its lines of the manifest."""
-    speaker = TURNS[number % len(TURNS)]
-    listing = output / "chunks" / f"{number:05}.json"
+    listing = output / "chunks" / f"{number:05}-{speaker}.json"
     if not listing.exists():
         rows = []
         for index, (spoken, text) in enumerate(speak(texts, speaker)):
@@ -81,7 +80,7 @@ def make_chunk(output: Path, number: int, texts: Sequence[str]) -> list[dict[str
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("output", type=Path, help="folder to write into")
-    parser.add_argument("--sentences", type=int, default=30000, help="how many (default: %(default)s)")
+    parser.add_argument("--sentences", type=int, default=10000, help="how many (default: %(default)s)")
     parser.add_argument(
         "--speakers", nargs="+", choices=VOICES, default=["slt", "low", "rms"], help="(default: slt low rms)"
     )
@@ -93,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = distinct(read_grammar(), options.sentences, SEED, without)
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
     with multiprocessing.Pool(options.processes) as pool:
-        wanted = [each for each in enumerate(chunks) if TURNS[each[0] % len(TURNS)] in options.speakers]
+        wanted = [
+            (number, chunk, speaker) for number, chunk in enumerate(chunks) for speaker in options.speakers
+        ]
         parts = pool.starmap(partial(make_chunk, options.output), wanted, chunksize=1)
     with open(options.output / "manifest.jsonl", "w") as manifest:
         manifest.writelines(json.dumps(row) + "\n" for part in parts for row in part)

@@ -4,8 +4,10 @@
 
 Each held-out sentence is spoken by its teacher, sent through the codec, and sampled several times in the
 voice of one clip of the speaker, the first of the corpus. What a recognizer hears goes into a line of the
-output; lines that are there already are not made again. At the end comes the table: words wrong of all words,
-with 95% intervals by bootstrap over the sentences.
+output, with how much the first candidate's voice is like each speaker's clip; lines that are there already
+are not made again. At the end CLVP scores all candidates, and there are two tables: words wrong of all words,
+with 95% intervals by bootstrap over the sentences, and the likeness of voices (cosines of Resemblyzer's
+embeddings).
 """
 
 import argparse
@@ -23,6 +25,8 @@ from clvp.audio.mel import SAMPLING_RATE, log_mel
 from clvp.codec import SpeechCodec
 from clvp.generation import sample_prompts
 from clvp.model import ClvpModelForConditionalGeneration
+from clvp.quality import at_16_khz
+from clvp.quality.similarity import Similarity
 from clvp.quality.transcribe import Transcribe
 from clvp.sampling import Candidate
 from clvp.scoring import pad_and_fix_codes, score_candidates
@@ -64,7 +68,14 @@ def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
     audio = {
         row["speaker"]: options.corpus / row["audio"] for row in rows
     }  # the first of each is the last seen
-    clips = {name: mel_of(soundfile.read(audio[name], dtype="float32")[0]) for name in SPEAKERS}
+    samples = {name: soundfile.read(audio[name], dtype="float32")[0] for name in SPEAKERS}
+    clips = {name: mel_of(samples[name]) for name in SPEAKERS}
+    similarity = Similarity()
+
+    def embedded(waveform: np.ndarray) -> Tensor:
+        return similarity.embed(at_16_khz(waveform, SAMPLING_RATE))
+
+    voices = {name: embedded(samples[name]) for name in SPEAKERS}
 
     def heard(waveform: Tensor, text: str) -> dict[str, Any]:
         return dict(transcribe(waveform.numpy(), SAMPLING_RATE, text, np.zeros(0, dtype=np.float32)))
@@ -83,38 +94,48 @@ def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
             )
         settings = model.generation_config.replace(num_return_sequences=options.candidates, seed=options.seed)
         (candidates,) = sample_prompts(model.speech_decoder_model, [prefix], settings, [str(index)])
-        codes = pad_and_fix_codes(
-            [each.tokens for each in candidates],
-            [each.finished for each in candidates],
-            model.config.scoring_length,
-            model.config.decoder_config.decoder_fixing_codes,
-        )
-        scores = score_candidates(*model.encoders, ids, codes).tolist()
         waveforms = codec.decode([each.tokens for each in candidates], voice)
+        first = embedded(waveforms[0].numpy())
         yield {
             "text": text,
             "speaker": speaker,
             "teacher": heard(torch.from_numpy(spoken.samples), text),
             "codec": heard(again, text),
+            "like": {name: float(first @ other) for name, other in voices.items()},
             "candidates": [
                 {
                     **heard(waveform, text),
-                    "score": score,
                     "log_probability": log_probability(model, prefix, each),
+                    "finished": each.finished,
+                    "tokens": each.tokens.tolist(),
                 }
-                for each, score, waveform in zip(candidates, scores, waveforms, strict=True)
+                for each, waveform in zip(candidates, waveforms, strict=True)
             ],
         }
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """Words wrong of all words, by what is heard or what chooses."""
+def scores(location: Path, found: Sequence[dict[str, Any]]) -> np.ndarray:
+    """[lines, candidates] by CLVP."""
+    model = ClvpModelForConditionalGeneration.from_pretrained(location, dtype="float32")
+    tokenizer = ClvpTokenizer.from_pretrained(location)
+    scored = []
+    for line in found:
+        codes = pad_and_fix_codes(
+            [torch.tensor(each["tokens"]) for each in line["candidates"]],
+            [each["finished"] for each in line["candidates"]],
+            model.config.scoring_length,
+            model.config.decoder_config.decoder_fixing_codes,
+        )
+        ids = torch.tensor(tokenizer(f"{line['text']}.")["input_ids"])
+        scored.append(score_candidates(*model.encoders, ids, codes).numpy())
+    return np.stack(scored)
+
+
+def table(found: Sequence[dict[str, Any]], score_NK: np.ndarray) -> str:
+    """Words wrong of all words, by what is heard or what chooses; then whose voice is heard."""
     words = np.array([line["teacher"]["words"] for line in found])
     wrong_NK = np.array([[each["wer"] for each in line["candidates"]] for line in found]) * words[:, None]
-    score_NK, sure_NK = (
-        np.array([[each[name] for each in line["candidates"]] for line in found])
-        for name in ("score", "log_probability")
-    )
+    sure_NK = np.array([[each["log_probability"] for each in line["candidates"]] for line in found])
     rows = np.arange(len(found))
 
     def chosen(by_NK: np.ndarray) -> np.ndarray:
@@ -137,6 +158,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for name, errors in wrong.items():
         low, high = np.percentile(errors[draws].sum(axis=1) / words[draws].sum(axis=1), [2.5, 97.5])
         texts.append(f"{name:32} {errors.sum() / words.sum():6.1%}   ({low:.1%} to {high:.1%})")
+    texts.append("likeness of the first candidate to the clips of " + ", ".join(SPEAKERS))
+    for name in SPEAKERS:
+        like = [[line["like"][other] for other in SPEAKERS] for line in found if line["speaker"] == name]
+        own = (np.argmax(like, axis=1) == SPEAKERS.index(name)).mean()
+        means = "  ".join(f"{mean:.2f}" for mean in np.mean(like, axis=0))
+        texts.append(f"in the voice of {name:16} {means}   nearest to its own in {own:.0%} of {len(like)}")
     return "\n".join(texts)
 
 
@@ -156,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with options.output.open("a") as file:
         for line in lines(options, len(done)):
             print(json.dumps(line), file=file, flush=True)
-    print(table([json.loads(line) for line in options.output.read_text().splitlines()]))
+    found = [json.loads(line) for line in options.output.read_text().splitlines()]
+    print(table(found, scores(options.model, found)))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,19 @@ OUTPUT/_lock              held by the one run at work on the output
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import conditional, storage
 from pipeline.errors import RunError
 
 ROW_GROUP_BYTES = 32 << 20  # of Arrow data
+CONTENT = ["data", "errors", "metrics", "_manifest", "_parts", "_retried", "_scratch", "_lock", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,7 @@ class OutputFolder:
         """Raise RunError where a local output is a file, or a part of it a link: a run deletes there."""
         if storage.is_local(self.uri) and os.path.exists(self.uri) and not os.path.isdir(self.uri):
             raise RunError(f"the output {self.uri} is a file: name a folder, which need not be there")
-        for name in (
-            "data",
-            "errors",
-            "metrics",
-            "_manifest",
-            "_parts",
-            "_retried",
-            "_scratch",
-            "_lock",
-            "README.md",
-        ):
+        for name in CONTENT:
             if storage.is_local(self.uri) and os.path.islink(link := self.folder(name)):
                 raise RunError(f"{link} is a symbolic link: remove it, or use another output")
 
@@ -90,6 +82,18 @@ class OutputFolder:
     def read_table(self, folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
         with self.open_table(folder, name) as parquet:
             return parquet.read(columns=columns)
+
+    def matching(
+        self, folder: str, ids: Collection[str], columns: list[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of these ids, of each row group that has some; of `columns` those that are there."""
+        wanted = pa.array(ids, pa.string())
+        for name in self.parquet_files(folder):
+            with self.open_table(folder, name) as parquet:
+                for group in range(parquet.num_row_groups):
+                    if pc.any(pc.is_in(parquet.read_row_group(group, ["id"])["id"], wanted)).as_py():
+                        rows = parquet.read_row_group(group, columns)
+                        yield rows.filter(pc.is_in(rows["id"], wanted))
 
 
 def rows_per_group(table: pa.Table) -> int:

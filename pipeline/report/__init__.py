@@ -41,8 +41,8 @@ def write_report(output: str, html: str | None = None, json_file: str | None = N
         stored = Stored(output, database)
         figures = build_figures(stored, datetime.now(UTC).isoformat(timespec="seconds"))
         clips = clips_of(stored)
-    page = storage.absolute(html) if html else storage.join(stored.uri, "report.html")
-    values = storage.absolute(json_file) if json_file else storage.join(stored.uri, "report.json")
+    page = storage.absolute(html) if html else storage.join(stored.folder.uri, "report.html")
+    values = storage.absolute(json_file) if json_file else storage.join(stored.folder.uri, "report.json")
     text = json.dumps(figures, indent=1, allow_nan=False, ensure_ascii=False)
     for uri, content in ((page, render_page(figures, clips)), (values, text)):
         storage.write_atomically(uri, content.encode("utf-8", "replace"), storage.parent(uri))

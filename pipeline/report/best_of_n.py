@@ -4,14 +4,28 @@ For a row with N sampled candidates, the best of n is what the row could expect 
 mean, over all subsets of n of its N candidates, of the best one's score. No subset is drawn. The candidate of
 rank r (1 is the best) is the best of C(N - r, n - 1) of the C(N, n) subsets, so the mean is a weighted sum of
 the scores in their order; and since the weights depend on n, N and r alone, the mean over rows needs only the
-mean score of every rank.
+sums of the scores of every rank.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+# Of rows with as many sampled and as many stored candidates, by a place among these: how many rows, and sums
+# over them of scores, the highest first (`best`), and of scores and finished ones in the order of ranks.
+# A row with a score that is not known is left out.
+SUMS = """
+with placed as (
+        select sampled, count(*) over own as stored, score::double as score, finished::integer as finished,
+        row_number() over (own order by rank) as place, row_number() over (own order by score desc) as height
+        from candidates join rows using ("row") window own as (partition by "row")
+        qualify count(score) over own = count(*) over own),
+    highest as (select sampled, stored, height as place, sum(score) as best from placed group by all),
+    ranked as (select sampled, stored, place, count(*) as "rows", sum(score) as chosen,
+        sum(finished) as finished from placed group by all)
+select * from ranked join highest using (sampled, stored, place) order by sampled, stored, place"""
+GAIN_SHARES = (0.5, 0.9)  # of what the largest N gains over one candidate
 
 
 def best_weights(sampled: int, n_values: Sequence[int]) -> np.ndarray:
@@ -25,69 +39,47 @@ def best_weights(sampled: int, n_values: Sequence[int]) -> np.ndarray:
     return np.cumprod(np.concatenate([n / sampled, steps], axis=1), axis=1)
 
 
-class BestOfN:
-    """Collects rows and computes the curve; memory grows with the number of different candidate counts only.
+def curve(sums: Iterable[Mapping[str, Any]], by_score_alone: bool = False) -> dict[str, Any]:
+    """The figures, from what `SUMS` gives: a list of points, how many rows have how many candidates, and the
+    smallest n that brings a share of what all candidates gain over one.
 
-    With `by_score_alone` the run ranks by score; otherwise candidates without a stop token come last.
+    A point averages the rows with at least n sampled candidates. Where a row keeps only its best, n must be
+    large enough that one of those is in every subset; smaller n leave the row out. Runs that do not rank
+    `by_score_alone` put candidates without a stop token last: there `expected_best_score` (the highest score)
+    is null where only the best by rank are known.
     """
-
-    def __init__(self, by_score_alone: bool = False) -> None:
-        self.by_score_alone = by_score_alone
-        # By the numbers of sampled and of stored candidates: how many rows, and sums over them [3, stored] of
-        # scores, the highest first, of scores in the order of ranks, and of finished (0 or 1) in that order.
-        self._rows: Counter[tuple[int, int]] = Counter()
-        self._sums: dict[tuple[int, int], np.ndarray] = {}
-
-    def add(
-        self,
-        sampled: np.ndarray,
-        stored: np.ndarray,
-        scores: np.ndarray,
-        ranks: np.ndarray,
-        finished: np.ndarray,
-    ) -> None:
-        """Add rows: `sampled` and `stored` [n] count the candidates that the others hold row by row."""
-        ends = np.cumsum(stored)
-        keys = np.stack([sampled, stored], axis=1)
-        for key in np.unique(keys[stored > 0], axis=0).tolist():
-            rows = np.flatnonzero((keys == key).all(axis=1))
-            index = (ends - stored)[rows, None] + np.arange(key[1])  # [rows, stored]
-            index = np.take_along_axis(index, np.argsort(ranks[index], axis=1, kind="stable"), axis=1)
-            columns = (-np.sort(-scores[index], axis=1), scores[index], finished[index])
-            self._rows[key[0], key[1]] += len(rows)
-            sums = np.stack([column.sum(axis=0, dtype=np.float64) for column in columns])
-            self._sums[key[0], key[1]] = self._sums.get((key[0], key[1]), 0) + sums
-
-    def curve(self) -> dict[str, Any]:
-        """The figures: a list of points and how many rows have how many candidates.
-
-        A point averages the rows with at least n sampled candidates. Where a row keeps only its best, n must
-        be large enough that one of those is in every subset; smaller n leave the row out.
-        `expected_best_score` (the highest score) is null where only the best by rank are known.
-        """
-        most = max((sampled for sampled, _ in self._rows), default=0)
-        points = [self._point(n) for n in range(1, most + 1)]
-        counts = [
-            {"sampled": sampled, "stored": stored, "rows": rows}
-            for (sampled, stored), rows in sorted(self._rows.items())
-        ]
-        return {"points": [point for point in points if point], "rows_by_candidates": counts}
-
-    def _point(self, n: int) -> dict[str, Any] | None:
+    groups: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for place in sums:
+        groups.setdefault((place["sampled"], place["stored"]), []).append(place)
+    points = []
+    for n in range(1, max((sampled for sampled, _ in groups), default=0) + 1):
         rows, total, score_known = 0, np.zeros(3), True
-        for (sampled, stored), sums in self._sums.items():
-            if not sampled - stored < n <= sampled:
-                continue
-            total += sums @ best_weights(sampled, [n])[0, :stored]
-            rows += self._rows[sampled, stored]
-            score_known &= sampled == stored or self.by_score_alone
-        if not rows:
-            return None
-        best, chosen, finished = (total / rows).tolist()
-        return {
-            "n": n,
-            "rows": rows,
-            "expected_best_score": best if score_known else None,
-            "expected_chosen_score": chosen,
-            "chosen_finished_share": finished,
-        }
+        for (sampled, stored), places in groups.items():
+            if sampled - stored < n <= sampled:
+                values = np.array(
+                    [[p[name] for name in ("best", "chosen", "finished")] for p in places], float
+                )
+                total += best_weights(sampled, [n])[0, :stored] @ values
+                rows += places[0]["rows"]
+                score_known &= sampled == stored or by_score_alone
+        if rows:
+            best, chosen, finished = (total / rows).tolist()
+            points.append(
+                {
+                    "n": n,
+                    "rows": rows,
+                    "expected_best_score": best if score_known else None,
+                    "expected_chosen_score": chosen,
+                    "chosen_finished_share": finished,
+                }
+            )
+    counts = [{"sampled": n, "stored": k, "rows": places[0]["rows"]} for (n, k), places in groups.items()]
+    return {"points": points, "rows_by_candidates": counts, "n_for_share_of_gain": _gains(points)}
+
+
+def _gains(points: list[dict[str, Any]]) -> dict[str, int]:
+    # Points of different rows are not comparable; those of n = 1 are usually all.
+    same = [point for point in points if point["rows"] == points[0]["rows"] and points[0]["n"] == 1]
+    first, last = (same[i]["expected_chosen_score"] if same else 0.0 for i in (0, -1))
+    wanted = {f"{part:.0%}": first + part * (last - first) for part in GAIN_SHARES if last > first}
+    return {k: next(p["n"] for p in same if p["expected_chosen_score"] >= v) for k, v in wanted.items()}

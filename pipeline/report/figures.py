@@ -5,28 +5,26 @@ local disk. Memory does not grow with the rows. Loads neither Ray nor torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter
 from pydantic_core import from_json
 
 from pipeline import storage
 from pipeline.description import NAME, load
-from pipeline.errors import RunError
+from pipeline.errors import ERROR_TYPE, RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
-from pipeline.report.best_of_n import BestOfN
+from pipeline.report.best_of_n import SUMS, curve
 from pipeline.report.words import HEARD, word_curves
 from pipeline.rows.columns import CANDIDATE_TYPE, EXTRA_PREFIX
-from pipeline.rows.memory import MAX_CANDIDATES
 from pipeline.rows.token_measures import count_characters
+from pipeline.settings import RankingSettings, ResultSettings
 
 REPORT_VERSION = 1
 MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
@@ -59,7 +57,6 @@ MAX_TEXT = 160  # characters of a text that is shown
 MAX_VALUES = 100  # of a pass-through column that is reported value by value
 MAX_FAILURE_GROUPS = 100
 EXAMPLES_PER_GROUP = 3
-GAIN_SHARES = (0.5, 0.9)  # of what the largest N gains over one candidate
 CELLS_PER_OCTAVE = 5  # of the map of duration against text length
 BANDS_PER_OCTAVE = 2  # of text length, within which durations are compared
 MAX_BARS = 64
@@ -74,27 +71,57 @@ DISTRIBUTIONS = {
 }
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
-# Fields of the candidate struct that are read.
-_FIELDS = [
-    field.name for field in CANDIDATE_TYPE if field.name not in ("speech_ids", "seconds_per_character")
-]
-_PATHS = {f"candidates.list.element.{name}" for name in _FIELDS}
-_ERROR_COLUMNS = ("id", "source", "stage", "type", "message")
+# Columns that are needed of each folder's files; the rest of `data` was passed through, and so was what has a
+# prefix in parts.
+_NEEDED = {
+    "data": ("id", "text", "candidates"),
+    "_parts": ("id", "text", "candidates", "source", "error"),
+    "errors": ("id", "source", "stage", "type", "message"),
+}
 _UNUSED = {"seed", "voice_key", "row_digest", "engine"}
 _SOUND = "audio_measures"  # of the best candidate, where it became sound
 _MEASURED = "measures"  # of candidates that became sound, where they were measured
-_OWN = {"id", "text", "source", "candidates", _SOUND, _MEASURED, *_UNUSED}
+_FIELDS = [f.name for f in CANDIDATE_TYPE if f.name not in ("speech_ids", "seconds_per_character")]
+_SOUND_TYPE = pa.struct([(name, pa.float64()) for name in ("duration_s", "rms_dbfs", "clipped_share")])
 
-TABLES = """
+TABLES = f"""
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean,
     sampled bigint, sound_s float, rms_dbfs float, clipped_share float);
 create table candidates ("row" bigint, characters bigint, rank smallint, candidate smallint, score float,
     num_tokens integer, finished boolean, duration_s float, longest_run integer, repeated_ngrams float);
 create table measures ("row" bigint, candidate smallint, name varchar, "value" double);
 create table passed ("row" bigint, name varchar, "value" varchar);
-create table errors (id varchar, source varchar, stage varchar, type varchar, message varchar);
+create table errors ("row" bigint, published boolean, id varchar, source varchar, stage varchar,
+    type varchar, message varchar);
+create macro sane(x) as if(abs(x) < {ABSURD}, x, null);
 """
-SOUND_MEASURES = {"sound_s": "duration_s", "rms_dbfs": "rms_dbfs", "clipped_share": "clipped_share"}
+# `sampled` is the number of candidates before only the best were kept.
+ROWS = f"""
+insert into rows by name select "row", published, id, characters,
+    if(length(text) > {MAX_TEXT}, left(text, {MAX_TEXT - 1}) || '…', coalesce(text, '')) as text,
+    greatest(0, len(candidates), 1 + list_max([c.candidate for c in candidates]),
+        if(len(candidates) >= getvariable('keep'), getvariable('num_candidates'), 0)) as sampled,
+    sound.duration_s as sound_s, sound.rms_dbfs as rms_dbfs, sound.clipped_share as clipped_share
+    from batch where error is null;
+insert into candidates by name select "row", characters, c.* replace (sane(c.score) as score,
+    sane(c.duration_s) as duration_s, sane(c.repeated_ngrams) as repeated_ngrams)
+    from (select "row", characters, unnest(candidates) as c from batch where error is null)"""
+ERRORS = """
+insert into errors by name select "row", published, id, source, coalesce(error.stage, '') as stage,
+    coalesce(error.type, '') as type, coalesce(error.message, '') as message
+    from batch where error is not null"""
+# Rows of parts that are published already, or stand in two parts. A row that the manifest repeats is in the
+# error table under the id of the row that counts.
+TWICE = f"""
+create table twice as select "row" from (select "row", id, published from rows
+    union all select "row", id, published from errors where stage <> '{MANIFEST_STAGE}')
+    qualify not published and row_number() over (partition by id order by published desc, "row") > 1;
+delete from rows where "row" in (from twice);
+delete from candidates where "row" in (from twice);
+delete from measures where "row" in (from twice);
+delete from passed where "row" in (from twice);
+delete from errors where "row" in (from twice);
+"""
 SOUND = """select count(sound_s) as "count", coalesce(sum(sound_s), 0) / 3600 as hours,
     quantile_disc(rms_dbfs, 0.5) as rms_dbfs, count(*) filter (clipped_share > 0) as clipped from rows"""
 MEASURES = """select name, count("value") as "count", avg("value") as mean,
@@ -136,19 +163,19 @@ class Stored:
     """
 
     def __init__(self, output: str, database: duckdb.DuckDBPyConnection) -> None:
-        self.uri, self.database = storage.absolute(output), database
-        files = {folder: self._files(folder) for folder in ("_parts", "data", "errors")}
-        if not any(files.values()) and not storage.exists(storage.join(self.uri, NAME)):
-            raise RunError(f"{self.uri} holds no run: no {NAME}, data or errors are in it")
-        self.description = _description(self.uri)
-        self.told = _settings(self.uri)
-        self.best_of_n = BestOfN(by_score_alone=not self.told.scoring.unfinished_last)
+        self.folder, self.database = OutputFolder(storage.absolute(output)), database
+        self.description, self.told = _description(self.folder), _settings(self.folder)
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
         database.execute(TABLES)
-        self._read(files["_parts"])
-        database.execute(JUDGED)
-        database.execute(HEARD)
+        keep, sampled = self.told.scoring.keep, getattr(self.told, "num_candidates", None)
+        database.execute(f"set variable keep = {keep or 'null'}")
+        database.execute(f"set variable num_candidates = {sampled or 'null'}")
+        # Parts come first: what is published meanwhile is then seen twice, not missed.
+        files = [(f, name) for f in ("_parts", "data", "errors") for name in self._read(f)]
+        if not files and not storage.exists(self.folder.file("", NAME)):
+            raise RunError(f"{self.folder.uri} holds no run: no {NAME}, data or errors are in it")
+        database.execute(TWICE + JUDGED + HEARD)
 
     def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
         """The rows of a result, as objects."""
@@ -160,115 +187,70 @@ class Stored:
         """The rows of a result, a batch at a time."""
         yield from self.database.sql(sql).to_arrow_reader(BATCH_ROWS)
 
-    def _read(self, parts: Sequence[str]) -> None:
-        # `parts` were listed before the published files: what is published meanwhile is then seen twice, not
-        # missed, and the second time is recognised by its id.
-        waiting = {i for file in parts for batch in self._batches(file, True) for i in _ids(batch, file)}
-        for file in self._files("data"):
-            for batch in self._batches(file):
-                waiting.difference_update(_ids(batch, file))
-                self._add_rows(batch, file, published=True)
-        for file in self._files("errors"):
-            for batch in self._batches(file):
-                # A row that the manifest repeats is in the error table under the id of the row that counts.
-                own = pc.not_equal(_column(batch, "stage", file), MANIFEST_STAGE)
-                waiting.difference_update(_ids(batch.filter(own), file))
-                self._add_errors({name: _column(batch, name, file) for name in _ERROR_COLUMNS})
-        for file in parts:
-            for batch in self._batches(file, True):
-                ids = _ids(batch, file)
-                batch = batch.filter(pa.array([name in waiting for name in ids]))
-                waiting.difference_update(ids)
-                error = _column(batch, "error", file)
-                self._add_rows(batch.filter(error.is_null()), file, published=False)
-                bad = batch.filter(error.is_valid())
-                places = {name: bad.column(name) for name in ("id", "source")}
-                facts = {name: pc.struct_field(bad.column("error"), name) for name in _ERROR_COLUMNS[2:]}
-                self._add_errors({**places, **facts})
+    def _read(self, folder: str) -> list[str]:
+        """Add what the files of a folder hold; their names."""
+        names = self.folder.parquet_files(folder)
+        for name in names:
+            uri = self.folder.file(folder, name)
+            try:
+                with self.folder.open_table(folder, name) as parquet:
+                    for batch in parquet.iter_batches(BATCH_ROWS, columns=_wanted(parquet, folder, uri)):
+                        self._add(folder, dict(zip(batch.schema.names, batch.columns, strict=True)))
+            except (OSError, pa.ArrowException) as error:
+                if folder != "_parts" or not isinstance(error, FileNotFoundError):  # else it was published
+                    raise RunError(f"{uri} cannot be read: {error}") from error
+        return names
 
-    def _files(self, folder: str) -> list[str]:
-        folder = storage.join(self.uri, folder)
-        return [storage.join(folder, name) for name in storage.list_names(folder, ".parquet")]
+    def _add(self, folder: str, columns: dict[str, pa.Array]) -> None:
+        count = len(columns["id"])
+        rows = np.arange(self._rows, self._rows + count)
+        self._rows += count
+        batch = {name: columns.pop(name) for name in _NEEDED[folder]}
+        batch |= {"row": rows, "published": [folder != "_parts"] * count}
+        if folder == "errors":
+            parts = [batch.pop(name) for name in ERROR_TYPE.names]
+            self._execute(ERRORS, {**batch, "error": pa.StructArray.from_arrays(parts, fields=ERROR_TYPE)})
+            return
+        prefix = EXTRA_PREFIX if folder == "_parts" else ""
+        sound = columns.pop(prefix + _SOUND, pa.nulls(count, _SOUND_TYPE))
+        if (measured := columns.pop(prefix + _MEASURED, None)) is not None:
+            self._add_measures(rows, measured)
+        characters = [count_characters(text or "") for text in batch["text"].to_pylist()]
+        error = batch.setdefault("error", pa.nulls(count, ERROR_TYPE))
+        self._execute(ROWS, {**batch, "sound": sound, "characters": characters})
+        if error.null_count < count:
+            self._execute(ERRORS, batch)
+        for name, values in columns.items():
+            if name.startswith(prefix) and name != "source":
+                self._add_values(name.removeprefix(prefix), rows, values)
 
-    def _batches(self, file: str, may_be_gone: bool = False) -> Iterator[pa.RecordBatch]:
-        """Record batches of a file; none when it is gone and may be: its rows were published."""
-        source, path = storage.resolve(file)
-        try:
-            with source.open_input_file(path) as stream:
-                parquet = pq.ParquetFile(stream)
-                yield from parquet.iter_batches(BATCH_ROWS, columns=_wanted_columns(parquet))
-        except FileNotFoundError as error:
-            if not may_be_gone:
-                raise RunError(f"{file} disappeared while it was read; try again") from error
-        except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
-
-    def _add_rows(self, batch: pa.RecordBatch, file: str, published: bool) -> None:
-        texts = [text or "" for text in _column(batch, "text", file).to_pylist()]
-        lists = _column(batch, "candidates", file)
-        fields = _fields(lists.flatten(), file)
-        number = np.arange(self._rows, self._rows + len(batch))
-        self._rows += len(batch)
-        characters = np.array([count_characters(text) for text in texts], np.int64)
-        shown = [text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…" for text in texts]
-        rows = {"row": number, "id": batch.column("id"), "text": pa.array(shown, pa.string())}
-        column = _SOUND if published else EXTRA_PREFIX + _SOUND
-        if column in batch.schema.names:
-            rows |= {
-                name: pc.struct_field(batch.column(column), field) for name, field in SOUND_MEASURES.items()
-            }
-        stored = _numbers(lists.value_lengths()).astype(np.int64)
-        owners = np.repeat(np.arange(len(batch)), stored)
-        columns = {name: pa.array(values, from_pandas=True) for name, values in fields.items()}
-        self._insert("candidates", {"row": number[owners], "characters": characters[owners], **columns})
-        sampled = stored.copy()  # of which only the best may be stored
-        np.maximum.at(sampled, owners, fields["candidate"].astype(np.int64) + 1)
-        if self.told.num_candidates and self.told.scoring.keep:
-            cut = stored >= self.told.scoring.keep
-            sampled[cut] = np.maximum(sampled[cut], self.told.num_candidates)
-        known = {"characters": characters, "published": [published] * len(batch), "sampled": sampled}
-        self._insert("rows", {**rows, **known})
-        measured = _MEASURED if published else EXTRA_PREFIX + _MEASURED
-        if measured in batch.schema.names:
-            self._add_measures(number, batch.column(measured))
-        scored = np.isin(np.arange(len(batch)), owners[~np.isfinite(fields["score"])], invert=True)
-        items = [fields[name][scored[owners]] for name in ("score", "rank", "finished")]
-        self.best_of_n.add(sampled[scored], stored[scored], *items)
-        for name in batch.schema.names:
-            if name not in (column, measured) and (
-                name.startswith(EXTRA_PREFIX) or (published and name not in _OWN)
-            ):
-                self._add_values(name.removeprefix(EXTRA_PREFIX), number, batch.column(name))
-
-    def _add_values(self, name: str, number: np.ndarray, values: pa.Array) -> None:
+    def _add_values(self, name: str, rows: np.ndarray, values: pa.Array) -> None:
         """Values of a pass-through column, which is forgotten when it has too many different ones."""
         values, seen = values.cast(pa.string()), self._values.setdefault(name, set())
         if len(seen) <= MAX_VALUES:
-            seen.update(pc.unique(values).to_pylist())
-            self._insert("passed", {"row": number, "name": [name] * len(values), "value": values})
+            seen.update(values.unique().to_pylist())
+            self._insert("passed", {"row": rows, "name": [name] * len(values), "value": values})
             if len(seen) > MAX_VALUES:
                 self.database.execute("delete from passed where name = ?", [name])
 
-    def _add_measures(self, number: np.ndarray, lists: pa.Array) -> None:
+    def _add_measures(self, rows: np.ndarray, lists: pa.Array) -> None:
         """The numbers among what was measured of each candidate."""
-        owners = np.repeat(number, _numbers(lists.value_lengths()).astype(np.int64))
         values = lists.flatten()
-        candidates = pc.struct_field(values, "candidate")
+        known = {
+            "row": rows[pc.list_parent_indices(lists).to_numpy()],
+            "candidate": pc.struct_field(values, "candidate"),
+        }
         for field in values.type:
             if field.name not in ("rank", "candidate"):
                 column = pc.struct_field(values, field.name)
-                names = [field.name] * len(column)
-                self._insert(
-                    "measures", {"row": owners, "candidate": candidates, "name": names, "value": column}
-                )
-
-    def _add_errors(self, columns: dict[str, pa.Array]) -> None:
-        groups = {name: columns[name].fill_null("") for name in _ERROR_COLUMNS[2:]}
-        self._insert("errors", {**columns, **groups})
+                self._insert("measures", {**known, "name": [field.name] * len(column), "value": column})
 
     def _insert(self, table: str, columns: Mapping[str, Any]) -> None:
-        self.database.register("batch", pa.table(dict(columns)))
-        self.database.execute(f"insert into {table} by name select * from batch")
+        self._execute(f"insert into {table} by name select * from batch", columns)
+
+    def _execute(self, sql: str, batch: Mapping[str, Any]) -> None:
+        self.database.register("batch", pa.table(dict(batch)))
+        self.database.execute(sql)
         self.database.unregister("batch")
 
 
@@ -278,7 +260,7 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
     failed = stored.query("select count(*) n from errors")[0]["n"]
     figures = {
         "report_version": REPORT_VERSION,
-        "output": storage.public(stored.uri),
+        "output": storage.public(stored.folder.uri),
         "created": created,
         "rows": {
             **rows,
@@ -288,14 +270,14 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         },
         "candidates": _candidates(stored),
         "sound": stored.query(SOUND)[0],
-        "best_of_n": _best_of_n(stored.best_of_n),
+        "best_of_n": curve(stored.query(SUMS), not stored.told.scoring.unfinished_last),
         "measures": stored.query(MEASURES),
         "words": word_curves(stored.batches, stored.told.scoring.unfinished_last),
         "pace": _pace(stored),
         "look_at": {name: _list(stored, name) for name in LISTS},
         "by_column": _by_column(stored),
         "failures": _failures(stored, failed),
-        "speed": speed_figures(read_sessions(stored.uri)),
+        "speed": speed_figures(read_sessions(stored.folder.uri)),
         "run": stored.description,
     }
     # JSON has no NaN and no infinity: null stands for them.
@@ -427,94 +409,47 @@ def _failures(stored: Stored, failed: int) -> list[dict[str, Any]]:
     return [{**group, "share": share(group["rows"], failed)} for group in groups]
 
 
-def _best_of_n(best: BestOfN) -> dict[str, Any]:
-    """The curve, and the smallest n that brings a share of what all candidates gain over one."""
-    curve = best.curve()
-    points = curve["points"]
-    # Points of different rows are not comparable; those of n = 1 are usually all.
-    same = [point for point in points if point["rows"] == points[0]["rows"] and points[0]["n"] == 1]
-    gains = {}
-    if len(same) > 1:
-        first, last = (same[i]["expected_chosen_score"] for i in (0, -1))
-        for part in GAIN_SHARES if last > first else ():
-            wanted = first + part * (last - first)
-            gains[f"{part:.0%}"] = next(p["n"] for p in same if p["expected_chosen_score"] >= wanted)
-    return {**curve, "n_for_share_of_gain": gains}
-
-
-def _description(output: str) -> Any:
+def _description(folder: OutputFolder) -> Any:
     """What `run.json` holds; None where there is none or it is no JSON."""
-    uri = storage.join(output, NAME)
     try:
-        return from_json(storage.read_bytes(uri)) if storage.exists(uri) else None
-    except ValueError:
+        return from_json(storage.read_bytes(folder.file("", NAME)))
+    except (FileNotFoundError, ValueError):
         return None
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    keep: Annotated[int, Field(ge=1)] | None = None
-    unfinished_last: bool = True
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What the figures need of the settings in `run.json`."""
-
-    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
-    scoring: _Scoring = _Scoring()
-
-
-def _settings(output: str) -> _Told:
+def _settings(folder: OutputFolder) -> ResultSettings | RankingSettings:
     """What the run was told; the defaults where there is no `run.json` that this version reads."""
     try:
-        description = load(OutputFolder(output))
-        return TypeAdapter(_Told).validate_python(description.settings if description else {})
-    except (RunError, ValueError):
-        return _Told()
+        description = load(folder)
+        return description.results if description else RankingSettings()
+    except RunError:
+        return RankingSettings()
 
 
-def _wanted_columns(parquet: pq.ParquetFile) -> list[str]:
-    """Names of the leaves that are needed: all but the speech tokens."""
-    leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-    tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
-    plain = {f.name for f in parquet.schema_arrow if f.name not in _UNUSED and any(t(f.type) for t in tests)}
-    sound = (f"{_SOUND}.", f"{EXTRA_PREFIX}{_SOUND}.")
-    known = plain | _PATHS | _measured_paths(parquet)
-    return [p for p in leaves if p in known or p.startswith(("error.", *sound))]
-
-
-def _measured_paths(parquet: pq.ParquetFile) -> set[str]:
-    """Leaves of the column `measures` that are numbers."""
-    found = set()
-    for column in (_MEASURED, EXTRA_PREFIX + _MEASURED):
-        if column in parquet.schema_arrow.names:
-            fields = parquet.schema_arrow.field(column).type.value_type
-            found |= {f"{column}.list.element.{f.name}" for f in fields if not pa.types.is_string(f.type)}
-    return found
-
-
-def _fields(values: pa.Array, file: str) -> dict[str, np.ndarray]:
-    """The fields of candidates [k]."""
-    stored = {field.name for field in values.type}
+def _wanted(parquet: pq.ParquetFile, folder: str, uri: str) -> list[str]:
+    """Names of the leaves that are needed: all but speech tokens and sound."""
+    schema, needed = parquet.schema_arrow, _NEEDED[folder]
+    if lacking := [name for name in needed if name not in schema.names]:
+        raise RunError(f"{uri} has no column {lacking[0]!r}; was it written by a run?")
+    if folder == "errors":
+        return list(needed)
+    stored = {field.name for field in schema.field("candidates").type.value_type}
     if missing := [name for name in _FIELDS if name not in stored]:
-        raise RunError(f"{file}: the candidates lack {', '.join(missing)}; was it written by a run?")
-    return {name: _numbers(pc.struct_field(values, name)) for name in _FIELDS}
+        raise RunError(f"{uri}: the candidates lack {', '.join(missing)}; was it written by a run?")
+
+    leaves = []
+    for field in schema:
+        name = field.name.removeprefix(EXTRA_PREFIX)
+        if field.name == "candidates":
+            leaves += [f"candidates.list.element.{inner}" for inner in _FIELDS]
+        elif name == _MEASURED:
+            numbers = [inner.name for inner in field.type.value_type if not pa.types.is_string(inner.type)]
+            leaves += [f"{field.name}.list.element.{inner}" for inner in numbers]
+        elif field.name in needed or name == _SOUND or (name not in _UNUSED and _is_label(field.type)):
+            leaves.append(field.name)
+    return leaves
 
 
-def _numbers(array: pa.Array) -> np.ndarray:
-    """A numpy array [k] with zero (False) for null, and NaN, null in the database, for an absurd number."""
-    known = array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
-    if known.dtype.kind == "f":
-        known = np.where(np.abs(known) < ABSURD, known, known.dtype.type(np.nan))
-    return known
-
-
-def _column(batch: pa.RecordBatch, name: str, file: str) -> pa.Array:
-    if name not in batch.schema.names:
-        raise RunError(f"{file} has no column {name!r}; was it written by a run?")
-    return batch.column(name)
-
-
-def _ids(batch: pa.RecordBatch, file: str) -> list[Any]:
-    return list(_column(batch, "id", file).to_pylist())
+def _is_label(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
+    return any(test(kind) for test in tests)

@@ -1,17 +1,12 @@
 """Clips of a run that can be played in its report: rows from the lowest to the highest score."""
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipeline.output.folder import OutputFolder
 from pipeline.report.figures import MAX_TEXT, Stored
 
 CLIPS = 12
 MAX_BYTES = 400_000  # of a clip; longer ones would make the page heavy
-AUDIO, MEASURES = "audio", "measures"
 TYPES = {"flac": "audio/flac", "wav": "audio/wav", "opus": "audio/ogg"}
 # Published rows that have sound, as many of each score.
 CHOSEN = f"""
@@ -30,31 +25,14 @@ def clips_of(stored: Stored) -> list[dict[str, Any]]:
     """
     chosen = {row["id"]: row for row in stored.query(CHOSEN)}
     found: dict[str, dict[str, Any]] = {}
-    folder = OutputFolder(stored.uri)
-    for name in folder.parquet_files("data"):
-        if len(found) == len(chosen):
-            break
-        with folder.open_table("data", name) as file:
-            _add(file, chosen, found)
+    tables = stored.folder.matching("data", chosen, ["id", "audio", "measures"]) if chosen else ()
+    for row in (row for table in tables for row in table.to_pylist()):
+        audio, measures = row.get("audio"), row.get("measures")
+        if audio and audio["bytes"] and len(audio["bytes"]) <= MAX_BYTES:
+            kind = TYPES.get(audio["path"].rpartition(".")[2], "audio/flac")
+            heard = measures[0].get("heard") if measures else None
+            found[row["id"]] = {
+                "source": f"data:{kind};base64,{base64.b64encode(audio['bytes']).decode()}",
+                "heard": heard and heard[:MAX_TEXT],
+            }
     return [{**row, **found[row_id]} for row_id, row in chosen.items() if row_id in found]
-
-
-def _add(file: pq.ParquetFile, chosen: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
-    """Read of the row groups that hold a chosen row what is played of it."""
-    columns = [name for name in (AUDIO, MEASURES) if name in file.schema_arrow.names]
-    for group in range(file.num_row_groups):
-        ids: Sequence[str] = file.read_row_group(group, ["id"])["id"].to_pylist()
-        places = [place for place, row_id in enumerate(ids) if row_id in chosen]
-        if not places:
-            continue
-        rows = file.read_row_group(group, columns).take(places).to_pylist()
-        for place, row in zip(places, rows, strict=True):
-            audio, measures = row.get(AUDIO), row.get(MEASURES)
-            if audio and audio["bytes"] and len(audio["bytes"]) <= MAX_BYTES:
-                kind = TYPES.get(audio["path"].rpartition(".")[2], "audio/flac")
-                data = base64.b64encode(audio["bytes"]).decode()
-                heard = measures[0].get("heard") if measures else None
-                found[ids[place]] = {
-                    "source": f"data:{kind};base64,{data}",
-                    "heard": heard and heard[:MAX_TEXT],
-                }

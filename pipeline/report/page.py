@@ -8,7 +8,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,12 @@ def render_page(figures: Mapping[str, Any], clips: Sequence[Mapping[str, Any]] =
         {**every[name], "name": name, "best_count": item["count"], "best_share": item["share"]}
         for name, item in best.items()
     ]
-    run = [(" › ".join(path[:-1]), path[-1], plain(value)) for path, value in _leaves(figures["run"])]
     # As many lines as there are powers of two, and the last.
     points = figures["words"]
     words = [p for p in points if not p["n"] & (p["n"] - 1) or p is points[-1]]
-    more = {
-        "flags": flags,
-        "word_lines": words,
-        "settings": run,
-        "clips": clips,
-        "plots": plots,
-        "limits": limits,
-        "ngram": NGRAM,
-    }
-    return environment.get_template("page.html.j2").render({**figures, **more})
+    environment.globals |= {"limits": limits, "ngram": NGRAM, "plots": plots}
+    template = environment.get_template("page.html.j2")
+    return template.render(figures, flags=flags, word_lines=words, clips=clips)
 
 
 def visible(value: Any) -> Any:
@@ -95,22 +87,6 @@ def _visible(character: str) -> str:
         return character
     # Joiners belong to many scripts and to emoji.
     return character if character in "\n\t\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
-
-
-def plain(value: Any) -> str:
-    """A value of the run description."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Values of nested objects with their keys: of every object the plain values first."""
-    if not isinstance(value, dict):
-        yield path or ("value",), value
-        return
-    for key, item in sorted(value.items(), key=lambda pair: isinstance(pair[1], dict)):
-        yield from _leaves(item, (*path, key))
 
 
 def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
@@ -137,6 +113,13 @@ def _axes(x_label: str, y_label: str) -> Axes:
     axes = Figure(figsize=(3.8, 2.4), layout="constrained").add_subplot(title=y_label, xlabel=x_label)
     axes.margins(x=0)
     axes.yaxis.set_major_formatter("{x:,g}")
+    return axes
+
+
+def _axes_of_n(y_label: str) -> Axes:
+    axes = _axes("n, candidates per row", y_label)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
     return axes
 
 
@@ -174,13 +157,11 @@ def _best_of_n(points: list[dict[str, Any]]) -> Markup | None:
     """Expected score of the best of n candidates against n; lines break where the mean is over other rows."""
     if not points:
         return None
-    axes = _axes("n, candidates per row", "score")
-    axes.margins(x=0.02)
+    axes = _axes_of_n("score")
     breaks = 1 + np.flatnonzero(np.diff([point["rows"] for point in points]))
     for kind, colour, style in (("chosen", FIRST, "-"), ("best", SECOND, "--")):
         pairs = np.array([(point["n"], point[f"expected_{kind}_score"]) for point in points], float)
         axes.plot(*np.insert(pairs, breaks, np.nan, axis=0).T, style, color=colour, linewidth=1.4)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
     return _svg(axes)
 
 
@@ -188,8 +169,7 @@ def _words(points: list[dict[str, Any]]) -> Markup | None:
     """Expected word error rates against n, with the interval of the choice by score."""
     if not points:
         return None
-    axes = _axes("n, candidates per row", "% of words wrong")
-    axes.margins(x=0.02)
+    axes = _axes_of_n("% of words wrong")
     counts = [point["n"] for point in points]
     for name, colour, style in WORD_LINES:
         rates = np.array([(point[name] or {"rate": np.nan})["rate"] for point in points])
@@ -197,9 +177,10 @@ def _words(points: list[dict[str, Any]]) -> Markup | None:
     low, high = np.array(
         [[p["clvp"]["rate"] + side * (p["clvp"]["within"] or 0) for p in points] for side in (-1, 1)]
     )
-    axes.fill_between(counts, 100 * low, 100 * high, color=FIRST, alpha=0.15, linewidth=0)
+    # As a path: `fill_between` would be drawn by a link within the SVG.
+    sides = [*counts, *counts[::-1]], 100 * np.append(low, high[::-1])
+    axes.fill(*sides, color=FIRST, alpha=0.15, linewidth=0)
     axes.set_ylim(0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
     return _svg(axes)
 
 

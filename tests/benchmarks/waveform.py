@@ -367,7 +367,7 @@ def _once(bench: Bench, workload: Workload, dtype: str) -> tuple[dict[str, float
     request = WaveformRequest("row", 0, tokens_T, bench.latents_LE[:USUAL], bench.voice)
 
     def voice() -> float:
-        decoder.voice_latent([clip_MT])
+        decoder.voice_of([], [clip_MT])
         return 1
 
     def second_pass() -> float:

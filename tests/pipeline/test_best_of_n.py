@@ -1,17 +1,22 @@
 """The best-of-N curve against all subsets, drawn one by one."""
 
+import math
 from fractions import Fraction
 from itertools import combinations
 from math import comb
 from statistics import mean
 from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.report.best_of_n import BestOfN, best_weights
+from pipeline.report.best_of_n import SUMS, best_weights
+from pipeline.report.best_of_n import curve as curve_of
+from pipeline.report.figures import TABLES
 
 Row = list[tuple[float, bool]]  # score and finished of the candidates
 ROWS = st.lists(
@@ -27,19 +32,26 @@ def ranked(row: Row) -> Row:
 
 def curve(rows: list[Row], keep: int | None = None, by_score_alone: bool = False) -> dict[str, Any]:
     """The curve of rows, of which the best `keep` are stored."""
-    best = BestOfN(by_score_alone)
     kept = [(sorted(row, reverse=True) if by_score_alone else ranked(row))[:keep] for row in rows]
     # In another order than their ranks, which must not matter.
-    ranks = [list(range(1, len(row) + 1))[::-1] for row in kept]
-    flat = [item for row in kept for item in row[::-1]]
-    best.add(
-        np.array([len(row) for row in rows]),
-        np.array([len(row) for row in kept]),
-        np.array([score for score, _ in flat]),
-        np.array([rank for row in ranks for rank in row]),
-        np.array([finished for _, finished in flat]),
-    )
-    return best.curve()
+    places = [(number, rank) for number, row in enumerate(kept) for rank in range(len(row), 0, -1)]
+    numbers, ranks = np.array(places, int).reshape(-1, 2).T
+    scores, finished = np.array([kept[n][rank - 1] for n, rank in places], float).reshape(-1, 2).T
+    tables = {
+        "rows": {"row": np.arange(len(rows)), "sampled": np.array([len(row) for row in rows])},
+        "candidates": {
+            "row": numbers,
+            "rank": ranks,
+            "score": pa.array(scores, from_pandas=True),
+            "finished": finished > 0,
+        },
+    }
+    with duckdb.connect() as database:
+        database.execute(TABLES)
+        for name, columns in tables.items():
+            database.register("batch", pa.table(columns))
+            database.execute(f"insert into {name} by name select * from batch")
+        return curve_of(database.sql(SUMS).to_arrow_table().to_pylist(), by_score_alone)
 
 
 def brute_force(rows: list[Row], n: int) -> tuple[float, float, float]:
@@ -65,17 +77,6 @@ def test_the_curve_is_the_mean_over_all_subsets(rows: list[Row]) -> None:
         )
         assert got == pytest.approx(brute_force(rows, point["n"]), abs=1e-9)
         assert point["rows"] == sum(len(row) >= point["n"] for row in rows)
-
-
-def test_batches_add_up() -> None:
-    rows = [[(float(i * j % 7), True) for j in range(1, 5)] for i in range(1, 9)]
-    best = BestOfN()
-    for row in rows:
-        best.add(
-            np.array([4]), np.array([4]), np.array([s for s, _ in row]), np.arange(1, 5), np.ones(4, bool)
-        )
-    for point in best.curve()["points"]:
-        assert point["expected_best_score"] == pytest.approx(brute_force(rows, point["n"])[0])
 
 
 def test_where_only_the_best_are_stored_large_n_is_exact_and_small_n_is_left_out() -> None:
@@ -106,12 +107,14 @@ def test_rows_with_different_numbers_of_candidates_are_said() -> None:
     assert [p["expected_best_score"] for p in figures["points"]] == pytest.approx([2, 2, 2.5, 2.5], rel=1e-12)
 
 
-def test_no_rows_and_rows_without_candidates() -> None:
-    assert BestOfN().curve() == {"points": [], "rows_by_candidates": []}
-    best = BestOfN()
-    nothing = np.array([], np.int64)
-    best.add(np.array([0, 0]), np.array([0, 0]), nothing.astype(float), nothing, nothing.astype(bool))
-    assert best.curve()["points"] == []
+@pytest.mark.parametrize("rows", [[], [[], []]])
+def test_no_rows_and_rows_without_candidates(rows: list[Row]) -> None:
+    assert curve(rows) == {"points": [], "rows_by_candidates": [], "n_for_share_of_gain": {}}
+
+
+def test_a_row_with_a_score_that_is_not_known_is_left_out() -> None:
+    points = curve([[(1.0, True), (math.nan, True)], [(2.0, True), (3.0, True)]])["points"]
+    assert [(p["rows"], p["expected_best_score"]) for p in points] == [(1, 2.5), (1, 3.0)]
 
 
 def test_weights_are_exact_for_many_candidates() -> None:
@@ -126,14 +129,10 @@ def test_weights_are_exact_for_many_candidates() -> None:
 
 def test_very_many_candidates() -> None:
     sampled = 4096
-    best = BestOfN()
-    scores = np.sort(np.random.default_rng(1).normal(size=sampled))[::-1]
-    best.add(
-        np.array([sampled]), np.array([sampled]), scores, np.arange(1, sampled + 1), np.ones(sampled, bool)
-    )
-    points = best.curve()["points"]
+    scores = np.random.default_rng(1).normal(size=sampled).astype(np.float32)
+    points = curve([[(score, True) for score in scores.tolist()]])["points"]
     assert [point["n"] for point in points] == list(range(1, sampled + 1))
     values = [point["expected_best_score"] for point in points]
-    assert values[0] == pytest.approx(scores.mean())
+    assert values[0] == pytest.approx(scores.mean(dtype=float))
     assert values[-1] == pytest.approx(scores.max())
     assert np.diff(values).min() > -1e-12  # dot products again

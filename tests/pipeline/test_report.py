@@ -16,6 +16,7 @@ import pytest
 from pipeline import storage
 from pipeline.description import SCHEMA_VERSION
 from pipeline.errors import RunError
+from pipeline.output.folder import OutputFolder
 from pipeline.report import write_report
 from pipeline.report.figures import Stored
 from pipeline.rows import token_measures
@@ -360,20 +361,30 @@ def test_a_run_that_has_only_just_begun(tmp_path: Path) -> None:
     assert (figures["rows"]["done"], figures["speed"]["rows_left"]) == (3, 97)
 
 
+@pytest.mark.parametrize(("when", "unpublished"), [("_parts", 0), ("data", 3)])
 def test_a_block_that_is_published_while_the_report_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, unpublished: int
 ) -> None:
+    """Whether before its own file is read or after."""
     rows = make_rows(6, 2)
+    open_table = OutputFolder.open_table
+
+    def publish_meanwhile(folder: OutputFolder, *place: str) -> Any:
+        if place[0] == when and not (tmp_path / "data" / "b.parquet").exists():
+            write_data(tmp_path, rows[3:], "b")
+            (tmp_path / "_parts" / "a.parquet").unlink()
+        return open_table(folder, *place)
+
     write_data(tmp_path, rows[:3])
     write_part(tmp_path, rows[3:], [])
-    add_rows = Stored._add_rows
-
-    def publish_meanwhile(*arguments: Any, **options: Any) -> None:
-        (tmp_path / "_parts" / "a.parquet").unlink(missing_ok=True)
-        add_rows(*arguments, **options)
-
-    monkeypatch.setattr(Stored, "_add_rows", publish_meanwhile)
-    assert report(tmp_path)["rows"]["done"] == 3
+    monkeypatch.setattr(OutputFolder, "open_table", publish_meanwhile)
+    assert report(tmp_path)["rows"] | {"text_characters": None} == {
+        "done": 6,
+        "failed": 0,
+        "failed_share": 0.0,
+        "unpublished": unpublished,
+        "text_characters": None,
+    }
 
 
 def test_an_object_store(tmp_path: Path, s3: S3Server) -> None:

@@ -50,7 +50,7 @@ def test_a_forecast_against_the_run(
     summary = synthesize(run)
     totals = summary.totals
     assert totals.failed == BROKEN
-    # 40 rows give speech within some percent; of bytes more, since every column of a file costs some by itself.
+    # 40 rows give speech within some percent; of bytes more, since every column of a file costs some itself.
     assert forecast.scaled(forecast.trial.failed) == pytest.approx(BROKEN, abs=8)
     assert forecast.scaled(forecast.trial.candidates) == pytest.approx(totals.candidates, rel=0.1)
     assert forecast.scaled(forecast.trial.all_s) / 3600 == pytest.approx(totals.audio_hours, rel=0.2)

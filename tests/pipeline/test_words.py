@@ -144,6 +144,8 @@ def test_the_page_says_it(rows: list[Row], tmp_path: Path) -> None:
     figures = figures_of(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Words wrong, best of n" in page
+    assert "opacity: 0.15" in page, "the interval is drawn"
+    assert "<use" not in page, "a link within a drawing would lead nowhere"
     rate = figures["words"][-1]["clvp"]["rate"]
     assert f"{100 * rate:.1f} %" in page
 

@@ -29,7 +29,6 @@ SETTINGS = TrainingSettings(steps=6, batch=8, warmup=2, log_every=1, validate_ev
 def run(
     name: PartName, corpus: Corpus, output: Path, settings: TrainingSettings, until: int | None = None
 ) -> list[dict]:
-    torch.manual_seed(0)
     train(make_part(name, tiny_sizes(), corpus), output, settings, ALONE, until)
     return read_log(output)
 
@@ -44,6 +43,16 @@ def validated(lines: list[dict]) -> list[float]:
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / STATE_FILE, weights_only=True)["network"]
+
+
+def test_a_run_begins_with_the_weights_of_another(corpus: Corpus, tmp_path: Path) -> None:
+    run("codec", corpus, tmp_path / "first", SETTINGS)
+    still = replace(SETTINGS, steps=1, learning_rate=1e-12)
+    part = make_part("codec", tiny_sizes(), corpus, seed=1)
+    train(part, tmp_path / "second", still, ALONE, start=tmp_path / "first")
+    for key, value in weights(tmp_path / "first").items():
+        assert torch.allclose(weights(tmp_path / "second")[key], value, atol=1e-9), key
+    assert [line["step"] for line in read_log(tmp_path / "second")] == [1, 1]
 
 
 @pytest.mark.parametrize("name", PARTS)
