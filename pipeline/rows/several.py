@@ -46,9 +46,10 @@ def voices_of_all(reading: Reading, voices: Voices) -> list[str]:
     """
     names: list[str] = []
     for name in reading.voice.split(",") if reading.voice else ():
-        names += fnmatch.filter(sorted(voices), name) if "*" in name else [name.strip()]
+        matching = fnmatch.filter(sorted(voices), name) if "*" in name else []
+        names += matching or [name.strip()]
         try:
-            clips_of(names[-1] if names else name, voices)
+            clips_of(names[-1], voices)
         except RowError as error:
             raise ManifestError(f"--voice {reading.voice}: {error}") from error
     return [*dict.fromkeys(names)]
