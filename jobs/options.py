@@ -77,6 +77,8 @@ class Setting:
         values = self.default if isinstance(self.default, tuple) else (self.default,)
         if self.kind is bool:
             how, values = {"action": argparse.BooleanOptionalAction}, ("on",) if self.default else ()
+        elif bool in get_args(self.kind):  # on, or a value
+            how, values = {**how, "nargs": "?", "const": "true"}, ()
         elif isinstance(self.default, tuple):
             how["nargs"] = "*" if self.default else "+"
         default = self.none or " ".join(str(value) for value in values if value is not None)

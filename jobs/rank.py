@@ -20,7 +20,8 @@ TEMPLATE = Run((), "", "", RankingSettings())
 def make_parser() -> argparse.ArgumentParser:
     parser = job_parser("rank", __doc__)
     parser.add_argument("--run", metavar="OUTPUT", help="a finished run to rank again, instead of a manifest")
-    add_options(parser, TEMPLATE, without=("extend",))
+    of_texts = ("reading.voices", "reading.voice", "reading.split_text")
+    add_options(parser, TEMPLATE, without=("extend", *of_texts))
     return parser
 
 

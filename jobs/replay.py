@@ -20,6 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--candidate", type=int, nargs="+", default=[], metavar="K", help="(default: all)")
     now = "where it lies now (default: as in run.json)"
     parser.add_argument("--manifest", nargs="+", default=[], metavar="FILE", help=now)
+    parser.add_argument("--voices", metavar="FOLDER", help=now)
     parser.add_argument("--model", metavar="CHECKPOINT", help=now)
     hosts = "hosts and buckets of audio, as in the run"
     parser.add_argument("--audio-hosts", nargs="+", default=[], metavar="URI", help=hosts)
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def replay() -> str:
         where = (options.output, options.manifest, options.model)
         told = (options.torch_threads, options.audio_hosts, options.recognizer, options.measure)
-        replayer = Replayer(*where, *told)
+        replayer = Replayer(*where, *told, options.voices)
         found.extend(replayer.replay(row_id, options.candidate) for row_id in options.id)
         return "\n".join(map(describe, found))
 

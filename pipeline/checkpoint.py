@@ -83,11 +83,16 @@ def describe_checkpoint(location: str) -> Checkpoint:
 
 
 def check_files(location: str) -> None:
-    """Raise RunError for a local folder that lacks a file: quick, where digests of weights take seconds."""
+    """Raise RunError for a local folder that lacks a file: quick, where digests of weights take seconds.
+
+    What is no folder may be a hub id; one without its user would be asked for in vain, for half a minute.
+    """
     folder = Path(storage.absolute(location)) if storage.is_local(location) else None
     with _refusing(location, ""):
         if folder is not None and folder.is_dir():
             used_files(CheckpointSource(folder).file)
+        elif folder is not None and location != DEMO and "/" not in location:
+            raise FileNotFoundError("there is no such folder, and an id on the hub is USER/NAME")
 
 
 @lru_cache(maxsize=8)

@@ -33,6 +33,7 @@ from pipeline.output.retype import retype, without_values
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
+    from pipeline.rows.manifest import Reading
     from pipeline.settings import RankingSettings, ResultSettings, Run
 
 SCHEMA_VERSION = 4
@@ -83,6 +84,7 @@ class Description:
 def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Description:
     """The description of a run about to begin. `columns` are those of the output beside its own."""
     settings = json.loads(json.dumps(dataclasses.asdict(run.results)))
+    voices = run.reading.voices and storage.public(storage.absolute(run.reading.voices))
     sound = settings.get("audio", {}).get("audio", "none") != "none"
     return Description(
         SCHEMA_VERSION,
@@ -93,7 +95,7 @@ def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Descri
         {column.name: str(column.type) for column in columns},
         about=About(
             tuple(storage.public(storage.absolute(uri)) for uri in run.manifest),
-            dataclasses.asdict(run.reading),
+            dataclasses.asdict(replace(run.reading, voices=voices)),
             storage.public(checkpoint.location),
             run.extend and storage.public(run.extend),
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -155,8 +157,8 @@ def retype_empty(output: OutputFolder, now: Description, columns: pa.Schema) -> 
 
 def check_continues(output: OutputFolder, run: "Run", checkpoint: "Checkpoint") -> None:
     """Raise RunError where `settle` would, for all but the columns, which take longer to know."""
-    if (before := load(output)) is not None:
-        _continued(output, before, replace(describe(run, checkpoint, pa.schema([])), columns=before.columns))
+    before, now = load(output), describe(run, checkpoint, pa.schema([]))
+    _continued(output, before, now if before is None else replace(now, columns=before.columns))
 
 
 def _continued(output: OutputFolder, before: Description | None, now: Description) -> Description | None:
@@ -218,22 +220,30 @@ def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], path: st
 
 
 def load_sampled(
-    output: OutputFolder, manifest: Sequence[str] = (), model: str | None = None
-) -> tuple[Description, "ResultSettings", tuple[str, ...], str]:
-    """The description of a run that sampled, its settings, and where its manifest and model lie: as given, or
-    where the run had them.
+    output: OutputFolder,
+    manifest: Sequence[str] = (),
+    model: str | None = None,
+    voices: str | None = None,
+) -> tuple[Description, "ResultSettings", tuple[str, ...], "Reading", str]:
+    """The description of a run that sampled, its settings, and where its manifest, voices and model lie: as
+    given, or where the run had them.
 
     Raises RunError when `output` holds no such run.
     """
+    from pipeline.rows.manifest import Reading
     from pipeline.settings import ResultSettings
 
     before = load(output)
     if before is None or not isinstance(before.results, ResultSettings):
         raise RunError(f"{output.uri} holds no run that sampled: no run.json with its settings")
+    reading = Reading(**before.about.reading)
+    if reading.voices:
+        reading = replace(reading, voices=voices or trusted(reading.voices, output))
     return (
         before,
         before.results,
         tuple(manifest) or tuple(trusted(uri, output) for uri in before.about.manifest),
+        reading,
         model or trusted(before.about.model, output),
     )
 

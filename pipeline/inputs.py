@@ -5,6 +5,7 @@ from typing import Literal
 
 from clvp import ClvpConfig
 from clvp.checkpoint import CODEC_CONFIG_FILE, WAVEFORM_CONFIG_FILE
+from clvp.quality import find_measure
 from pipeline.checkpoint import Checkpoint, check_files, describe_checkpoint, fetch
 from pipeline.errors import RunError
 from pipeline.rows.manifest import Manifest, open_manifest
@@ -25,6 +26,7 @@ class Inputs:
 
 def find_inputs(run: Run, payload: Payload, output: str | None = None) -> Inputs:
     """Raises ManifestError and RunError naming what is wrong."""
+    check_measures(run)
     opened = open_manifest(run.manifest, payload, output, run.reading)
     check_files(run.model)
     manifest, index = scan(opened)
@@ -52,6 +54,17 @@ def decided(run: Run, checkpoint: Checkpoint) -> Run:
 def sounding(results: ResultSettings) -> Literal["best", "all"]:
     """What becomes sound where nothing else is said."""
     return "all" if results.measuring.rank_by else "best"
+
+
+def check_measures(run: Run) -> None:
+    """Raise RunError for measures that cannot be taken here."""
+    if isinstance(run.results, ResultSettings):
+        try:
+            for name in run.results.measuring.measure:
+                find_files = getattr(find_measure(name), "files", list)
+                find_files(*([run.execution.recognizer] if name == "transcribe" else []))
+        except (ImportError, OSError, ValueError) as error:
+            raise RunError(str(error)) from error
 
 
 def check_model(checkpoint: Checkpoint, run: Run) -> None:

@@ -20,9 +20,10 @@ from pipeline import storage
 from pipeline.checkpoint import describe_checkpoint
 from pipeline.description import Description, describe, differences, load_sampled
 from pipeline.errors import RunError
+from pipeline.inputs import check_measures
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import EXTRA_PREFIX
-from pipeline.rows.manifest import Reading, open_manifest
+from pipeline.rows.manifest import open_manifest
 from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
@@ -61,9 +62,9 @@ class Replay:
 
 
 class Replayer:
-    """Replays rows of one output; models are loaded once. `manifest` and `model` say where they lie now; by
-    default where the run had them. `audio_hosts` and `recognizer` are as in a run; `measures` names those of
-    the user's own that the run was measured by: run.json alone is not trusted to name code.
+    """Replays rows of one output; models are loaded once. `manifest`, `model` and `voices` say where they lie
+    now; by default where the run had them. `audio_hosts` and `recognizer` are as in a run; `measures` names
+    those of the user's own that the run was measured by: run.json alone is not trusted to name code.
 
     Raises RunError when the output holds no run that sampled, or its manifest or model cannot be used.
     """
@@ -77,9 +78,10 @@ class Replayer:
         audio_hosts: Sequence[str] = (),
         recognizer: str | None = None,
         measures: Sequence[str] = (),
+        voices: str | None = None,
     ) -> None:
         folder = OutputFolder(storage.absolute(output))
-        before, results, where, checkpoint_uri = load_sampled(folder, manifest, model)
+        before, results, where, reading, checkpoint_uri = load_sampled(folder, manifest, model, voices)
         self.before = before
         for name in results.measuring.measure:
             if name not in (*NAMED, *measures):
@@ -89,7 +91,7 @@ class Replayer:
             folder.uri,
             checkpoint_uri,
             results,
-            reading=Reading(**before.about.reading),
+            reading=reading,
             execution=ExecutionSettings(
                 engine=_engine(before),
                 torch_threads=torch_threads,
@@ -97,13 +99,11 @@ class Replayer:
                 recognizer=recognizer,
             ),
         )
+        check_measures(run)
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
 
         from pipeline.stages import Work, output_columns  # with torch: seconds
-        from pipeline.stages.choose import check_measures
-
-        check_measures(run)
 
         # Loose files of the output stay as they are.
         quiet = replace(results, audio=replace(results.audio, audio_files=False))

@@ -12,7 +12,7 @@ from pipeline.errors import RunError
 from pipeline.inputs import find_inputs, sounding
 from pipeline.output.folder import OutputFolder
 from pipeline.progress import Summary
-from pipeline.rows.manifest import NATURAL, Reading
+from pipeline.rows.manifest import NATURAL
 from pipeline.rows.payloads import AUDIO_PAYLOAD, SPEECH_PAYLOAD, STORED_PAYLOAD, Payload
 from pipeline.settings import ResultSettings, Run
 
@@ -64,9 +64,10 @@ def decode(run: Run, source: str) -> Summary:
     Raises RunError when `source` holds no run that sampled.
     """
     folder = OutputFolder(storage.absolute(source))
-    before, results, manifest, model = load_sampled(folder, run.manifest, run.model)
+    given = (run.manifest, run.model, run.reading.voices)
+    _, results, manifest, reading, model = load_sampled(folder, *given)
     assert isinstance(run.results, ResultSettings)
-    told, reading = run.results, Reading(**before.about.reading)
+    told = run.results
     audio = told.audio if told.audio.audio != "auto" else replace(told.audio, audio=sounding(told))
     results = replace(results, waveform=told.waveform, audio=audio, measuring=told.measuring)
     run = replace(run, manifest=manifest, reading=reading, model=model, results=results, extend=folder.uri)

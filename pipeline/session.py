@@ -34,7 +34,7 @@ from pipeline.rows.normalise import RowIndex
 from pipeline.rows.plan import Selection, rejected_rows, select_rows
 from pipeline.settings import ResultSettings
 from pipeline.stages import Work, output_columns
-from pipeline.stages.choose import check_measures
+from pipeline.stages.choose import check_formulas
 from pipeline.stream.cluster import Cluster, connected
 from pipeline.stream.exported import Exported
 from pipeline.stream.retry import reports
@@ -47,7 +47,7 @@ RANKED_CANDIDATES = 16  # of a row that brings its own, as far as the size of bl
 def run_session(inputs: Inputs, output: OutputFolder, seed: int | None) -> Summary:
     """Bring every row to an end. Raises RunError where the output belongs to another run."""
     run, manifest = inputs.run, inputs.manifest
-    check_measures(run)
+    check_formulas(run)
     columns = output_columns(run, manifest)
     now = describe(run, inputs.checkpoint, columns)
     earlier = OutputFolder(storage.absolute(run.extend)) if run.extend is not None else None

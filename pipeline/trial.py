@@ -121,7 +121,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
             rows_per_block=size,
             gpus=int(cluster.gpus) or None,
             audio_hosts=storage.places(
-                [*execution.audio_hosts, *(file.uri for file in inputs.manifest.files)]
+                [*execution.audio_hosts, *(file.folder for file in inputs.manifest.files)]
             ),
             samplers=Pool(num_gpus=execution.samplers.num_gpus),
             rankers=Pool(num_gpus=execution.rankers.num_gpus),

@@ -276,8 +276,9 @@ def _stem(path: str) -> str:
     return folder + slash + name.partition(".")[0]
 
 
-def text_rows(uri: str) -> Rows:
+def text_rows(uri: str, whole: bool, voiced: bool) -> Rows:
     """The lines of a text, or of all texts below a folder, in the voices of the clips that have their names.
+    With `whole` a text is one row; where rows are `voiced` by other clips, none is needed.
 
     A clip lies beside its text or in another folder of the same name (VCTK); the first folder that texts
     differ in is the speaker. Lines of a `.trans.txt` (LibriSpeech) begin with the name of their clip. Texts
@@ -303,28 +304,27 @@ def text_rows(uri: str) -> Rows:
         differing = folder.removeprefix(common).strip("/").partition("/")[0] or os.path.basename(folder)
         speaker = {"speaker": differing} if differing else {}
         with open_text(storage.join(root, path)) as stream:
-            lines = map(str.strip, _not_blank(stream))
+            transcribed = path.lower().endswith(".trans.txt")
+            one = whole and not transcribed
+            found = iter([stream.read(MAX_RECORD_BYTES + 1)]) if one else _not_blank(stream)
+            lines = filter(None, map(str.strip, found))
             first = list(islice(lines, 2))
             for number, line in enumerate(chain(first, lines), 1):
                 name, text = (f"{stem}/{number:04}" if len(first) > 1 else stem), line
                 clip = clips.get(stem) or clips.get("/".join(stem.split("/")[-2:]))
-                if path.lower().endswith(".trans.txt"):
+                if transcribed:
                     name, _, text = line.partition(" ")
                     clip = clips.get(os.path.join(folder, name))
-                if clip is None:
+                if clip is None and not voiced:
                     break
                 any_clip = True
                 yield _problem(line) or {"id": name, "text": text, "audio": clip, **speaker}, len(line)
     if not any_clip:
         raise ManifestError(
             f"manifest {uri}: a text is spoken in the voice of the clip that has its name (book.txt and "
-            "book.wav); here none has one"
+            "book.wav), or in one of --voices; here none has a clip"
         )
 
 
-def rows_of(reader: str, uri: str, separator: str | None, names: Collection[str]) -> Rows:
-    """The rows of a file, by a key of SUFFIXES; of a table with its separator and columns it may have."""
-    if reader == "csv":
-        return csv_rows(uri, separator, names)
-    readers = {"jsonl": jsonl_rows, "kaldi": kaldi_rows, "webdataset": webdataset_rows, "txt": text_rows}
-    return readers[reader](uri)
+# Of those that need nothing but the file.
+READERS = {"jsonl": jsonl_rows, "kaldi": kaldi_rows, "webdataset": webdataset_rows}

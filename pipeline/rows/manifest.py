@@ -4,6 +4,7 @@
 the place of every row; `pipeline.rows.read` reads the rows of a block, on any machine, alone.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,17 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from tarfile import TarError
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
+from clvp.fields import Checked
 from pipeline import storage
 from pipeline.errors import ManifestError, RowError, public, shown
 from pipeline.rows.formats import SUFFIXES
 from pipeline.rows.memory import MAX_COLUMNS
-from pipeline.rows.payloads import Payload, checked_id, checked_text, taken
+from pipeline.rows.payloads import Payload, checked_id, checked_text, paths_in, taken
 from pipeline.rows.stored import open_rows
 from pipeline.rows.types import ColumnTypes, example
 
@@ -37,6 +40,8 @@ _HIVE = re.compile(r"/([^/=]+)=([^/]*)(?=/)")
 _OTHERS = {"audio": ("audio_filepath", "path"), "text": ("sentence",)}
 # Columns of the output, which no manifest may bring along.
 RESERVED = ("seed", "voice_key", "row_digest", "candidates")
+# Of an utterance: its text's id, its number there from 1, seconds of silence behind it (null: the text ends).
+PARTS = ("part_of", "part", "pause_s")
 
 KNOWN = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes if suffix.count(".") == 1)
 NOTHING = pa.schema([])
@@ -61,25 +66,44 @@ Format = Literal["auto", "parquet", "arrow", "datasets", "jsonl", "nemo", "lhots
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Checked):
     """How a manifest is to be understood, where it does not say so itself."""
 
     manifest_format: Format = "auto"  # of all files; auto: told by their names and columns
     # where they have other names, as in id=utt,text=sentence,audio=path; id=audio: clips' names are the ids
     columns: str | None = None
     separator: str | None = None  # of a table's fields; None: told by its first line
+    # a folder with a folder of clips for each voice; the column voice names one, or several as in ada&bob
+    voices: str | None = None
+    # the voice of all rows; of ada,bob or "*" (all that there are) each row is made in each, as ID/VOICE
+    voice: str | None = None
+    # cut texts into utterances of about so many characters (200), as ID/0001, at most half as many more
+    split_text: bool | Annotated[int, Field(ge=20, le=1000)] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         pairs = self.columns.split(",") if self.columns else []
         if not all(re.fullmatch("[^=]+=.+", pair) for pair in pairs):
             raise ValueError(f"columns={self.columns!r} is no list such as id=utt,text=sentence")
         if self.separator is not None and len(self.separator.replace("\\t", "\t")) != 1:
             raise ValueError(f"separator={self.separator!r} is not one character")
+        if self.voice and not self.voices:
+            raise ValueError(f"voice={self.voice!r} needs the folder that holds it: --voices")
 
     @property
     def named(self) -> dict[str, str]:
         """`columns` by our own names."""
         return dict(pair.split("=", 1) for pair in self.columns.split(",")) if self.columns else {}
+
+    @property
+    def makes_rows(self) -> bool:
+        """Whether rows are made of those that the manifest has."""
+        return bool(self.voices or self.split_text)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether a row is made in several voices."""
+        return self.voice is not None and bool({",", "*"} & {*self.voice})
 
 
 NATURAL = Reading()
@@ -93,11 +117,14 @@ class ManifestFile:
     names: Mapping[str, str] = field(default_factory=dict)  # where it has its own columns: id, text, payload
     columns: tuple[str, ...] = ()  # all that are there
     copy: str = ""  # Parquet of some of its rows
+    voices: str = ""  # what clips are relative to, where it is another folder than the file's
     reading: Reading = NATURAL
 
     @property
     def folder(self) -> str:
         """What clips are relative to."""
+        if self.voices:
+            return self.voices
         if self.reader == "txt" and not self.uri.lower().endswith(SUFFIXES["txt"]):
             return self.uri
         common_voice = "sentence" in self.names.values() and self.names.get("audio") == "path"
@@ -110,11 +137,15 @@ class Manifest:
     payload: Payload
     extra: pa.Schema = NOTHING  # pass-through columns, by their own names
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, GROUP))  # in order
+    # record number in its file of each row, where rows are made of others: int32 [n]
+    numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def source(self, position: int) -> str:
         """Where a row stands, for messages: file and record number from 1."""
         group = groups_of(self.groups, position)
-        return f"{public(self.files[group['file']].uri)}, row {group['row'] + position - group['first']}"
+        counted = group["row"] + position - group["first"]
+        number = self.numbers[position] if len(self.numbers) else counted
+        return f"{public(self.files[group['file']].uri)}, row {number}"
 
 
 def groups_of(groups: np.ndarray, positions: np.ndarray | int) -> np.ndarray:
@@ -131,8 +162,11 @@ def open_manifest(
 
     Raises ManifestError naming the file and column at fault.
     """
-    if unknown := set(reading.named) - set(payload.required):
-        raise ManifestError(f"columns can name {', '.join(payload.required)}, not {shown(min(unknown))}")
+    if reading.makes_rows and not payload.named:
+        raise ManifestError("voices and split_text are of texts that are to be spoken")
+    known = (*payload.required, *(["voice"] if reading.voices else []))
+    if unknown := set(reading.named) - set(known):
+        raise ManifestError(f"columns can name {', '.join(known)}, not {shown(min(unknown))}")
     files: dict[str, ManifestFile] = {}
     for pattern in patterns:
         if not pattern:
@@ -211,7 +245,10 @@ def with_columns(file: ManifestFile, columns: Sequence[str], payload: Payload) -
     }
     if names.get("audio") in _OTHERS["audio"] and "id" not in columns:
         names["id"] = names["audio"]
-    names |= file.reading.named
+    names |= ({"voice": "voice"} if file.reading.voices else {}) | file.reading.named
+    if file.reading.voices:  # which bring the clips
+        unneeded = {"audio", *(["voice"] if file.reading.voice else [])}
+        names = {own: name for own, name in names.items() if own not in unneeded or name in columns}
     missing = [name for name in dict.fromkeys(names.values()) if name not in columns]
     if missing:
         raise ManifestError(
@@ -222,7 +259,8 @@ def with_columns(file: ManifestFile, columns: Sequence[str], payload: Payload) -
     if repeated:
         raise ManifestError(f"manifest file {file.uri} has more than one column named {_listed(repeated)}")
     file = replace(file, names=names, columns=tuple(columns))
-    clashing = [name for name in passing(file, payload) if name in RESERVED]
+    added = PARTS if file.reading.split_text else ()
+    clashing = [name for name in passing(file, payload) if name in (*RESERVED, *added)]
     if clashing:
         problem = f"the column {clashing[0]!r} clashes with the output's; rename or drop it"
         raise ManifestError(f"manifest file {file.uri}: {problem}")
@@ -235,15 +273,34 @@ def passing(file: ManifestFile, payload: Payload) -> list[str]:
     return [name for name in dict.fromkeys([*file.columns, *file.hive]) if name not in own]
 
 
+def columns_read(file: ManifestFile, payload: Payload) -> list[str]:
+    """The columns of a Parquet or Arrow file that are needed."""
+    names = dict(file.names)
+    if file.reading.voices and names.get(payload.column) != names["id"]:
+        names.pop(payload.column, None)
+    passed = (name for name in passing(file, payload) if name in file.columns)
+    return [*dict.fromkeys([*names.values(), *passed])]
+
+
+def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequence[Any]:
+    """Ids as the file has them; where its clips name the rows, the name of the first without its suffix."""
+    if file.names["id"] != file.names.get(payload.column):
+        return values
+    first = [next(iter(paths_in(value)), None) for value in values]
+    return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
 def _check_types(file: ManifestFile, schema: pa.Schema, payload: Payload) -> None:
     """Raises ManifestError for a column of a type that no row's value can have."""
-    names, value = file.names, payload.column
-    checks: dict[str, Any] = {} if names["id"] == names[value] else {names["id"]: checked_id}
-    checks |= {names["text"]: checked_text, names[value]: lambda value: payload.convert(value, "")}
+    names, value = file.names, file.names.get(payload.column)
+    checks: dict[str, Any] = {} if names["id"] == value else {names["id"]: checked_id}
+    checks |= {names["text"]: checked_text}
+    if value is not None and not file.reading.voices:
+        checks |= {value: lambda value: payload.convert(value, "")}
     for name, check in checks.items():
         dtype = schema.field(name).type
         problem = taken(check, example(dtype))

@@ -2,7 +2,8 @@
 
 Text and tars become Parquet on the way, in files of one row group each: whatever reads rows later knows
 columnar files alone, and copies hold values that were checked. The rows of Parquet and Arrow files stay
-where they are. Texts and audio are never kept in memory; the index costs about 8 bytes a row and the ids.
+where they are, unless others are made of them (`pipeline.rows.several`). Texts and audio are never kept in
+memory; the index costs about 8 bytes a row and the ids.
 """
 
 import os
@@ -22,20 +23,24 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
 from pipeline.rows import formats
-from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT
+from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT, set_columns
 from pipeline.rows.manifest import (
     GROUP,
+    NATURAL,
     STORED,
     UNREADABLE,
     Manifest,
     ManifestFile,
+    columns_read,
+    own_ids,
     passing,
     readable,
     with_columns,
 )
 from pipeline.rows.memory import MIB
-from pipeline.rows.payloads import Payload, checked_id, checked_text, paths_in, taken
-from pipeline.rows.stored import Rows, open_rows
+from pipeline.rows.payloads import Payload, checked_id, checked_text, taken
+from pipeline.rows.several import Voices, clips_of, find_voices, rows_made_of, voices_of_all
+from pipeline.rows.stored import Rows, open_rows, row_batches
 from pipeline.rows.types import ColumnTypes, convert, python_values
 
 CHUNK_ROWS, CHUNK_BYTES = 32_768, 8 * MIB  # of text that become a copy
@@ -57,9 +62,10 @@ class RowIndex:
     copies: "tempfile.TemporaryDirectory[str] | None" = None  # of text, deleted with the index
 
 
-# The rows of one row group: its file, its number there, the record number of the first row, bytes, ids or why
-# there is none, digests.
-Group = tuple[ManifestFile, int, int, int, Sequence[str | RowError], Sequence[int]]
+Numbered = tuple[formats.Row, int, int]  # a row, its bytes, its record number
+# The rows of one row group: its file, its number there, numbers of records, bytes, ids or why there is none,
+# digests.
+Group = tuple[ManifestFile, int, Sequence[int], int, Sequence[str | RowError], Sequence[int]]
 
 
 def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
@@ -68,21 +74,25 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     Raises ManifestError for a file that cannot be read or lacks a column.
     """
     types, payload = ColumnTypes(manifest.extra), manifest.payload
+    reading = manifest.files[0].reading
+    voices = find_voices(reading)
     copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
     files: list[ManifestFile] = []
     groups: list[tuple[int, int, int, int, int]] = []
-    ids, digests, position = [], [], 0
+    ids, digests, numbers, position = [], [], [], 0
     problems: dict[int, RowError] = {}
     for file in manifest.files:
         with readable(file):
             found = (
                 _stored(file, payload)
-                if file.reader in STORED
-                else _copied(file, payload, types, copies.name)
+                if file.reader in STORED and not reading.makes_rows
+                else _copied(file, payload, types, copies.name, voices)
             )
-            for place, group, row, num_bytes, group_ids, group_digests in found:
+            for place, group, rows, num_bytes, group_ids, group_digests in found:
                 files += [place] if files[-1:] != [place] else []
+                row = rows[0] if len(rows) else 1
                 groups.append((len(files) - 1, group, position, row, num_bytes // max(len(group_ids), 1)))
+                numbers += [np.array(rows, np.int32)] if reading.makes_rows else []
                 bad = {i: value for i, value in enumerate(group_ids, position) if isinstance(value, RowError)}
                 usable = [None if i in bad else value for i, value in enumerate(group_ids, position)]
                 ids.append(pa.array(usable, pa.large_string()))
@@ -96,7 +106,10 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
         raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
     places = np.array(groups, GROUP)
     index = RowIndex(pa.chunked_array(ids), np.concatenate(digests), places, problems, copies)
-    return replace(manifest, files=tuple(files), extra=types.schema(), groups=places), index
+    found_numbers = np.concatenate(numbers) if numbers else manifest.numbers
+    return replace(
+        manifest, files=tuple(files), extra=types.schema(), groups=places, numbers=found_numbers
+    ), index
 
 
 # ---- rows that stay where they are ----
@@ -111,16 +124,9 @@ def _stored(file: ManifestFile, payload: Payload) -> Iterator[Group]:
             ids += [taken(checked_id, value) for value in values]
         if len(ids) != num_rows:
             raise OSError(f"row group {group} has {len(ids):,} of {num_rows:,} rows; it is damaged")
-        yield file, group, row, num_bytes, ids, list(islice(_digests(rows, group, file, payload), num_rows))
+        digests = list(islice(_digests(rows, group, file, payload), num_rows))
+        yield file, group, range(row, row + num_rows), num_bytes, ids, digests
         row += num_rows
-
-
-def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequence[Any]:
-    """Ids as the file has them; where its clips name the rows, the name of the first without its suffix."""
-    if file.names["id"] != file.names[payload.column]:
-        return values
-    first = [next(iter(paths_in(value)), None) for value in values]
-    return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
 
 
 def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> Iterator[int]:
@@ -136,50 +142,119 @@ def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> It
 # ---- rows that are copied ----
 
 
-def _copied(file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str) -> Iterator[Group]:
+def _copied(
+    file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str, voices: Voices
+) -> Iterator[Group]:
     """The rows of a file, copied into a local folder some at a time. `types` learns of their columns.
 
     Raises ManifestError for a file that lacks a column or whose types do not go with those of earlier files.
     """
-    named = {*payload.required, *file.reading.named.values()}
-    separator = file.reading.separator and file.reading.separator.replace("\\t", "\t")
-    if file.reading.manifest_format == "ljspeech":
-        named, separator = set(), "|"
-    row, seen = 1, dict.fromkeys(file.hive)
-    for chunk, num_bytes in _chunks(formats.rows_of(file.reader, file.uri, separator, named)):
-        known = len(seen)
-        seen |= dict.fromkeys(chain.from_iterable(value for value in chunk if isinstance(value, dict)))
-        if not seen:
-            problem = f"no row can be read as {file.reader}; the first: {chunk[0]}"
-            raise ManifestError(f"manifest file {file.uri}: {problem}")
-        if known < len(seen):
-            file = with_columns(file, list(seen), payload)
-        table, ids = _table(chunk, file, payload, types)
+    reading, stated = file.reading, list[str]()
+    rows: Iterator[Numbered] = (
+        (row, size, number) for number, (row, size) in enumerate(_rows_of(file, payload), 1)
+    )
+    if reading.makes_rows:
+        stated = passing(file, payload) if file.reader in STORED else []
+        rows = _several(rows, file, payload, voices)
+        where = storage.absolute(reading.voices) if reading.voices else ""
+        file = replace(file, reading=NATURAL, hive={}, voices=where)
+    if reading.split_text:
+        types.declare("pause_s", pa.float64(), file.uri)  # null in all rows, if no text is long
+    for place, chunk in _headed(rows, file, payload):
+        values, sizes, numbers = zip(*chunk, strict=True)
+        num_bytes = sum(sizes)
+        table, ids = _table(values, place, payload, types, stated, bool(reading.split_text))
         if PLACE.name in table.schema.names:  # what a block will hold
             num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
         copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
         pq.write_table(table, copy, row_group_size=len(table), compression="zstd")
-        yield replace(file, copy=copy), 0, row, num_bytes, ids, table["row_digest"].to_numpy()
-        row += len(chunk)
+        yield replace(place, copy=copy), 0, numbers, num_bytes, ids, table["row_digest"].to_numpy()
 
 
-def _chunks(rows: formats.Rows) -> Iterator[tuple[list[formats.Row], int]]:
-    chunk: list[formats.Row] = []
+def _rows_of(file: ManifestFile, payload: Payload) -> formats.Rows:
+    reading = file.reading
+    if file.reader in STORED:
+        return _stored_rows(file, payload)
+    if file.reader == "txt":
+        return formats.text_rows(file.uri, whole=bool(reading.split_text), voiced=bool(reading.voices))
+    if file.reader in formats.READERS:
+        return formats.READERS[file.reader](file.uri)
+    named = {*payload.required, *reading.named.values()}
+    separator = reading.separator and reading.separator.replace("\\t", "\t")
+    if reading.manifest_format == "ljspeech":
+        named, separator = set(), "|"
+    return formats.csv_rows(file.uri, separator, named)
+
+
+def _stored_rows(file: ManifestFile, payload: Payload) -> formats.Rows:
+    columns = columns_read(file, payload)
+    for group, (num_rows, _) in enumerate(open_rows(file.uri).sizes):
+        for batch in row_batches(file.uri, group, columns, 0, num_rows):
+            values = [python_values(batch, name) for name in columns]
+            for row in zip(*values, strict=True):
+                yield dict(zip(columns, row, strict=True)), batch.nbytes // len(batch)
+
+
+def _several(
+    rows: Iterator[Numbered], file: ManifestFile, payload: Payload, voices: Voices
+) -> Iterator[Numbered]:
+    """The rows that are made of those of a file. Raises ManifestError where none of its first has a voice."""
+    of_all = voices_of_all(file.reading, voices)
+    for place, chunk in _headed(rows, file, payload):
+        if "voice" in place.names and not of_all and chunk[0][2] == 1:
+            told = [row if isinstance(row, RowError) else row.get(place.names["voice"]) for row, *_ in chunk]
+            found = [taken(lambda name: clips_of(name, voices), name) for name in told]
+            if all(isinstance(clips, RowError) for clips in found):
+                raise ManifestError(f"manifest file {file.uri}: no row has a voice; the first: {found[0]}")
+        for row, size, number in chunk:
+            if isinstance(row, RowError):
+                yield row, size, number
+                continue
+            for made, made_size in rows_made_of(row, size, place, payload, voices, of_all):
+                yield made, made_size, number
+
+
+def _headed(
+    rows: Iterator[Numbered], file: ManifestFile, payload: Payload
+) -> Iterator[tuple[ManifestFile, list[Numbered]]]:
+    """Some records at a time, with the file, whose columns are known by then."""
+    seen = dict.fromkeys(file.hive)
+    for chunk in _chunks(rows):
+        known = len(seen)
+        seen |= dict.fromkeys(chain.from_iterable(row for row, *_ in chunk if isinstance(row, dict)))
+        if not seen:
+            problem = f"no row can be read as {file.reader}; the first: {chunk[0][0]}"
+            raise ManifestError(f"manifest file {file.uri}: {problem}")
+        if known < len(seen):
+            file = with_columns(file, list(seen), payload)
+        yield file, chunk
+
+
+def _chunks(rows: Iterator[Numbered]) -> Iterator[list[Numbered]]:
+    chunk: list[Numbered] = []
     size = 0
-    for value, num_bytes in rows:
+    for value in rows:
         chunk.append(value)
-        size += num_bytes
+        size += value[1]
         if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk, size
+            yield chunk
             chunk, size = [], 0
     if chunk:
-        yield chunk, size
+        yield chunk
 
 
 def _table(
-    chunk: Sequence[formats.Row], file: ManifestFile, payload: Payload, types: ColumnTypes
+    chunk: Sequence[formats.Row],
+    file: ManifestFile,
+    payload: Payload,
+    types: ColumnTypes,
+    stated: Sequence[str],
+    in_parts: bool,
 ) -> tuple[pa.Table, list[str | RowError]]:
-    """The rows of a copy, with their pass-through columns, and the id of each or what is wrong with it."""
+    """The rows of a copy, with their pass-through columns, and the id of each or what is wrong with it.
+
+    `types` knows those of the columns in `stated`. Rows `in_parts` are others with another pause behind them.
+    """
     errors = {i: value for i, value in enumerate(chunk) if isinstance(value, RowError)}
     rows: list[Mapping[str, Any]] = [{} if isinstance(value, RowError) else value for value in chunk]
     ids, texts, values = ([row.get(file.names[own]) for row in rows] for own in payload.required)
@@ -190,12 +265,17 @@ def _table(
     extra: dict[str, pa.Array] = {}
     for name in passing(file, payload):
         cells = [row.get(name, file.hive.get(name)) for row in rows]
-        column, misfits = convert(name, cells, types.observe(name, cells, file.uri))
+        kind = types.known(name) if name in stated else types.observe(name, cells, file.uri)
+        column, misfits = convert(name, cells, kind)
         extra[EXTRA_PREFIX + name], errors = column, misfits | errors
     if file.reader == "webdataset":
         places = [value if isinstance(value, dict) else None for value in values]
         extra[PLACE.name] = pa.array(places, PLACE.type)
     table = checked(file, payload, usable, texts, values, errors)
+    if in_parts:  # a text that has become shorter ends with another part
+        pauses = [row.get("pause_s") for row in rows]
+        digests = map(payload.digest, zip(texts, pauses, strict=True), values)
+        table = set_columns(table, {ROW_DIGEST: pa.array(digests, ROW_DIGEST.type)})
     for name, column in extra.items():
         table = table.append_column(name, column)
     return table, usable

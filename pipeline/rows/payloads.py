@@ -86,7 +86,8 @@ def checked_text(value: Any) -> str:
     if not isinstance(value, str):
         raise RowError("InvalidText", f"text must be a string, not {shown(value)}")
     if len(value) > MAX_TEXT_CHARS:
-        raise RowError("TextTooLong", f"the text has {len(value):,} characters; at most {MAX_TEXT_CHARS:,}")
+        message = f"the text has {len(value):,} characters, at most {MAX_TEXT_CHARS:,}: --split-text cuts it"
+        raise RowError("TextTooLong", message)
     if not is_unicode(value):
         raise RowError("InvalidText", "text holds a lone surrogate, which is no Unicode text")
     return value

@@ -14,9 +14,17 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT, set_columns
-from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, passing, readable
+from pipeline.rows.manifest import (
+    UNREADABLE,
+    Manifest,
+    ManifestFile,
+    columns_read,
+    own_ids,
+    passing,
+    readable,
+)
 from pipeline.rows.memory import MAX_EMBEDDED_BYTES, MAX_EXTRA_BYTES, PIECE_ROWS
-from pipeline.rows.normalise import PLACE, checked, own_ids
+from pipeline.rows.normalise import PLACE, checked
 from pipeline.rows.plan import block_name
 from pipeline.rows.stored import row_batches
 from pipeline.rows.types import convert, python_values
@@ -65,8 +73,7 @@ def _batches(
         columns += [EXTRA_PREFIX + name for name in passed]
         yield from ((batch, None) for batch in row_batches(file.copy, group, columns, begin, end))
         return
-    columns = [*dict.fromkeys([*file.names.values(), *(name for name in passed if name in file.columns)])]
-    failure = None
+    columns, failure = columns_read(file, manifest.payload), None
     # The second time row by row, with a new reader.
     for names, max_rows in ((columns, PIECE_ROWS), (columns, 1), (only_id, PIECE_ROWS)):
         try:

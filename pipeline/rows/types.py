@@ -64,6 +64,9 @@ class ColumnTypes:
                 self.declare(name, kind, uri)
         return self._types[name]
 
+    def known(self, name: str) -> pa.DataType:
+        return self._types[name]
+
     def schema(self) -> pa.Schema:
         """All columns; those that no value decides are text, since readers of Parquet stumble over null."""
         return pa.schema([(name, _without_null(dtype)) for name, dtype in self._types.items()])

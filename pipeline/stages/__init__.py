@@ -157,7 +157,7 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
 
 def _places(work: Work) -> Sequence[str]:
     """Where clips may come from."""
-    return storage.places([*work.run.execution.audio_hosts, *(file.uri for file in work.manifest.files)])
+    return storage.places([*work.run.execution.audio_hosts, *(file.folder for file in work.manifest.files)])
 
 
 def _extension() -> Stage:

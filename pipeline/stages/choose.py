@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from clvp.quality import find_measure
 from pipeline.errors import ERROR, RowError, RunError, shown
 from pipeline.rows.columns import CANDIDATE_TYPE, CANDIDATES, map_rows, set_columns
 from pipeline.settings import ResultSettings, Run
@@ -48,15 +47,12 @@ def choice_columns(settings: ResultSettings) -> pa.Schema:
     return pa.schema([CANDIDATES, *sound, *measured, ERROR])
 
 
-def check_measures(run: Run) -> None:
-    """Raise RunError for measures that cannot be taken here, and formulas that cannot be evaluated."""
+def check_formulas(run: Run) -> None:
+    """Raise RunError for measures whose columns clash, and formulas that cannot be evaluated."""
     if isinstance(run.results, ResultSettings):
         try:
-            for name in run.results.measuring.measure:
-                find_files = getattr(find_measure(name), "files", list)
-                find_files(*([run.execution.recognizer] if name == "transcribe" else []))
             Chooser(run.results)
-        except (ImportError, OSError, ValueError) as error:
+        except ValueError as error:
             raise RunError(str(error)) from error
 
 

@@ -1,10 +1,11 @@
 """One reference clip, from bytes, a path or a URI that may be opened, to a waveform (`clvp.audio.clip`)."""
 
+import fnmatch
 import io
 import os
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -16,6 +17,8 @@ import torch
 from clvp.audio.clip import ClipError, read_clip
 from pipeline import storage
 from pipeline.errors import RowError
+from pipeline.rows.formats import AUDIO
+from pipeline.rows.memory import MAX_CLIPS
 
 
 def decode_clip(
@@ -52,10 +55,7 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None, places: S
         raise RowError("MissingAudio", "audio holds neither bytes nor a path")
     found = path
     try:
-        if root is not None:
-            found, places = contained(path, root), (root,)
-        else:
-            found = storage.absolute(path) if storage.is_local(path) else _named(path, places)
+        found, places = allowed(path, root, places)
         return _open_local(found, root) if storage.is_local(found) else _open_remote(found, places)
     except FileNotFoundError as error:
         # fsspec says it of whatever a server answers.
@@ -63,6 +63,41 @@ def _open_clip(data: bytes | None, path: str | None, root: str | None, places: S
         raise RowError("AudioNotFound", f"no such file: {path!r}{reason or _other_form(found)}") from error
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
         raise RowError("UnreadableAudio", f"{path!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def listed_clips(
+    clips: Sequence[Mapping[str, Any]], root: str | None, places: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The clips of a row, where a folder (`ada/`) or names (`ada/*.wav`) stand for the files there, sorted.
+
+    Raises RowError where there are none or too many, or `decode_clip` may not open them.
+    """
+    found: list[dict[str, Any]] = []
+    for clip in clips:
+        folder, _, pattern = (clip["path"] or "").rpartition("/")
+        listed = clip["bytes"] is None and storage.scheme_of(folder) not in ("http", "https")
+        if not listed or (pattern and "*" not in pattern):
+            found.append(dict(clip))
+            continue
+        pattern = pattern or "*"
+        names = storage.list_names(storage.parent(allowed(f"{folder}/{pattern}", root, places)[0]), "")
+        names = [name for name in fnmatch.filter(names, pattern) if name.lower().endswith(AUDIO)]
+        if not names:
+            raise RowError("AudioNotFound", f"there are no clips: {clip['path']!r}")
+        found += [{"bytes": None, "path": storage.join(folder, name)} for name in names]
+    if len(found) > MAX_CLIPS:
+        raise RowError("TooManyClips", f"audio names {len(found):,} clips; at most {MAX_CLIPS} are used")
+    return found
+
+
+def allowed(path: str, root: str | None, places: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Where a path may be opened, with the options that this takes, and the places that it may lead to.
+
+    Raises RowError.
+    """
+    if root is not None:
+        return contained(path, root), (root,)
+    return storage.absolute(path) if storage.is_local(path) else _named(path, places), places
 
 
 def _other_form(path: str) -> str:

@@ -46,7 +46,7 @@ class TextToTokens:
         if len(tokens) > self.max_tokens:
             raise RowError(
                 "TextTooLong",
-                f"the text has {len(tokens):,} tokens; the model takes {self.max_tokens}: split it",
+                f"the text has {len(tokens):,} tokens, at most {self.max_tokens}: --split-text cuts it",
             )
         return tokens
 

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import VOICE_KEY, good_rows, map_rows, set_columns
 from pipeline.rows.memory import NUM_MELS, SAMPLE_RATE, clips_at_once, mel_frames
 from pipeline.rows.payloads import AUDIO
-from pipeline.stages.decode import clip_name, decode_clip
+from pipeline.stages.decode import clip_name, decode_clip, listed_clips
 
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
 VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
@@ -30,7 +31,7 @@ SPOKEN_VOICE = VOICE.with_name("spoken_voice")
 SPOKEN_SHAPE = (100, 401)
 
 INPUT = pa.schema([AUDIO, ERROR])
-OUTPUT = pa.schema([VOICE_KEY, VOICE])
+OUTPUT = pa.schema([VOICE_KEY, VOICE, AUDIO])
 
 Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
 Voice = tuple[Identity, ...]
@@ -70,6 +71,11 @@ class AudioToMels:
         self.places = places
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        paths = pc.struct_field(pc.list_flatten(table["audio"]), "path")
+        if pc.any(pc.match_substring_regex(paths, r"\*|/$")).as_py():
+            where = (self.audio_root, self.places)
+            found, table = map_rows(table, "audio", lambda i: listed_clips(table["audio"][i].as_py(), *where))
+            table = set_columns(table, {AUDIO: pa.array(found, AUDIO.type)})
         audio = table["audio"]
         clips = _Clips(self)
         names = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}

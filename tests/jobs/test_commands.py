@@ -79,6 +79,8 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path: Path) -> No
     write_data(tmp_path / "other", make_rows(2, 2))
     write_description(tmp_path / "other", settings=dataclasses.asdict(ResultSettings(num_candidates=7)))
 
+    write_data(tmp_path / "foreign", make_rows(2, 2))
+
     def run(manifest: str = good, output: str = "new", model: str = model, *more: str) -> list[str]:
         output = output if ":" in output else str(tmp_path / output)
         return ["synthesize", "--manifest", manifest, "--output", output, "--model", model, *more]
@@ -94,6 +96,9 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path: Path) -> No
         (run(good, "new", model, "--config", config), 2, "no setting 'results.sampling.temprature'"),
         (run(output="good.jsonl"), 1, "good.jsonl is a file: name a folder"),
         (run(output="other"), 1, "num_candidates: 7 there, 16 here"),
+        (run(output="foreign"), 1, "holds Parquet files but no run.json"),
+        (run(model="none"), 1, "an id on the hub is USER/NAME"),
+        (run(good, "new", model, "--measure", "none:Such"), 1, "No module named 'none'"),
         (run(output="s4://bucket/run"), 1, "s4:// cannot be used here"),
         (["plan", "--manifest", lacking, "--model", model], 2, "no column 'audio'"),
         (["rank", "--run", str(tmp_path), "--output", new, "--model", model], 1, "holds no run"),

@@ -45,6 +45,22 @@ def test_every_setting_is_an_option_of_its_own_with_help() -> None:
     assert [s.path for s in settings if not s.comment and not s.none] == []
 
 
+def test_an_option_with_or_without_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line, in a file, and as it is printed."""
+    told: list[tuple[list[str], int | bool]] = [
+        ([], False),
+        (["--split-text"], True),
+        (["--split-text", "150"], 150),
+    ]
+    for words, value in told:
+        file = tmp_path / "run.yaml"
+        file.write_text(printed(capsys, *words, *PATHS))
+        assert repr(read(*words, *PATHS).reading.split_text) == repr(value), "True is no 1"
+        assert read("--config", str(file)).reading == read(*words, *PATHS).reading
+    assert "--split-text: split_text=7 is out of range" in refusal(capsys, "--split-text", "7", *PATHS)
+    assert "--voice: voice='ada' needs" in refusal(capsys, "--voice", "ada", *PATHS)
+
+
 @dataclass(frozen=True)
 class MoreScoring(ScoringSettings):
     # how much a laugh is worth

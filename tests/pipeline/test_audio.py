@@ -49,6 +49,31 @@ def test_mel_is_that_of_the_feature_extractor(tmp_path: Path) -> None:
         np.testing.assert_allclose(mel.numpy(), expected(name), atol=1e-4)
 
 
+def test_folders_and_globs_stand_for_the_clips_in_them(tmp_path: Path) -> None:
+    for name in ("ada/2.wav", "ada/1.flac", "ada/deep/3.wav", "bob*.wav", "out/of/1.wav"):
+        write_clip(tmp_path / name, 0.3 + 0.1 * len(name))
+    (tmp_path / "ada/notes.txt").write_text("no clip")
+    (tmp_path / "none").mkdir()
+    audio = [
+        *("ada/", "ada/*.wav", ["ada/*", "bob*.wav"], "ada/1.flac", "none/", "gone/*", "ada", "*/1.flac"),
+    ]
+    rows = stage_input(tmp_path, [row(i, value) for i, value in enumerate(audio)])
+    out = AudioToMels(log_mel, 6.0)(rows)
+    names = [
+        value and [clip["path"].removeprefix(f"{tmp_path}/") for clip in value]
+        for value in out["audio"].to_pylist()
+    ]
+    both = ["ada/1.flac", "ada/2.wav"]
+    assert names[:4] == [both, ["ada/2.wav"], [*both, "bob*.wav"], ["ada/1.flac"]]
+    assert [len(voice_mels(value, 6.0)) for value in out["voice"].to_pylist()[:4]] == [2, 1, 3, 1]
+    kinds = [error and error["type"] for error in out["error"].to_pylist()]
+    assert kinds == [None] * 4 + ["AudioNotFound"] * 2 + ["UnreadableAudio", "AudioNotFound"]
+    for root, good in (("ada", [0, 1, 3]), ("out", [])):
+        inside = AudioToMels(log_mel, 6.0, audio_root=str(tmp_path / root))(rows)["error"].to_pylist()
+        assert [i for i, error in enumerate(inside) if error is None] == good
+        assert inside[2]["type"] == "AudioOutsideRoot"
+
+
 def test_shared_voices_travel_and_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.wav", "b.wav"):
         write_clip(tmp_path / name, 0.3 if name == "a.wav" else 0.4)

@@ -16,6 +16,8 @@ from clvp.random_checkpoint import write_random_checkpoint
 from clvp.sampling import SamplingParams
 from clvp.waveform import WaveformParams
 from pipeline.errors import RunError
+from pipeline.progress import Summary
+from pipeline.rows.manifest import Reading
 from pipeline.run import decode, rank_again, synthesize
 from pipeline.settings import (
     AudioSettings,
@@ -72,6 +74,41 @@ def rows_of(output: Path) -> dict[str, dict[str, Any]]:
 def errors_of(output: Path) -> dict[str, dict[str, Any]]:
     files = list((output / "errors").glob("*.parquet"))
     return {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
+
+
+def test_a_book_in_two_voices_is_continued_remade_and_replayed(
+    ray_instance: None, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Rows that are made of others are done, changed and replayed by their own ids."""
+    for name in ("ada/1", "ada/2", "bob/1"):
+        write_clip(tmp_path / f"voices/{name}.wav", 0.4, 16_000)
+    book = tmp_path / "book.txt"
+    lines = ["It was day.", "It was night, and nobody was there.", "It was day again."]
+    output = tmp_path / "out"
+
+    def spoken(text: list[str], split_text: int | bool = 20, redo_changed: bool = False) -> Summary:
+        book.write_text("\n\n".join(text))
+        reading = Reading(voices=str(tmp_path / "voices"), voice="ada,bob", split_text=split_text)
+        where = ((str(book),), str(output), str(checkpoint))
+        return synthesize(Run(*where, SETTINGS, EXECUTION, reading, redo_changed=redo_changed))
+
+    assert spoken(lines).totals.rows == 8
+    first = rows_of(output)
+    assert {*first} == {f"book/{voice}/000{n}" for voice in ("ada", "bob") for n in (1, 2, 3, 4)}
+    assert {row["voice"] for row in first.values()} == {"ada", "bob"}
+    assert len({(row["voice"], row["voice_key"]) for row in first.values()}) == 2
+    assert spoken(lines).totals.rows == 0, "all is done"
+    changed = spoken([*lines[:2], "The end."], redo_changed=True)
+    assert (changed.totals.rows, changed.done_before) == (2, 6)
+    after = rows_of(output)
+    assert after["book/ada/0003"] == first["book/ada/0003"]
+    assert after["book/ada/0004"]["text"] == "The end."
+    with pytest.raises(RunError, match="part"):
+        spoken(lines, split_text=False)
+    book.write_text("\n\n".join([*lines[:2], "The end."]))
+    moved = (tmp_path / "voices").rename(tmp_path / "elsewhere")
+    done = replayed("--output", str(output), "--id", "book/bob/0004", "--voices", str(moved))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def with_scores(settings: ResultSettings, **scoring: Any) -> ResultSettings:

@@ -23,6 +23,7 @@ from pipeline.description import (
 )
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
+from pipeline.rows.manifest import Reading
 from pipeline.settings import ExecutionSettings, RankingSettings, ResultSettings, Run, ScoringSettings
 
 SETTINGS = ResultSettings()
@@ -51,6 +52,12 @@ def test_the_same_run_continues_wherever_manifest_and_model_lie_now(output: Outp
     again = settle(output, told(checkpoint=elsewhere, manifest="s3://data/m.csv"))
     assert again == first
     assert first.about.manifest == ("/data/m.csv",)
+
+
+def test_folders_of_voices_are_told_without_what_opens_them() -> None:
+    reading = Reading(voices="s3://user:hush@bucket/voices?region=x", voice="ada", split_text=True)
+    about = describe(Run(("m.csv",), "out", "model", SETTINGS, reading=reading), CHECKPOINT, COLUMNS).about
+    assert Reading(**about.reading) == dataclasses.replace(reading, voices="s3://bucket/voices")
 
 
 @pytest.mark.parametrize(

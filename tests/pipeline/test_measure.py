@@ -11,7 +11,7 @@ import pytest
 from clvp.random_checkpoint import write_random_checkpoint
 from pipeline.checkpoint import describe_checkpoint
 from pipeline.errors import RunError
-from pipeline.inputs import decided
+from pipeline.inputs import check_measures, decided
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish
 from pipeline.rows.manifest import open_manifest
@@ -20,7 +20,7 @@ from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.settings import AudioSettings, ExecutionSettings, MeasuringSettings, ResultSettings, Run
 from pipeline.stages import Chain, Work, gpu_shares, grouped, stages_of
-from pipeline.stages.choose import check_measures
+from pipeline.stages.choose import check_formulas
 from pipeline.stages.formula import Formula
 from pipeline.stages.measure import Measurer, measured_field
 from tests.pipeline.clips import NO_IDS, write_clip, write_jsonl
@@ -58,7 +58,6 @@ def made(
     """The rows that a run stores, and in `engine` what its facts are."""
     checkpoint = describe_checkpoint(str(model))
     run = decided(Run((str(manifest),), str(output), str(model), settings), checkpoint)
-    check_measures(run)
     opened, index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
     folder = OutputFolder(str(output))
     chain = Chain(stages_of(run), Work(run, opened, checkpoint, folder, settings.sampling.seed))
@@ -222,8 +221,13 @@ def test_what_cannot_be_measured_is_said_before_the_run(
     settings: ResultSettings, message: str, tmp_path: Path
 ) -> None:
     run = Run((), "out", "model", settings, ExecutionSettings(recognizer=str(tmp_path)))
-    with pytest.raises(RunError, match=message):
+
+    def check() -> None:
         check_measures(run)
+        check_formulas(run)
+
+    with pytest.raises(RunError, match=message):
+        check()
 
 
 def test_measures_need_sound(checkpoint: Path, manifest: Path, tmp_path: Path) -> None:

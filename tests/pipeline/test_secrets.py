@@ -184,14 +184,13 @@ def test_a_replay_asks_no_host_that_only_run_json_names(
     monkeypatch.setattr(pipeline_replay, "describe_checkpoint", no_model)
     run = Run(("m.csv",), "out", "model", ResultSettings())
     described = json.loads(json.dumps(describe(run, CHECKPOINT, COLUMNS), default=vars))
-    for field in ("manifest", "model"):
-        about = {"manifest": ["m.csv"], "model": "model"} | {
-            field: [manifest] if field == "manifest" else manifest
-        }
+    told = ({"manifest": [manifest]}, {"model": manifest}, {"reading": {"voices": manifest}})
+    for field in told:
+        about = {"manifest": ["m.csv"], "model": "model"} | field
         (tmp_path / "run.json").write_text(json.dumps(described | {"about": about}))
         with pytest.raises(RunError, match="name it yourself" if named else "asked"):
             pipeline_replay.Replayer(str(tmp_path))
-    assert asked == ([] if named else ["model", manifest])
+    assert asked == ([] if named else ["model", manifest, "model"])
 
 
 @pytest.mark.slow
