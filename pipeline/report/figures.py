@@ -223,7 +223,7 @@ class Stored:
         if error.null_count < count:
             self._execute(ERRORS, batch)
         for name, values in columns.items():
-            if name.startswith(prefix) and name != "source":
+            if name.startswith(prefix):
                 self._add_values(name.removeprefix(prefix), rows, values)
 
     def _add_values(self, name: str, rows: np.ndarray, values: pa.Array) -> None:
@@ -438,7 +438,6 @@ def _wanted(parquet: pq.ParquetFile, folder: str, uri: str) -> list[str]:
     stored = {field.name for field in schema.field("candidates").type.value_type}
     if missing := [name for name in _FIELDS if name not in stored]:
         raise RunError(f"{uri}: the candidates lack {', '.join(missing)}; was it written by a run?")
-
     leaves = []
     for field in schema:
         name = field.name.removeprefix(EXTRA_PREFIX)

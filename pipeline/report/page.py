@@ -8,7 +8,8 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +92,27 @@ def _visible(character: str) -> str:
 
 def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
     """The drawings by name; None where there is nothing to draw."""
-    views, text = figures["candidates"].values(), [figures["rows"]["text_characters"]]
+    pace, text = figures["pace"], figures["rows"]["text_characters"]
 
-    def both(name: str, label: str, whole: bool = False) -> Markup | None:
-        return _histogram(label, "% of candidates", [view[name] for view in views], (FIRST, SECOND), whole)
+    def both(name: str) -> list[dict[str, Any]]:
+        return [view[name] for view in figures["candidates"].values() if view[name]]
 
-    return {
-        "best_of_n": _best_of_n(figures["best_of_n"]["points"]),
-        "words": _words(figures["words"]),
-        "score": both("score", "score"),
-        "duration": both("duration_s", "seconds"),
-        "longest_run": both("longest_run", "tokens", whole=True),
-        "text": _histogram("characters without white space", "% of rows", text, (THIRD,), whole=True),
-        "pace": _pace(figures["pace"]),
-        "throughput": _throughput((figures["speed"] or {"series": []})["series"]),
+    of_candidates = partial(_histogram, y_label="% of candidates", colours=(FIRST, SECOND))
+    of_rows = partial(_histogram, y_label="% of rows", colours=(THIRD,))
+    drawings: dict[str, tuple[Callable[[Any], Axes], Any]] = {
+        "best_of_n": (_best_of_n, figures["best_of_n"]["points"]),
+        "words": (_words, figures["words"]),
+        "score": (partial(of_candidates, x_label="score"), both("score")),
+        "duration": (partial(of_candidates, x_label="seconds"), both("duration_s")),
+        "longest_run": (partial(of_candidates, x_label="tokens", whole=True), both("longest_run")),
+        "text": (partial(of_rows, x_label="characters without white space", whole=True), text and [text]),
+        "pace": (_pace, pace["cells"] and pace),
+        "throughput": (
+            _throughput,
+            [points for points in (figures["speed"] or {}).get("series", ()) if points],
+        ),
     }
+    return {name: _svg(draw(data)) if data else None for name, (draw, data) in drawings.items()}
 
 
 def _axes(x_label: str, y_label: str) -> Axes:
@@ -135,44 +142,37 @@ def _svg(axes: Axes) -> Markup:
 
 
 def _histogram(
-    x_label: str, y_label: str, views: list[dict[str, Any] | None], colours: tuple[str, ...], whole: bool
-) -> Markup | None:
+    views: list[dict[str, Any]], x_label: str, y_label: str, colours: tuple[str, ...], whole: bool = False
+) -> Axes:
     """Shares of each view, all in the same bars; those of whole numbers stand over them."""
-    known = [view for view in views if view]
-    if not known:
-        return None
-    bars = known[0]["histogram"]
+    bars = views[0]["histogram"]
     edges = bars["low"] + bars["width"] * np.arange(len(bars["counts"]) + 1) - 0.5 * whole
     axes = _axes(x_label, y_label)
-    for view, colour in zip(known, colours, strict=False):
+    for view, colour in zip(views, colours, strict=False):
         shares = 100 * np.array(view["histogram"]["counts"]) / view["count"]
         axes.stairs(shares, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
         axes.stairs(shares, edges, color=colour, linewidth=1)
     axes.set_xlim(edges[0], max(edges[-1], edges[0] + LEAST_BARS * bars["width"]))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=STEPS))
-    return _svg(axes)
+    return axes
 
 
-def _best_of_n(points: list[dict[str, Any]]) -> Markup | None:
+def _best_of_n(points: list[dict[str, Any]]) -> Axes:
     """Expected score of the best of n candidates against n; lines break where the mean is over other rows."""
-    if not points:
-        return None
     axes = _axes_of_n("score")
     breaks = 1 + np.flatnonzero(np.diff([point["rows"] for point in points]))
     for kind, colour, style in (("chosen", FIRST, "-"), ("best", SECOND, "--")):
         pairs = np.array([(point["n"], point[f"expected_{kind}_score"]) for point in points], float)
         axes.plot(*np.insert(pairs, breaks, np.nan, axis=0).T, style, color=colour, linewidth=1.4)
-    return _svg(axes)
+    return axes
 
 
-def _words(points: list[dict[str, Any]]) -> Markup | None:
+def _words(points: list[dict[str, Any]]) -> Axes:
     """Expected word error rates against n, with the interval of the choice by score."""
-    if not points:
-        return None
     axes = _axes_of_n("% of words wrong")
     counts = [point["n"] for point in points]
     for name, colour, style in WORD_LINES:
-        rates = np.array([(point[name] or {"rate": np.nan})["rate"] for point in points])
+        rates = np.array([point[name]["rate"] for point in points])
         axes.plot(counts, 100 * rates, style, color=colour, linewidth=1.4)
     low, high = np.array(
         [[p["clvp"]["rate"] + side * (p["clvp"]["within"] or 0) for p in points] for side in (-1, 1)]
@@ -181,13 +181,11 @@ def _words(points: list[dict[str, Any]]) -> Markup | None:
     sides = [*counts, *counts[::-1]], 100 * np.append(low, high[::-1])
     axes.fill(*sides, color=FIRST, alpha=0.15, linewidth=0)
     axes.set_ylim(0)
-    return _svg(axes)
+    return axes
 
 
-def _pace(pace: dict[str, Any]) -> Markup | None:
+def _pace(pace: dict[str, Any]) -> Axes:
     """Where the candidates lie in text length and duration, and what is usual."""
-    if not pace["cells"]:
-        return None
     size, cells = 2 ** (1 / pace["cells_per_octave"]), pace["cells"]
     axes = _axes("characters without white space", "seconds")
     most = math.log1p(max(c["candidates"] for c in cells))
@@ -212,14 +210,11 @@ def _pace(pace: dict[str, Any]) -> Markup | None:
             usual = length * band[name]
             usual[(usual < ends[0]) | (usual > ends[1])] = np.nan
             axes.plot(length, usual, color=SECOND, linewidth=width)
-    return _svg(axes)
+    return axes
 
 
-def _throughput(series: list[list[dict[str, float]]]) -> Markup | None:
+def _throughput(series: list[list[dict[str, float]]]) -> Axes:
     """Speech tokens per second over the time since the run began."""
-    series = [points for points in series if points]
-    if not series:
-        return None
     end = max(points[-1]["to_s"] for points in series)
     unit, name = [item for item in TIME_UNITS if end >= 2 * item[0] or item[0] == 1][-1]
     axes = _axes(f"{name} since the run began", "tokens per second")
@@ -229,4 +224,4 @@ def _throughput(series: list[list[dict[str, float]]]) -> Markup | None:
         axes.stairs(rates, edges, baseline=None, color=FIRST, linewidth=1.4)
     axes.set(xlim=(0, end / unit))
     axes.set_ylim(0)
-    return _svg(axes)
+    return axes

@@ -22,9 +22,9 @@ MOST = 1024  # candidates of a row; the moments of more would take gigabytes
 HEARD = """
 create view heard as
     with wide as (select "row", candidate, max("value") filter (name = 'wer') as wer,
-            max("value") filter (name = 'words') as words,
+            coalesce(nullif(max("value") filter (name = 'words'), 0), 1) as words,
             max("value") filter (name = 'mean_log_probability') as known from measures group by all)
-    select "row", rank, candidate, coalesce(words, 1) as words, wer * coalesce(words, 1) as errors,
+    select "row", rank, candidate, words, wer * words as errors,
         score::double as score, known, finished
     from wide join candidates using ("row", candidate) join rows using ("row")
     where wer is not null
@@ -83,7 +83,7 @@ def moments_of(query: Query, order: str) -> dict[int, np.ndarray]:
     return found
 
 
-def rate_of(found: dict[int, np.ndarray], n: int, by_chance: bool = False) -> dict[str, float] | None:
+def rate_of(found: dict[int, np.ndarray], n: int, by_chance: bool = False) -> dict[str, float]:
     """Errors a word where the first of n is taken, or any."""
     weighted = [
         (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, [n])[0], (0.0, 0.0)), m)
@@ -91,8 +91,6 @@ def rate_of(found: dict[int, np.ndarray], n: int, by_chance: bool = False) -> di
         if size >= n
     ]
     words, rows = (sum(float(m[-1, place]) for _, m in weighted) for place in (-2, -1))
-    if not words:
-        return None
     rate = sum(float(weights @ m[-1]) for weights, m in weighted) / words
     squares = 0.0
     for weights, m in weighted:

@@ -431,6 +431,7 @@ def test_a_table_per_value_of_a_column(tmp_path: Path) -> None:
     table = pq.read_table(path)
     columns: dict[str, list[Any]] = {
         "speaker": ["anna", "<b>", None] * 101,
+        "source": [1, 2, 2] * 101,
         "book": [1] * 303,
         "path": [f"clip {i}" for i in range(303)],
         "phonemes": [["a"]] * 303,
@@ -439,7 +440,7 @@ def test_a_table_per_value_of_a_column(tmp_path: Path) -> None:
         table = table.append_column(name, pa.array(values))
     pq.write_table(table, path)
     by_column = report(tmp_path)["by_column"]
-    assert list(by_column) == ["speaker"]  # one value, too many, no label
+    assert list(by_column) == ["source", "speaker"]  # others: one value, too many, no label
     assert {item["value"]: item["rows"] for item in by_column["speaker"]} == {
         "anna": 101,
         "<b>": 101,

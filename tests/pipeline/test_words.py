@@ -114,7 +114,6 @@ def test_the_interval_holds_the_rate_of_the_whole_as_often_as_it_says() -> None:
     for _ in range(samples):
         chosen = random.choice(len(words), 100, replace=False)
         found = rate_of({4: moments(errors[chosen], words[chosen])}, 4)
-        assert found is not None
         inside += abs(found["rate"] - truth) <= found["within"]
     assert 0.9 < inside / samples < 0.98
 
@@ -125,6 +124,15 @@ def test_rows_of_which_not_all_candidates_were_measured_are_left_out(rows: list[
     write(tmp_path, measured_rows(4, 3), "c")
     points = figures_of(tmp_path)["words"]
     assert [point["rows"] for point in points] == [16, 16, 16, 12, 12]
+
+
+def test_a_row_counts_as_one_where_a_measure_counts_no_words(tmp_path: Path) -> None:
+    rows = measured_rows(4, 3)
+    for item in (item for row in rows for item in row["candidates"]):
+        item["words"] = 0
+    write(tmp_path, rows)
+    rate = figures_of(tmp_path)["words"][0]["chance"]["rate"]
+    assert rate == pytest.approx(mean(c["wer"] for row in rows for c in row["candidates"]))
 
 
 def test_measures_are_summed_up_by_name(rows: list[Row], tmp_path: Path) -> None:
