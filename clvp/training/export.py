@@ -21,7 +21,7 @@ from clvp.training.pair import PairNetwork
 from clvp.training.parts import Sizes
 
 # Few codes repeat often, so that their repetition is no fault.
-SAMPLING = {"temperature": 0.5, "top_p": 0.85, "top_k": 0, "repetition_penalty": 1.0}
+SAMPLING = {"temperature": 0.3, "top_p": 0.85, "top_k": 0, "repetition_penalty": 1.0}
 
 N = TypeVar("N", bound=nn.Module)
 
