@@ -75,7 +75,7 @@ def driver_only(between: Callable[[int], None] = lambda number: None) -> Iterato
 def run(manifest: str, output: str, publish_bytes: int = 1, **more: Any) -> Summary:
     """A run in blocks of two rows, every block published in a file of its own."""
     execution = ExecutionSettings(rows_per_block=2, publish_bytes=publish_bytes, report_seconds=3600)
-    return synthesize(Run((manifest,), output, "model", ResultSettings(), execution, **more))
+    return synthesize(Run((manifest,), output, "user/model", ResultSettings(), execution, **more))
 
 
 def main() -> int:
