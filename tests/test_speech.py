@@ -60,7 +60,7 @@ def wrong_share(speaker: Speaker, recognizer: Callable[[str, torch.Tensor], tupl
     return float(wrong / words)
 
 
-MOST_WRONG = 0.9  # the model is half-taught; noise and other sentences have more
+MOST_WRONG = 0.65  # the model as it is has 0.4; noise and other sentences have more than 1
 
 
 def test_most_words_are_understood(speaker: Speaker, recognizer: Callable) -> None:
@@ -84,7 +84,8 @@ def skip_a_text_position(speaker: Speaker) -> None:
     weight.data = weight.data.roll(-1, 0)
 
 
-# A mel position that is skipped is not heard with this model; the golden tests see it.
+# Mel positions that are skipped are not heard with this model (one: 38%, two: 51% of the words wrong); golden
+# tests see them.
 BUGS = (shift_the_codes, drop_the_mel_norms, skip_a_text_position)
 
 
