@@ -81,10 +81,11 @@ def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
         return dict(transcribe(waveform.numpy(), SAMPLING_RATE, text, np.zeros(0, dtype=np.float32)))
 
     for index, text in list(enumerate(read_list(options.sentences)))[done:]:
-        speaker = SPEAKERS[index % len(SPEAKERS)]
+        turns = (*SPEAKERS[index % len(SPEAKERS) :], *SPEAKERS)
+        # The first who reads it as it is written.
+        speaker, spoken = next((name, each) for name in turns for each, _ in speak([text], name))
         clip = clips[speaker]
         voice = codec.voice_of([clip])
-        (spoken, _), *_ = speak([text], speaker)
         mel = mel_of(spoken.samples)
         (again,) = codec.decode([encoder.encode(mel, voice)], voice)
         ids = torch.tensor(tokenizer(f"{text}.")["input_ids"])
