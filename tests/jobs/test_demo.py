@@ -105,6 +105,7 @@ def test_the_tables_show_the_best_candidates_and_the_failed_rows(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("ray")
 def test_the_demo_speaks_every_good_row_and_reports_the_bad_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
