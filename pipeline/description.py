@@ -33,7 +33,6 @@ from pipeline.output.retype import retype, without_values
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import Checkpoint
-    from pipeline.rows.manifest import Reading
     from pipeline.settings import RankingSettings, ResultSettings, Run
 
 SCHEMA_VERSION = 4
@@ -224,14 +223,14 @@ def load_sampled(
     manifest: Sequence[str] = (),
     model: str | None = None,
     voices: str | None = None,
-) -> tuple[Description, "ResultSettings", tuple[str, ...], "Reading", str]:
-    """The description of a run that sampled, its settings, and where its manifest, voices and model lie: as
-    given, or where the run had them.
+) -> tuple[Description, "Run"]:
+    """The description of a run that sampled, and the run, with `ResultSettings`; manifest, voices and model
+    are where they are given, or where the run had them.
 
     Raises RunError when `output` holds no such run.
     """
     from pipeline.rows.manifest import Reading
-    from pipeline.settings import ResultSettings
+    from pipeline.settings import ResultSettings, Run
 
     before = load(output)
     if before is None or not isinstance(before.results, ResultSettings):
@@ -239,13 +238,9 @@ def load_sampled(
     reading = Reading(**before.about.reading)
     if reading.voices:
         reading = replace(reading, voices=voices or trusted(reading.voices, output))
-    return (
-        before,
-        before.results,
-        tuple(manifest) or tuple(trusted(uri, output) for uri in before.about.manifest),
-        reading,
-        model or trusted(before.about.model, output),
-    )
+    lies = tuple(manifest) or tuple(trusted(uri, output) for uri in before.about.manifest)
+    model = model or trusted(before.about.model, output)
+    return before, Run(lies, output.uri, model, before.results, reading=reading)
 
 
 def trusted(uri: str, output: OutputFolder) -> str:

@@ -27,7 +27,7 @@ from pipeline.rows.manifest import open_manifest
 from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
-from pipeline.settings import ExecutionSettings, Run
+from pipeline.settings import ExecutionSettings, ResultSettings
 
 if TYPE_CHECKING:
     from pipeline.stages import Chain
@@ -81,17 +81,14 @@ class Replayer:
         voices: str | None = None,
     ) -> None:
         folder = OutputFolder(storage.absolute(output))
-        before, results, where, reading, checkpoint_uri = load_sampled(folder, manifest, model, voices)
-        self.before = before
+        before, sampled = load_sampled(folder, manifest, model, voices)
+        self.before, results = before, sampled.results
+        assert isinstance(results, ResultSettings)
         for name in results.measuring.measure:
             if name not in (*NAMED, *measures):
                 raise RunError(f"run.json names the code {name}: name it too (--measure) if you trust it")
-        run = Run(
-            where,
-            folder.uri,
-            checkpoint_uri,
-            results,
-            reading=reading,
+        run = replace(
+            sampled,
             execution=ExecutionSettings(
                 engine=_engine(before),
                 torch_threads=torch_threads,

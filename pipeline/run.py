@@ -65,10 +65,11 @@ def decode(run: Run, source: str) -> Summary:
     """
     folder = OutputFolder(storage.absolute(source))
     given = (run.manifest, run.model, run.reading.voices)
-    _, results, manifest, reading, model = load_sampled(folder, *given)
-    assert isinstance(run.results, ResultSettings)
-    told = run.results
+    _, sampled = load_sampled(folder, *given)
+    told, results = run.results, sampled.results
+    assert isinstance(told, ResultSettings)
+    assert isinstance(results, ResultSettings)
     audio = told.audio if told.audio.audio != "auto" else replace(told.audio, audio=sounding(told))
     results = replace(results, waveform=told.waveform, audio=audio, measuring=told.measuring)
-    run = replace(run, manifest=manifest, reading=reading, model=model, results=results, extend=folder.uri)
-    return synthesize(run)
+    run = replace(run, manifest=sampled.manifest, reading=sampled.reading, model=sampled.model)
+    return synthesize(replace(run, results=results, extend=folder.uri))

@@ -120,9 +120,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
             execution,
             rows_per_block=size,
             gpus=int(cluster.gpus) or None,
-            audio_hosts=storage.places(
-                [*execution.audio_hosts, *(file.folder for file in inputs.manifest.files)]
-            ),
+            audio_hosts=inputs.manifest.places(execution.audio_hosts),
             samplers=Pool(num_gpus=execution.samplers.num_gpus),
             rankers=Pool(num_gpus=execution.rankers.num_gpus),
             report_seconds=min(execution.report_seconds, 1.0),

@@ -55,8 +55,8 @@ def piece_ends(pieces: list[str], word_ends: list[float]) -> list[float]:
 def features_of(
     row: dict[str, Any], folder: Path, tokenizer: ClvpTokenizer
 ) -> tuple[np.ndarray, list[int], list[float]]:
-    """Of a row of the manifest: log-mels [T, 8], float16; text tokens, and the seconds at which each has been
-    said, none where nobody knows.
+    """Of a row of the manifest: log-mels [T, 80], float16; text tokens, and the seconds at which each has
+    been said, none where nobody knows.
     """
     waveform = torch.from_numpy(read_clip(folder / row["audio"]))
     mel_T8 = log_mel(waveform[None])[0].T.numpy().astype(np.float16)

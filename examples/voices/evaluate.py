@@ -57,10 +57,10 @@ def log_probability(
     return float(logits_TV.log_softmax(dim=-1)[torch.arange(len(tokens_T)), tokens_T].mean())
 
 
-def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
+def lines(
+    options: argparse.Namespace, model: ClvpModelForConditionalGeneration, tokenizer: ClvpTokenizer, done: int
+) -> Iterator[dict[str, Any]]:
     """One line for each sentence behind those that are done."""
-    model = ClvpModelForConditionalGeneration.from_pretrained(options.model, dtype="float32")
-    tokenizer = ClvpTokenizer.from_pretrained(options.model)
     codec = SpeechCodec.from_pretrained(options.model)
     encoder = trained(CodecNetwork(codec.config), options.codec).encoder
     transcribe = Transcribe(options.recognizer)
@@ -115,10 +115,10 @@ def lines(options: argparse.Namespace, done: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def scores(location: Path, found: Sequence[dict[str, Any]]) -> np.ndarray:
+def scores(
+    model: ClvpModelForConditionalGeneration, tokenizer: ClvpTokenizer, found: Sequence[dict[str, Any]]
+) -> np.ndarray:
     """[lines, candidates] by CLVP."""
-    model = ClvpModelForConditionalGeneration.from_pretrained(location, dtype="float32")
-    tokenizer = ClvpTokenizer.from_pretrained(location)
     scored = []
     for line in found:
         codes = pad_and_fix_codes(
@@ -180,12 +180,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recognizer", help="folder of Moonshine (default: the installed package's)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    model = ClvpModelForConditionalGeneration.from_pretrained(options.model, dtype="float32")
+    tokenizer = ClvpTokenizer.from_pretrained(options.model)
     done = options.output.read_text().splitlines() if options.output.exists() else []
     with options.output.open("a") as file:
-        for line in lines(options, len(done)):
+        for line in lines(options, model, tokenizer, len(done)):
             print(json.dumps(line), file=file, flush=True)
     found = [json.loads(line) for line in options.output.read_text().splitlines()]
-    print(table(found, scores(options.model, found)))
+    print(table(found, scores(model, tokenizer, found)))
 
 
 if __name__ == "__main__":

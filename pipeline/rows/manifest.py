@@ -147,6 +147,10 @@ class Manifest:
         number = self.numbers[position] if len(self.numbers) else counted
         return f"{public(self.files[group['file']].uri)}, row {number}"
 
+    def places(self, hosts: Sequence[str]) -> tuple[str, ...]:
+        """Where clips may come from: these hosts, and those that the clips of its files are relative to."""
+        return storage.places([*hosts, *(file.folder for file in self.files)])
+
 
 def groups_of(groups: np.ndarray, positions: np.ndarray | int) -> np.ndarray:
     """GROUP of the rows at these positions."""

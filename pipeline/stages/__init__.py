@@ -141,9 +141,8 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
     def make(work: Work) -> OnBlock:
         extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
         spoken = partial(clip_mels, whole=results.audio.whole_clips) if results.audio.most else None
-        return AudioToMels(
-            extractor.log_mel, results.audio_seconds, run.execution.audio_root, _places(work), spoken
-        )
+        root, places = run.execution.audio_root, work.manifest.places(run.execution.audio_hosts)
+        return AudioToMels(extractor.log_mel, results.audio_seconds, root, places, spoken)
 
     return Stage(
         "audio",
@@ -153,11 +152,6 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
         group="prepare",
         memory=lambda work, rows: reading_memory(rows, results.audio_seconds, CLIPS_PER_ROW),
     )
-
-
-def _places(work: Work) -> Sequence[str]:
-    """Where clips may come from."""
-    return storage.places([*work.run.execution.audio_hosts, *(file.folder for file in work.manifest.files)])
 
 
 def _extension() -> Stage:
@@ -230,7 +224,7 @@ def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage
 
     def make(work: Work) -> OnBlock:
         facts = (work.engine or {}).get("measures", {})
-        root, places = run.execution.audio_root, _places(work)
+        root, places = run.execution.audio_root, work.manifest.places(run.execution.audio_hosts)
 
         def decode(clip: Mapping[str, Any]) -> Any:
             return decode_clip(clip["bytes"], clip["path"], results.audio_seconds, root, places)
