@@ -3,6 +3,7 @@
     python -m jobs.train prepare --manifest corpus/manifest.jsonl --data data
     python -m jobs.train codec --data data --output runs/codec --steps 1600 --dtype bfloat16
     python -m jobs.train codes --data data --output runs/codec
+    python -m jobs.train sound --data data --output runs/sound --start runs/codec --steps 8000 --dtype bfloat16
     python -m jobs.train decoder --data data --output runs/decoder --steps 12000 --dtype bfloat16
     python -m jobs.train pair --data data --output runs/pair --steps 2000 --dtype bfloat16
     python -m jobs.train export --data data --output model --runs runs
@@ -27,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=1, help="prepare: that read at a time")
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared corpus")
     parser.add_argument("--output", type=Path, help="folder of the run, or of the checkpoint to export")
-    parser.add_argument("--runs", type=Path, help="export: folder with the runs codec, decoder and pair")
+    parser.add_argument("--runs", type=Path, help="export: folder with the runs sound, decoder and pair")
     parser.add_argument("--start", type=Path, help="run whose weights a new run begins with")
     parser.add_argument("--config", help="sizes: a checkpoint folder or hub id (default: the small family's)")
     settings = parser.add_argument_group("how a part is trained")
@@ -52,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """What was done, in a line."""
-    from clvp.training.codec import CodecNetwork, encode_corpus  # with torch, which --help need not wait for
+    from clvp.training.codec import encode_corpus, trained_encoder  # with torch, which --help need not wait for
     from clvp.training.corpus import Corpus, prepare
-    from clvp.training.export import export, trained
+    from clvp.training.export import export
     from clvp.training.loop import plot, processes, train
     from clvp.training.parts import Sizes, make_part
 
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> str:
     corpus = Corpus(options.data)
     sizes = Sizes.read(options.config, corpus)
     if options.action == "codes":
-        encode_corpus(trained(CodecNetwork(sizes.codec), options.output).encoder, corpus)
+        encode_corpus(trained_encoder(sizes.codec, options.output), corpus)
         return f"wrote the codes into {options.data}"
     if options.action == "export":
         return f"wrote {export(options.output, sizes, options.runs)}"

@@ -31,7 +31,8 @@ class CodecConfig(ClvpConfigBase):
     num_mels: Count = 80
     levels: tuple[Count, ...] = (8, 8, 8, 4)  # their product is the number of codes
     hidden_sizes: tuple[Count, Count, Count] = (128, 192, 320)  # at the rates of frames, half and a quarter
-    dilations: tuple[tuple[Count, ...], ...] = ((1, 3), (1,), (1, 2, 4, 1))  # of the blocks at each
+    dilations: tuple[tuple[Count, ...], ...] = ((1, 3), (1,), (1, 2, 4, 1))  # of the encoder's blocks at each
+    decoder_dilations: tuple[tuple[Count, ...], ...] = ((1, 3), (1,), (1, 2, 4, 8, 1, 2))
 
 
 def voice_of(mels: Sequence[Tensor]) -> Tensor:
@@ -100,7 +101,7 @@ class CodecDecoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         fast, half, slow = config.hidden_sizes
-        of_fast, of_half, of_slow = config.dilations
+        of_fast, of_half, of_slow = config.decoder_dilations
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.of_codes = nn.Conv1d(len(config.levels), slow, 3, padding=1)
         self.of_voice = nn.Linear(2 * config.num_mels, slow)

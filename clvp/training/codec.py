@@ -1,6 +1,11 @@
-"""Training of the speech codec: pieces of log-mels through the codes and back, in another clip's voice."""
+"""Training of the speech codec: pieces of log-mels through the codes and back, in another clip's voice.
+
+First both its sides together. Then, as `sound`, a decoder alone, while the codes stay as they are: what is made
+of the codes may improve for as long as one likes, and nothing else has to be trained again.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,34 +17,33 @@ from torch.nn import functional
 
 from clvp.audio.mel import TORTOISE_MEL_NORMS
 from clvp.codec import CodecConfig, CodecDecoder, CodecEncoder, voice_of
+from clvp.codec.networks import FRAMES_PER_CODE
 from clvp.pretrained import inference
 from clvp.training.corpus import CODES_FILE, Corpus, Rng
+from clvp.training.loop import checkpoint
 
 PIECE = 128  # frames
+SPOKEN = 48  # codes of a piece of `sound`, 2.2 seconds: words in their neighbourhood
 QUIET = -9.0  # log power of a band that nobody hears
 ENVELOPE_BANDS = 7  # over which the envelope is smoothed: wider than a voice's harmonics lie apart
 BAND_WEIGHT = 0.3
 
 
-class CodecNetwork(nn.Module):
-    """Encoder and decoder."""
+class MelError(nn.Module):
+    """Mean absolute error in nats of power: of the envelope, and of each band, which counts less.
+
+    At this rate the harmonics of a voice cost more than they are worth to a listener, and so does what lies
+    below the noise of a quiet room.
+    """
 
     norms: Tensor
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = CodecEncoder(config)
-        self.decoder = CodecDecoder(config)
         self.register_buffer("norms", torch.tensor(TORTOISE_MEL_NORMS)[:, None], persistent=False)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean absolute error in nats of power: of the envelope, and of each band, which counts less.
-
-        At this rate the harmonics of a voice cost more than they are worth to a listener, and so does what
-        lies below the noise of a quiet room.
-        """
-        mel_B8T, voice_B28 = batch["mel"], batch["voice"]
-        found_B8T = self.decoder(self.encoder(mel_B8T, voice_B28), voice_B28)
+    def forward(self, found_B8T: Tensor, mel_B8T: Tensor) -> dict[str, Tensor]:
+        """The losses of log-mels."""
         found_B8T, mel_B8T = ((mel * self.norms).clamp(min=QUIET) for mel in (found_B8T, mel_B8T))
         error_B8T = found_B8T - mel_B8T
         envelope_BT8 = functional.avg_pool1d(error_B8T.transpose(1, 2), ENVELOPE_BANDS, stride=1)
@@ -47,6 +51,35 @@ class CodecNetwork(nn.Module):
         # Sudden changes are what consonants are made of.
         change = envelope_BT8.diff(dim=1).abs().mean()
         return {"loss": envelope + change + BAND_WEIGHT * band, "envelope": envelope, "band": band}
+
+
+class CodecNetwork(nn.Module):
+    """Encoder and decoder."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.encoder = CodecEncoder(config)
+        self.decoder = CodecDecoder(config)
+        self.error = MelError()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How far what comes back is from what was given."""
+        mel_B8T, voice_B28 = batch["mel"], batch["voice"]
+        return self.error(self.decoder(self.encoder(mel_B8T, voice_B28), voice_B28), mel_B8T)
+
+
+class SoundNetwork(nn.Module):
+    """The decoder, given codes."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.decoder = CodecDecoder(config)
+        self.error = MelError()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How far what is made of the codes is from what they were made of."""
+        values_BLQ = self.decoder.quantizer.values(batch["codes"])
+        return self.error(self.decoder(values_BLQ, batch["voice"]), batch["mel"])
 
 
 class CodecPart:
@@ -72,6 +105,46 @@ class CodecPart:
             "mel": torch.from_numpy(np.stack([corpus.mel(rows[i], starts[i], PIECE) for i in own])),
             "voice": corpus.voices[[voices[i] for i in own]],
         }
+
+
+class SoundPart:
+    """Random pieces of rows that are long enough, with their codes and the voice of another clip."""
+
+    def __init__(self, config: CodecConfig, corpus: Corpus) -> None:
+        self.network, self.corpus = SoundNetwork(config), corpus
+        self.spoken = min(SPOKEN, max(map(len, corpus.codes)))
+        enough = np.array([len(codes) >= self.spoken for codes in corpus.codes])
+        self.rows, self.kept = (rows[enough[rows]] for rows in (corpus.training, corpus.validation))
+
+    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
+        """Pieces [B, 80, 192], their codes [B, 48] and voices [B, 2, 80]."""
+        return self._pieces(rng.choice(self.rows, size), rng, rank, world)
+
+    def validation(self) -> Iterator[dict[str, Any]]:
+        """Always the same pieces."""
+        yield self._pieces(self.kept, np.random.default_rng(0))
+
+    def _pieces(self, rows: np.ndarray, rng: Rng, rank: int = 0, world: int = 1) -> dict[str, Any]:
+        corpus, spoken = self.corpus, self.spoken
+        starts = [int(rng.integers(len(corpus.codes[row]) - spoken + 1)) for row in rows]
+        voices = [corpus.reference(row, rng) for row in rows]
+        own = range(rank, len(rows), world)
+        mels = [
+            corpus.mel(rows[i], starts[i] * FRAMES_PER_CODE, spoken * FRAMES_PER_CODE) for i in own
+        ]
+        codes = [corpus.codes[rows[i]][starts[i] : starts[i] + spoken] for i in own]
+        return {
+            "mel": torch.from_numpy(np.stack(mels)),
+            "codes": torch.from_numpy(np.stack(codes)),
+            "voice": corpus.voices[[voices[i] for i in own]],
+        }
+
+
+def trained_encoder(config: CodecConfig, run: Path) -> CodecEncoder:
+    """That of a run of `codec`, in evaluation mode."""
+    encoder, state = CodecEncoder(config), checkpoint(run)["network"]
+    encoder.load_state_dict({key: state[f"encoder.{key}"] for key in encoder.state_dict()})
+    return encoder.eval()
 
 
 VOICE_CLIPS = 32  # of a speaker, by which its rows are encoded

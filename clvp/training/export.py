@@ -14,7 +14,7 @@ from clvp.codec import SpeechCodec
 from clvp.codec.griffin_lim import HOP
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
-from clvp.training.codec import CodecNetwork
+from clvp.training.codec import SoundNetwork
 from clvp.training.decoder import LONGEST_REFERENCE, DecoderNetwork
 from clvp.training.loop import checkpoint
 from clvp.training.pair import PairNetwork
@@ -33,7 +33,7 @@ def trained(network: N, run: Path) -> N:
 
 
 def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
-    """Write a checkpoint folder of the last weights of the runs `codec`, `decoder` and `pair`, in float16."""
+    """Write a checkpoint folder of the last weights of the runs `sound`, `decoder` and `pair`, in float16."""
     config = sizes.family
     model = ClvpModelForConditionalGeneration(config)
     decoder = trained(DecoderNetwork(config, sizes.codec.levels), runs / "decoder")
@@ -52,7 +52,7 @@ def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
     }
     (folder / RUN_FILE).write_text(yaml.safe_dump({"results": results}, sort_keys=False))
     speech = SpeechCodec(sizes.codec)
-    codec = trained(CodecNetwork(sizes.codec), runs / "codec")
-    speech.decoder.load_state_dict(codec.decoder.state_dict())
+    sound = trained(SoundNetwork(sizes.codec), runs / "sound")
+    speech.decoder.load_state_dict(sound.decoder.state_dict())
     speech.save_pretrained(folder, torch.float16)
     return folder

@@ -82,7 +82,7 @@ def train(
 ) -> None:
     """Train to the last step, or to step `until`, from the checkpoint in `output` if there is one.
 
-    A new run begins with new weights, or with those of the run `start`.
+    A new run begins with new weights, or with those of the run `start`, which may have more than are needed.
     """
     output.mkdir(parents=True, exist_ok=True)
     network = part.network.to(place.device)
@@ -96,7 +96,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         step = int(state["step"])
     elif start:
-        network.load_state_dict(checkpoint(start)["network"])
+        there = checkpoint(start)["network"]
+        network.load_state_dict({key: there[key] for key in network.state_dict() if key in there})
     whole: nn.Module = nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
     log = _Log(output / LOG_FILE, step) if place.rank == 0 else None
     saved = time.monotonic()

@@ -10,7 +10,7 @@ import torch
 from clvp.checkpoint import CheckpointSource
 from clvp.codec import CODEC_CONFIG_FILE, CodecConfig
 from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
-from clvp.training.codec import CodecPart
+from clvp.training.codec import CodecPart, SoundPart
 from clvp.training.corpus import Corpus
 from clvp.training.decoder import DecoderPart
 from clvp.training.loop import Part
@@ -74,6 +74,8 @@ def make_part(name: PartName, sizes: Sizes, corpus: Corpus, seed: int = 0) -> Pa
     torch.manual_seed(seed)
     if name == "codec":
         return CodecPart(sizes.codec, corpus)
+    if name == "sound":
+        return SoundPart(sizes.codec, corpus)
     if name == "decoder":
         return DecoderPart(sizes.family, sizes.codec.levels, corpus)
     return PairPart(sizes.family, corpus)

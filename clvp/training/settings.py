@@ -7,8 +7,8 @@ from pydantic import Field
 
 from clvp.fields import Checked, Count, Index
 
-PartName = Literal["codec", "decoder", "pair"]
-PARTS: tuple[PartName, ...] = ("codec", "decoder", "pair")
+PartName = Literal["codec", "sound", "decoder", "pair"]
+PARTS: tuple[PartName, ...] = ("codec", "sound", "decoder", "pair")
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ from clvp.quality.transcribe import Transcribe
 from clvp.sampling import Candidate
 from clvp.scoring import pad_and_fix_codes, score_candidates
 from clvp.text.tokenizer import ClvpTokenizer
-from clvp.training.codec import CodecNetwork
-from clvp.training.export import trained
+from clvp.training.codec import trained_encoder
 from examples.voices.__main__ import read_list, speak
 
 SPEAKERS = ("slt", "low", "rms")
@@ -62,7 +61,7 @@ def lines(
 ) -> Iterator[dict[str, Any]]:
     """One line for each sentence behind those that are done."""
     codec = SpeechCodec.from_pretrained(options.model)
-    encoder = trained(CodecNetwork(codec.config), options.codec).encoder
+    encoder = trained_encoder(codec.config, options.codec)
     transcribe = Transcribe(options.recognizer)
     rows = map(json.loads, reversed((options.corpus / "manifest.jsonl").read_text().splitlines()))
     audio = {
