@@ -51,15 +51,16 @@ def curve(sums: Iterable[Mapping[str, Any]], by_score_alone: bool = False) -> di
     groups: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for place in sums:
         groups.setdefault((place["sampled"], place["stored"]), []).append(place)
+    values = {
+        key: np.array([[p[name] for name in ("best", "chosen", "finished")] for p in places], float)
+        for key, places in groups.items()
+    }
     points = []
     for n in range(1, max((sampled for sampled, _ in groups), default=0) + 1):
         rows, total, score_known = 0, np.zeros(3), True
         for (sampled, stored), places in groups.items():
             if sampled - stored < n <= sampled:
-                values = np.array(
-                    [[p[name] for name in ("best", "chosen", "finished")] for p in places], float
-                )
-                total += best_weights(sampled, [n])[0, :stored] @ values
+                total += best_weights(sampled, [n])[0, :stored] @ values[sampled, stored]
                 rows += places[0]["rows"]
                 score_known &= sampled == stored or by_score_alone
         if rows:

@@ -417,7 +417,16 @@ def test_an_output_that_can_only_be_read_is_one_line(
 
 @pytest.mark.parametrize(
     "uri",
-    ["s3://", "s3:///", "http://", "http://127.0.0.1:9/x", "nothing://x", "file://", "file://x"],
+    [
+        "s3://",
+        "s3:///",
+        "http://",
+        "http://127.0.0.1:9/x",
+        "nothing://x",
+        "file://",
+        "file://x",
+        "m.jsonl/out",
+    ],
 )
 def test_an_output_that_cannot_be_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], uri: str, monkeypatch: Any

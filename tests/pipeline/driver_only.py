@@ -78,19 +78,17 @@ def run(manifest: str, output: str, publish_bytes: int = 1, **more: Any) -> Summ
     return synthesize(Run((manifest,), output, "user/model", ResultSettings(), execution, **more))
 
 
-def main() -> int:
-    manifest, output, beat, lease, pause = sys.argv[1:]
+def run_leased(manifest: str, output: str, beat: float, lease: float, pause: float) -> Summary:
+    """A run with a short lease."""
     with (
-        mock.patch.multiple(lock, BEAT_SECONDS=float(beat), LEASE_SECONDS=float(lease)),
-        driver_only(lambda number: time.sleep(float(pause))),
+        mock.patch.multiple(lock, BEAT_SECONDS=beat, LEASE_SECONDS=lease),
+        driver_only(lambda number: time.sleep(pause)),
     ):
-        try:
-            run(manifest, output, publish_bytes=6000)
-        except (RunError, ManifestError, OSError) as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-            return 1
-    return 0
+        return run(manifest, output, publish_bytes=6000)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        run_leased(*sys.argv[1:3], *map(float, sys.argv[3:]))
+    except (RunError, ManifestError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

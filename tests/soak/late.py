@@ -1,8 +1,9 @@
 """Drivers that sleep longer than their lease and wake up when another one has finished their run.
 
 Real drivers on a real S3 server, without Ray and models (`tests.pipeline.driver_only`), with a lease of a few
-seconds. One is stopped at a drawn moment, by SIGSTOP, or inside an upload, which a relay holds back and lets
-arrive when everything is over; a second one runs the same command to its end; the first goes on.
+seconds. One, a process of its own, is stopped at a drawn moment, by SIGSTOP, or inside an upload, which a
+relay holds back and lets arrive when everything is over; a second one does the run to its end, and the first
+goes on.
 """
 
 import random
@@ -12,15 +13,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.output.folder import OutputFolder
 from tests.pipeline.clips import write_jsonl
+from tests.pipeline.driver_only import run_leased
 from tests.pipeline.s3_relay import s3_relay
 from tests.s3_server import S3Server
+from tests.soak.processes import wait_until
 
 ROWS = 30
-BEAT, LEASE, PAUSE = 0.3, 2.0, 0.08  # seconds; PAUSE: of each block
+PAUSE = 0.08  # seconds that a block takes
+SECONDS = (0.3, 2.0, PAUSE)  # the first two: between the beats of a lease, and until it has ended
 UPLOADS = ("_parts/", "data/", "errors/", "_lock", "run.json")  # that are held back in turn
 
 
@@ -46,40 +52,28 @@ def late_drivers(
             first = _start(manifest, relay.uri(key))
             try:
                 if upload is None:
-                    time.sleep(1.0 + generator.uniform(0, ROWS / 2 * PAUSE * 3))
+                    wait_until(partial(storage.list_names, server.uri(key), "_lock"), 200, "its lease")
+                    time.sleep(generator.uniform(0, ROWS / 2 * PAUSE * 2))
                 else:
-                    relay.reached.wait(20)
+                    relay.reached.wait(200)
                 first.send_signal(signal.SIGSTOP)
-                second = _start(manifest, server.uri(key))
-                code = second.wait(60)
-                assert code == 0, f"round {number}: the second driver: {_text(second)}"
+                run_leased(str(manifest), server.uri(key), *SECONDS)
                 relay.release()
                 first.send_signal(signal.SIGCONT)
-                ended = first.wait(60)
+                ended = first.wait(200)
             finally:
                 first.kill()
         _check(OutputFolder(server.uri(key)), rows)
-        third = _start(manifest, server.uri(key))
-        assert third.wait(60) == 0, _text(third)
+        run_leased(str(manifest), server.uri(key), *SECONDS)
         _check(OutputFolder(server.uri(key)), rows)
         played[f"inside an upload to {upload}" if relay.reached.is_set() else "between uploads"] += 1
         say(f"round {number}: held back {upload}, ended with {ended}")
     return played
 
 
-def _start(manifest: Path, output: str) -> subprocess.Popen[str]:
-    command = ["-m", "tests.pipeline.driver_only", str(manifest), output, str(BEAT), str(LEASE), str(PAUSE)]
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-
-
-def _text(process: subprocess.Popen[str]) -> str:
-    return process.stdout.read() if process.stdout else ""
+def _start(manifest: Path, output: str) -> subprocess.Popen[bytes]:
+    command = ["-m", "tests.pipeline.driver_only", str(manifest), output, *map(str, SECONDS)]
+    return subprocess.Popen([sys.executable, *command], cwd=Path(__file__).parents[2])
 
 
 def _check(output: OutputFolder, rows: list[dict[str, str | None]]) -> None:
