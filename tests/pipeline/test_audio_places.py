@@ -156,7 +156,7 @@ def test_options_never_come_from_the_data(
         key = f"{tmp_path.name}/m.jsonl"
         s3.client().upload_file(local, BUCKET, key)
         for manifest in (s3.uri(key), local):
-            hosts = (f"s3://{BUCKET}{s3.query}", "s3://other?region=x")
+            hosts = (f"s3://{BUCKET}{s3.query}", f"s3://other{s3.query}")
             (error,) = run_on(checkpoint, manifest, audio_hosts=hosts)
             assert error["type"] in ("AudioNotFound", "UnreadableAudio", "AudioNotAllowed")
             assert server.asked == []

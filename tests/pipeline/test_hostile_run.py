@@ -1,8 +1,6 @@
 """One whole run whose manifest holds every hostile input next to good rows."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import soundfile
 
 from clvp.sampling import SamplingParams
+from jobs.synthesize import main
 from pipeline.run import synthesize
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
 from tests.pipeline.clips import chirp, write_clip, write_jsonl
@@ -224,14 +223,18 @@ def test_every_hostile_row_ends_in_the_error_table_and_every_other_in_the_output
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_one_line_and_exit_code_2(
-    checkpoint: Path, tmp_path: Path, name: str, data: bytes, message: str
+    checkpoint: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    data: bytes,
+    message: str,
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    command = [sys.executable, "-m", "jobs.synthesize", "--manifest", str(tmp_path / name)]
-    command += ["--output", str(tmp_path / "out"), "--model", str(checkpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.strip().isprintable()
+    where = ["--manifest", str(tmp_path / name), "--output", str(tmp_path / "out")]
+    assert main([*where, "--model", str(checkpoint)]) == 2
+    errors = capfd.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+    assert errors.strip().isprintable()
     assert not (tmp_path / "out" / "data").exists()
