@@ -5,12 +5,10 @@ import torch
 
 torch.set_num_threads(1)
 
-STARTS_RAY = {"ray_instance", "workload", "undisturbed"}  # fixtures
-
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that start Ray share a process, beside another for all others (`--dist loadgroup`)."""
-    if STARTS_RAY & set(getattr(item, "fixturenames", ())):
+    if "ray_instance" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.xdist_group("ray"))
 
 

@@ -111,6 +111,7 @@ def test_the_demo_speaks_every_good_row_and_reports_the_bad_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "NUM_CANDIDATES", 4)
     assert demo.main([]) == 0
     printed, progress = capfd.readouterr()
     assert all(re.match(r"\[\d+:\d\d\] ", line) for line in progress.splitlines()), progress

@@ -11,7 +11,7 @@ import pytest
 from clvp.random_checkpoint import write_random_checkpoint
 from tests.s3_server import CREDENTIALS, S3Server, s3_server
 from tests.soak.output import Stored
-from tests.soak.soak import run_undisturbed
+from tests.soak.soak import run_without_ray
 from tests.soak.workload import Workload, make_workload
 
 
@@ -32,14 +32,14 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    """60 rows, some of them bad, for runs in processes of their own."""
-    return make_workload(tmp_path_factory.mktemp("workload"), rows=60)
+    """24 rows, 9 of them bad."""
+    return make_workload(tmp_path_factory.mktemp("workload"), rows=24)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> Stored:
     """What a run of the workload stores when nothing happens to it."""
-    return run_undisturbed(workload, str(tmp_path_factory.mktemp("undisturbed")))
+    return run_without_ray(workload, str(tmp_path_factory.mktemp("undisturbed")))
 
 
 @pytest.fixture(scope="session")

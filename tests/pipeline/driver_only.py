@@ -1,7 +1,8 @@
-"""Runs without Ray and models: the driver alone, whose lock, plan, reading, writing and publishing are real.
+"""Runs without Ray: the driver alone, whose lock, plan, reading, writing and publishing are real.
 
-Every row gets one candidate, made from its text. As a program: `python -m tests.pipeline.driver_only MANIFEST
-OUTPUT BEAT LEASE PAUSE`, with the seconds of a lease and those that a block takes.
+`without_ray` runs all stages in this process. `driver_only` runs none: every row gets one candidate, made
+from its text. As a program: `python -m tests.pipeline.driver_only MANIFEST OUTPUT BEAT LEASE PAUSE`, with the
+seconds of a lease and those that a block takes.
 """
 
 import sys
@@ -25,7 +26,7 @@ from pipeline.rows.plan import make_plan
 from pipeline.rows.read import read_block
 from pipeline.run import synthesize
 from pipeline.settings import ExecutionSettings, ResultSettings, Run
-from pipeline.stages import Work
+from pipeline.stages import Chain, Work, stages_of
 from pipeline.stages.write import BlockWriter
 from pipeline.stream.cluster import Cluster
 
@@ -46,9 +47,28 @@ def write_block(work: Work, table: pa.Table) -> dict[str, Any]:
     return BlockWriter(work.output, work.seed)(table).to_pylist()[0]
 
 
+def stages_here(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any) -> Iterator[Any]:
+    """In place of `pipeline.stream.retry.reports`: all stages in this process, block by block."""
+    chain, plan = Chain(stages_of(work.run), work), make_plan(index, todo, size)
+    for number in range(plan.num_blocks):
+        yield (), chain(plan.slices_of(number)).to_pylist()[0]
+
+
+@contextmanager
+def without_ray(reports: Callable[..., Iterator[Any]] = stages_here) -> Iterator[None]:
+    """Runs in this context have no cluster."""
+    with mock.patch.multiple(
+        pipeline.session,
+        reports=reports,
+        connected=lambda logs: nullcontext(),
+        Cluster=mock.Mock(current=lambda gpus: Cluster(2, 0)),
+    ):
+        yield
+
+
 @contextmanager
 def driver_only(between: Callable[[int], None] = lambda number: None) -> Iterator[None]:
-    """Runs in this context have no cluster; `between` is called with a block's number before it is read."""
+    """Nor models; `between` is called with a block's number before it is read."""
 
     def reports(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any) -> Iterator[Any]:
         plan = make_plan(index, todo, size)
@@ -57,12 +77,7 @@ def driver_only(between: Callable[[int], None] = lambda number: None) -> Iterato
             yield (), write_block(work, read_block(work.manifest, plan.slices_of(number)))
 
     with (
-        mock.patch.multiple(
-            pipeline.session,
-            reports=reports,
-            connected=lambda logs: nullcontext(),
-            Cluster=mock.Mock(current=lambda gpus: Cluster(2, 0)),
-        ),
+        without_ray(reports),
         mock.patch.multiple(
             pipeline.inputs,
             check_model=lambda checkpoint, run: None,

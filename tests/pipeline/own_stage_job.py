@@ -1,15 +1,12 @@
 """A job with a stage of its own, which is declared here and nowhere else.
 
 The stage stands behind `rank`, uses what an earlier stage has made of the text, and adds a column with a
-value for every candidate. Run as a program, with `synthesize` or `replay` as first argument: workers get what
-`__main__` has by value.
+value for every candidate. Run as a program, with the options of `jobs.synthesize`.
 """
-
-import sys
 
 import pyarrow as pa
 
-from jobs import replay, synthesize
+from jobs import synthesize
 from pipeline import stages
 from pipeline.errors import ERROR
 from pipeline.rows.columns import CANDIDATES, EXTRA_PREFIX, INPUT_IDS, map_rows, set_columns
@@ -42,5 +39,4 @@ def with_own_stage(run: Run) -> list[stages.Stage]:
 
 if __name__ == "__main__":
     stages.declared = with_own_stage
-    job = {"synthesize": synthesize, "replay": replay}[sys.argv[1]]
-    raise SystemExit(job.main(sys.argv[2:]))
+    raise SystemExit(synthesize.main())

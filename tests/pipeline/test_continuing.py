@@ -5,6 +5,8 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ import pytest
 from clvp.random_checkpoint import write_random_checkpoint
 from clvp.sampling import SamplingParams
 from clvp.waveform import WaveformParams
+from jobs import replay
 from pipeline.errors import RunError
 from pipeline.progress import Summary
 from pipeline.rows.manifest import Reading
 from pipeline.run import decode, rank_again, synthesize
 from pipeline.settings import (
-    AudioSettings,
     ExecutionSettings,
     MeasuringSettings,
     Pool,
@@ -29,6 +31,7 @@ from pipeline.settings import (
     Run,
 )
 from tests.pipeline.clips import write_clip, write_jsonl
+from tests.pipeline.driver_only import without_ray
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +62,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def here() -> Iterator[None]:
+    """Runs in this process: what becomes of an output that is there is up to the driver and the stages."""
+    with without_ray():
+        yield
+
+
 def run(folder: Path, output: Path, checkpoint: Path, settings: ResultSettings = SETTINGS, **job: Any) -> Any:
     return synthesize(
         Run((str(folder / "m.jsonl"),), str(output), str(checkpoint), settings, EXECUTION, **job)
@@ -76,8 +86,9 @@ def errors_of(output: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_book_in_two_voices_is_continued_remade_and_replayed(
-    ray_instance: None, folder: Path, checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, replayed: Callable[..., tuple[int, str, str]]
 ) -> None:
     """Rows that are made of others are done, changed and replayed by their own ids."""
     for name in ("ada/1", "ada/2", "bob/1"):
@@ -107,8 +118,8 @@ def test_a_book_in_two_voices_is_continued_remade_and_replayed(
         spoken(lines, split_text=False)
     book.write_text("\n\n".join([*lines[:2], "The end."]))
     moved = (tmp_path / "voices").rename(tmp_path / "elsewhere")
-    done = replayed("--output", str(output), "--id", "book/bob/0004", "--voices", str(moved))
-    assert (done.returncode, done.stderr) == (0, "")
+    code, _, errors = replayed("--output", str(output), "--id", "book/bob/0004", "--voices", str(moved))
+    assert (code, errors) == (0, "")
 
 
 def with_scores(settings: ResultSettings, **scoring: Any) -> ResultSettings:
@@ -125,6 +136,7 @@ def finished(
     return output
 
 
+@pytest.mark.usefixtures("here")
 def test_failed_rows_are_tried_again_only_when_told_to(
     finished: Path, folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -155,37 +167,43 @@ MORE = dataclasses.replace(SETTINGS, num_candidates=7)
 
 @pytest.fixture(scope="module")
 def whole(
-    ray_instance: None, folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """The rows of a run that had all seven candidates from the start."""
     output = tmp_path_factory.mktemp("whole")
-    run(folder, output, checkpoint, MORE)
+    with without_ray():
+        run(folder, output, checkpoint, MORE)
     return rows_of(output)
 
 
 def test_a_run_that_extends_another_gives_what_one_from_the_start_gives(
     finished: Path, whole: dict[str, dict[str, Any]], folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    extended = run(folder, tmp_path / "extended", checkpoint, MORE, extend=str(finished))
-    assert extended.totals.candidates == 20 * 7
-    assert rows_of(tmp_path / "extended") == whole, "tokens, order and scores"
-    # It stands on the stored candidates: with other tokens there, other tokens are in the result.
+    """And stands on the stored candidates: where those have other tokens, other tokens are in the result."""
     changed = tmp_path / "changed"
     shutil.copytree(finished, changed)
     (file,) = (changed / "data").glob("*.parquet")
     table = pq.read_table(file)
-    column = [[c | {"speech_ids": [7, 7]} for c in row] for row in table["candidates"].to_pylist()]
+    rows = {row["id"]: row["candidates"] for row in table.select(["id", "candidates"]).to_pylist()}
+    others = sorted(rows)[:5]
+    column = [[c | {"speech_ids": [7, 7]} for c in row] if i in others else row for i, row in rows.items()]
     place = table.column_names.index("candidates")
     field = table.schema.field(place)
     pq.write_table(table.set_column(place, field, pa.array(column, field.type)), file)
-    run(folder, tmp_path / "from-changed", checkpoint, MORE, extend=str(changed))
-    for row in rows_of(tmp_path / "from-changed").values():
-        tokens = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
-        originals = {c["candidate"]: c["speech_ids"] for c in whole[row["id"]]["candidates"]}
+    extended = run(folder, tmp_path / "extended", checkpoint, MORE, extend=str(changed))
+    assert extended.totals.candidates == 20 * 7
+    found = rows_of(tmp_path / "extended")
+    assert {i: row for i, row in found.items() if i not in others} == {
+        i: row for i, row in whole.items() if i not in others
+    }, "tokens, order and scores"
+    for row_id in others:
+        tokens = {c["candidate"]: c["speech_ids"] for c in found[row_id]["candidates"]}
+        originals = {c["candidate"]: c["speech_ids"] for c in whole[row_id]["candidates"]}
         assert all(tokens[i] == [7, 7] for i in range(CANDIDATES))
         assert all(tokens[i] == originals[i] for i in range(CANDIDATES, 7))
 
 
+@pytest.mark.usefixtures("here")
 def test_the_best_of_the_kept_and_the_new_are_the_best_of_all(
     whole: dict[str, dict[str, Any]], folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -230,9 +248,10 @@ def test_a_finished_output_is_ranked_again_with_another_model(
 ) -> None:
     other = write_random_checkpoint(tmp_path / "other", seed=1)
     before = rows_of(finished)
-    for model, name in ((checkpoint, "same"), (other, "different")):
+    for model, name, where in ((checkpoint, "same", without_ray()), (other, "different", nullcontext())):
         again = Run((), str(tmp_path / name), str(model), RankingSettings(), EXECUTION)
-        summary = rank_again(again, str(finished))
+        with where:
+            summary = rank_again(again, str(finished))
         assert (summary.totals.rows, summary.totals.candidates) == (20, 80)
     assert _ranking(rows_of(tmp_path / "same")) == _ranking(before)
     different = rows_of(tmp_path / "different")
@@ -247,15 +266,23 @@ def _ranking(rows: dict[str, dict[str, Any]]) -> dict[str, list[tuple[int, float
     return {i: [(c["candidate"], c["score"]) for c in row["candidates"]] for i, row in rows.items()}
 
 
-def replayed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, without Ray."""
-    command = [sys.executable, "-m", "jobs.replay", "--torch-threads", "1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+@pytest.fixture
+def replayed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the job; gives its exit code and what it prints to stdout and stderr."""
+
+    def run_replay(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = replay.main(["--torch-threads", "1", *arguments])
+        return code, *capsys.readouterr()
+
+    return run_replay
 
 
 def test_replaying_five_random_rows_finds_the_same_tokens(finished: Path) -> None:
+    """In a process of its own, without Ray."""
     chosen = random.Random(0).sample(sorted(rows_of(finished)), 5)
-    done = replayed("--output", str(finished), "--id", *chosen)
+    command = [sys.executable, "-m", "jobs.replay", "--torch-threads", "1", "--output", str(finished)]
+    done = subprocess.run([*command, "--id", *chosen], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert sum(line.endswith("tokens, identical") for line in lines) == 5 * CANDIDATES
@@ -263,63 +290,61 @@ def test_replaying_five_random_rows_finds_the_same_tokens(finished: Path) -> Non
         assert f"row {row_id}: 4 of 4 candidates identical" in lines
 
 
-def test_tokens_become_sound_later_and_are_replayed_with_it(
-    finished: Path, checkpoint: Path, tmp_path: Path
+def test_tokens_become_sound_and_are_measured_later_and_replayed_with_both(
+    finished: Path, tmp_path: Path, replayed: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """With the same model, to which what makes sound was added."""
-    model = write_random_checkpoint(tmp_path / "model", audio=True)
-    few = ResultSettings(waveform=WaveformParams(diffusion_steps=2), audio=AudioSettings(audio=2))
-    summary = decode(Run((), str(tmp_path / "out"), str(model), few, EXECUTION), str(finished))
-    assert (summary.totals.rows, summary.totals.failed) == (20, 4)
-    before, after = rows_of(finished), rows_of(tmp_path / "out")
-    assert {i: row["candidates"] for i, row in after.items()} == {
-        i: r["candidates"] for i, r in before.items()
-    }
-    assert all(row["audio"]["bytes"] and len(row["more_audio"]) == 1 for row in after.values())
-    done = replayed("--output", str(tmp_path / "out"), "--id", "r1", "r2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "audio" not in done.stdout, "nothing differs"
+    """With the same model, to which what makes sound was added.
 
-
-def test_sound_that_is_measured_later_is_replayed_with_its_measures(finished: Path, tmp_path: Path) -> None:
-    """A measure of one's own is code, which run.json alone is not trusted to name."""
+    A measure of one's own is code, which run.json alone is not trusted to name.
+    """
     model = write_random_checkpoint(tmp_path / "model", audio=True)
     loudness = "tests.pipeline.fake_measures:Loudness"
     measuring = MeasuringSettings((loudness,), rank_by="-loud", keep_if="loud > 0")
     told = ResultSettings(waveform=WaveformParams(diffusion_steps=2), measuring=measuring)
-    decode(Run((), str(tmp_path / "out"), str(model), told, EXECUTION), str(finished))
-    for row in rows_of(tmp_path / "out").values():
+    summary = decode(Run((), str(tmp_path / "out"), str(model), told, EXECUTION), str(finished))
+    assert (summary.totals.rows, summary.totals.failed) == (20, 4)
+    before, after = rows_of(finished), rows_of(tmp_path / "out")
+    for row_id, row in after.items():
+        assert by_number(row["candidates"]) == by_number(before[row_id]["candidates"])
+        assert row["audio"]["bytes"]
+        assert len(row["more_audio"]) == CANDIDATES - 1
         order = [
             (not candidate["finished"], measured["loud"])
             for candidate, measured in zip(row["candidates"], row["measures"], strict=True)
         ]
         assert len(order) == CANDIDATES
         assert order == sorted(order)
-    row = ("--output", str(tmp_path / "out"), "--id", "r1")
-    done = replayed(*row, "--measure", loudness)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "not as it was" not in done.stdout
-    assert "1 of 1 candidates identical" in replayed(*row, "--measure", loudness, "--candidate", "2").stdout
-    untrusted = replayed(*row)
-    assert untrusted.returncode == 1
-    assert f"run.json names the code {loudness}: name it too (--measure) if you trust it" in untrusted.stderr
+    again = ("--output", str(tmp_path / "out"), "--id", "r1")
+    code, shown, errors = replayed(*again, "r2", "--measure", loudness)
+    assert code == 0, shown + errors
+    assert "not as it was" not in shown
+    assert "audio" not in shown, "nothing differs"
+    assert "1 of 1 candidates identical" in replayed(*again, "--measure", loudness, "--candidate", "2")[1]
+    code, _, untrusted = replayed(*again)
+    assert code == 1
+    assert f"run.json names the code {loudness}: name it too (--measure) if you trust it" in untrusted
+
+
+def by_number(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order in which they were sampled, not that of their ranks."""
+    return sorted(({**c, "rank": None} for c in candidates), key=lambda c: c["candidate"])
 
 
 def test_a_replay_says_where_the_tokens_part_and_which_fact_differs(
-    finished: Path, folder: Path, tmp_path: Path
+    finished: Path, tmp_path: Path, replayed: Callable[..., tuple[int, str, str]]
 ) -> None:
     other = write_random_checkpoint(tmp_path / "other", seed=1)
     rows = [{"id": "r1", "text": "This is text number 1.", "audio": "x.wav"}]
     write_clip(tmp_path / "x.wav", 0.7)
     write_jsonl(tmp_path / "moved.jsonl", rows)
     moved = ("--model", str(other), "--manifest", str(tmp_path / "moved.jsonl"))
-    done = replayed("--output", str(finished), "--id", "r1", "--candidate", "2", *moved)
-    assert done.returncode == 1
-    assert "candidate   2: parts at token 0: " in done.stdout
-    assert "  model_files.model.safetensors: " in done.stdout
-    assert "  voice_key: " in done.stdout
-    failed = replayed("--output", str(finished), "--id", "r5")
-    assert failed.returncode == 1
-    assert "row 'r5' has failed in stage audio: AudioNotFound" in failed.stderr
-    unknown = replayed("--output", str(finished), "--id", "r1", "--candidate", "9")
-    assert "row 'r1' has no candidate 9; stored are [0, 1, 2, 3]" in unknown.stderr
+    code, shown, _ = replayed("--output", str(finished), "--id", "r1", "--candidate", "2", *moved)
+    assert code == 1
+    assert "candidate   2: parts at token 0: " in shown
+    assert "  model_files.model.safetensors: " in shown
+    assert "  voice_key: " in shown
+    code, _, failed = replayed("--output", str(finished), "--id", "r5")
+    assert code == 1
+    assert "row 'r5' has failed in stage audio: AudioNotFound" in failed
+    unknown = replayed("--output", str(finished), "--id", "r1", "--candidate", "9")[2]
+    assert "row 'r1' has no candidate 9; stored are [0, 1, 2, 3]" in unknown

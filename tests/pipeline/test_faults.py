@@ -1,148 +1,170 @@
-"""Processes that die, errors that concern the run, and signals: real runs in processes of their own."""
+"""Processes that die, errors that concern the run, and signals, in real runs."""
 
-import json
+import os
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from jobs import synthesize
+from pipeline import stages
 from pipeline.output.folder import OutputFolder
+from tests.soak.moments import VICTIMS, Kill, draw_kills
 from tests.soak.output import Stored, Watch, check_finished, check_stored, differences, read_stored
 from tests.soak.processes import kill, processes_of, victims, wait_until
-from tests.soak.workload import Run, Workload
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+from tests.soak.soak import run_without_ray, soak
+from tests.soak.workload import Run, Workload, make_workload
 
 SECONDS = 400.0
-FAULTY = ("-m", "tests.pipeline.faulty_job")
 PREFIX = "python -m jobs.synthesize: "
 
 
-def ended(run: Run, code: int) -> list[str]:
-    """Wait for the run's own end and that of its processes; returns the lines that it printed."""
+@pytest.fixture(scope="module")
+def sounding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, Stored]:
+    """Rows whose candidates become sound and are ranked by a measure, and what an undisturbed run stores."""
+    folder = tmp_path_factory.mktemp("sounding")
+    workload = make_workload(folder, rows=24, sound=True)
+    measured = {
+        "--measure": "tests.pipeline.fake_measures:Loudness",
+        "--audio": "all",
+        "--rank-by": "1 - loud",
+        "--rows-per-block": "2",
+    }
+    workload = replace(workload, options={**workload.options, **measured})
+    return workload, run_without_ray(workload, str(folder / "undisturbed"))
+
+
+def wait_for_rows(run: Run, output: Path) -> None:
+    """Until the run has stored a row more than there were."""
+    watch = Watch(OutputFolder(str(output)))
+    before = watch.look()
+    wait_until(lambda: run.has_ended or watch.look() > before, SECONDS, "rows to be stored", pause=0.01)
+    assert not run.has_ended, run.text()
+
+
+def killed(run: Run, part: str) -> None:
+    """SIGKILL to the one process that has this part in a run."""
+    (process,) = victims(run.pid, part)
+    kill([process])
+
+
+def ended(run: Run, code: int, workload: Workload, output: Path) -> str:
+    """Wait for the end of a run and its processes; returns the one message that it ends with."""
     wait_until(lambda: run.has_ended, SECONDS, "the run to end")
     assert run.process.returncode == code, run.text()
     wait_until(lambda: not processes_of(run.pid), 60, "the run's processes to end")
     assert "Traceback" not in run.text()
-    return run.text().splitlines()
-
-
-def failed(run: Run) -> str:
-    """The one message that a failed run ends with."""
-    messages = [line for line in ended(run, 1) if line.startswith(PREFIX)]
-    assert len(messages) == 1, run.text()
-    return messages[0].removeprefix(f"{PREFIX}error: ")
-
-
-def wait_for_rows(run: Run, output: Path, more: int = 4) -> None:
-    """Until the run has stored some rows more than there were."""
-    watch = Watch(OutputFolder(str(output)))
-    wanted = watch.look() + more
-    wait_until(lambda: run.has_ended or watch.look() >= wanted, SECONDS, "rows to be stored", pause=0.01)
-    assert not run.has_ended, run.text()
-
-
-def finish(workload: Workload, output: Path, undisturbed: Stored) -> None:
-    """Continue to the end, which must be that of an undisturbed run."""
-    with Run(workload, str(output)) as run:
-        ended(run, 0)
-    stored = read_stored(OutputFolder(str(output)))
-    check_finished(stored, workload)
-    assert differences(stored, undisturbed) == []
-
-
-def interrupt(workload: Workload, output: Path, number: signal.Signals, code: int) -> None:
-    """Send a signal to the driver of a run in the middle of it."""
-    with Run(workload, str(output)) as run:
-        wait_for_rows(run, output)
-        run.process.send_signal(number)
-        lines = ended(run, code)
-    assert lines[-1].startswith(PREFIX)
-    assert "the same command continues" in lines[-1]
-    assert sum(line.startswith(PREFIX) for line in lines) == 1
+    assert "state-dump" not in run.text()
     check_stored(read_stored(OutputFolder(str(output))), workload)
+    (message,) = [line for line in run.text().splitlines() if line.startswith(PREFIX)]
+    return message
 
 
-def lose(workload: Workload, output: Path, part: str, name: str) -> None:
-    """Kill a process of Ray's own. Ray itself would end the driver up to a minute later, past every
-    `finally`, and print its state.
-    """
-    with Run(workload, str(output)) as run:
-        wait_for_rows(run, output)
-        (found,) = victims(run.pid, part)
-        kill([found])
-        assert failed(run).startswith(f"Ray's {name} is gone")
-        assert "state-dump" not in run.text()
-    check_stored(read_stored(OutputFolder(str(output))), workload)
+def interrupt(run: Run, number: signal.Signals, code: int, workload: Workload, output: Path) -> None:
+    """Send a signal to the driver, which ends with one message."""
+    run.process.send_signal(number)
+    message = ended(run, code, workload, output)
+    assert "the same command continues" in message
+    assert run.text().splitlines()[-1] == message
 
 
-def test_signals_a_lost_folder_and_dead_processes_change_no_token(
-    workload: Workload, undisturbed: Stored, tmp_path: Path
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("ray")
+def test_signals_and_dead_processes_change_neither_tokens_nor_sound(
+    sounding: tuple[Workload, Stored], tmp_path: Path
 ) -> None:
-    """One output, begun by four runs: two are told to end, one loses Ray's own process, and in the last one
-    the sampler's process is killed, and replaced. A storage that fails is the full disk's test.
+    """One output, begun by five runs: two are told to end, the first of them after the loss of a process that
+    is replaced, one loses Ray's own, and one is killed with all its processes.
     """
-    (tmp_path / "file").write_text("")
-    with Run(workload, str(tmp_path / "file" / "out")) as run:
-        assert str(tmp_path / "file") in failed(run)
+    workload, undisturbed = sounding
+    assert undisturbed.data is not None
+    assert undisturbed.data["audio"].null_count == 0
+    assert all(len(row) == 3 for row in undisturbed.data["measures"].to_pylist())
     output = tmp_path / "out"
-    interrupt(workload, output, signal.SIGINT, 130)
-    interrupt(workload, output, signal.SIGTERM, 143)
-    lose(workload, output, "raylet", "raylet")  # the soak kills the GCS as well
     with Run(workload, str(output)) as run:
         wait_for_rows(run, output)
-        samplers = victims(run.pid, "sampler")
-        assert len(samplers) == 1
-        kill(samplers)
-        ended(run, 0)
-    stored = read_stored(OutputFolder(str(output)))
-    check_finished(stored, workload)
-    assert differences(stored, undisturbed) == []
+        killed(run, "decoder")
+        wait_for_rows(run, output)
+        interrupt(run, signal.SIGINT, 130, workload, output)
+    with Run(workload, str(output)) as run:
+        wait_until(lambda: "blocks of up to" in run.text(), SECONDS, "models to be loaded")
+        interrupt(run, signal.SIGTERM, 143, workload, output)
+    with Run(workload, str(output)) as run:
+        wait_for_rows(run, output)
+        killed(run, "raylet")  # Ray itself would end the driver up to a minute later, past every `finally`
+        assert "Ray's raylet is gone" in ended(run, 1, workload, output)
+    kills = [Kill("ray", "end", share=1.0, delay=0.0)]
+    assert soak(workload, str(output), kills, undisturbed, seed=1).killed == kills
 
 
+def test_moments_are_drawn_from_the_seed() -> None:
+    kills = draw_kills(16, seed=3)
+    assert kills == draw_kills(16, seed=3) != draw_kills(16, seed=4)
+    assert {kill.victim for kill in kills} == set(VICTIMS)
+    assert {kill.phase for kill in kills} == {"startup", "streaming", "publishing", "end"}
+    assert [kill.share for kill in kills] == sorted(kill.share for kill in kills)
+
+
+def ended_by(stage: type, row_id: str) -> type:
+    """A stage whose process ends with a row, by SIGKILL as a crash in native code does."""
+
+    class Ended(stage):  # type: ignore[misc]
+        def __call__(self, table: pa.Table) -> pa.Table:
+            if row_id in table["id"].to_pylist():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(table)
+
+    return Ended
+
+
+@pytest.mark.slow
 def test_a_row_that_ends_its_process_every_time_takes_no_other_with_it(
-    workload: Workload, undisturbed: Stored, tmp_path: Path
+    ray_instance: None,
+    workload: Workload,
+    undisturbed: Stored,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One row each for a task and for an actor, among 24."""
-    some = first_rows(workload, 24)
-    expected = undisturbed.data.filter(pc.is_in(undisturbed.data["id"], value_set=_array(some.ids)))
-    good = expected["id"].to_pylist()
-    faults = {"audio": good[2], "rank": good[12]}
-    with Run(some, str(tmp_path), environment={"FAULTS": json.dumps(faults)}, command=FAULTY) as run:
-        ended(run, 0)
+    """One row each for a task and for an actor."""
+    assert undisturbed.data is not None
+    faults = {"audio": undisturbed.done[2], "rank": undisturbed.done[12]}
+    monkeypatch.setattr(stages, "AudioToMels", ended_by(stages.AudioToMels, faults["audio"]))
+    monkeypatch.setattr(stages, "Ranker", ended_by(stages.Ranker, faults["rank"]))
+    assert synthesize.main(workload.arguments(str(tmp_path))) == 0
     stored = read_stored(OutputFolder(str(tmp_path)))
-    others = expected.filter(pc.invert(pc.is_in(expected["id"], value_set=_array(set(faults.values())))))
+    is_fault = pc.is_in(undisturbed.data["id"], value_set=pa.array(faults.values()))
+    others = undisturbed.data.filter(pc.invert(is_fault))
+    assert stored.data is not None
+    assert stored.errors is not None
     assert stored.data.equals(others), "all other rows, with the same tokens and scores"
     errors = {row["id"]: row for row in stored.errors.to_pylist() if row["stage"] != "manifest"}
     died = {row_id: row["stage"] for row_id, row in errors.items() if row["type"] == "ProcessDied"}
     assert died == {row_id: stage for stage, row_id in faults.items()}
-    assert set(errors) == some.ids - set(good) | set(died)
+    assert set(errors) == {*undisturbed.failed, *died}
     assert all("died" in errors[row_id]["message"] for row_id in died)
-    assert all(errors[row_id]["source"].startswith(str(some.manifest)) for row_id in died)
+    assert all(errors[row_id]["source"].startswith(str(workload.manifest)) for row_id in died)
 
 
-def first_rows(workload: Workload, count: int) -> Workload:
-    """The same with fewer rows."""
-    lines = workload.manifest.read_text().splitlines()[:count]
-    manifest = workload.manifest.with_name(f"first-{count}.jsonl")
-    manifest.write_text("\n".join(lines))
-    ids = [json.loads(line)["id"] for line in lines]
-    unique = frozenset(filter(None, ids))
-    return Workload(manifest, workload.model, unique, len(ids) - len(unique))
+@pytest.mark.slow
+def test_a_model_whose_loading_ends_the_process_ends_the_run(
+    ray_instance: None,
+    workload: Workload,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-
-def _array(ids: Iterable[str]) -> pa.Array:
-    return pa.array(sorted(ids), pa.string())
-
-
-def test_a_model_whose_loading_ends_the_process_ends_the_run(workload: Workload, tmp_path: Path) -> None:
-    with Run(workload, str(tmp_path), environment={"FAULTS": '{"load": true}'}, command=FAULTY) as run:
-        message = failed(run)
-    assert "the process that loads the model of stage sample has died" in message
+    monkeypatch.setattr(stages, "Sampler", end)
+    assert synthesize.main(workload.arguments(str(tmp_path))) == 1
+    assert "the process that loads the model of stage sample has died" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -151,7 +173,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr}")
@@ -159,12 +181,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_more_space_continues_it(
-    workload: Workload, undisturbed: Stored, small_disk: Path
+    ray_instance: None,
+    workload: Workload,
+    undisturbed: Stored,
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    output = small_disk / "out"
-    with Run(workload, str(output)) as run:
-        assert "No space left on device" in failed(run)
-    check_stored(read_stored(OutputFolder(str(output))), workload)
+    output = OutputFolder(str(small_disk / "out"))
+    assert synthesize.main(workload.arguments(output.uri)) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    check_stored(read_stored(output), workload)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    finish(workload, output, undisturbed)
+    assert synthesize.main(workload.arguments(output.uri)) == 0
+    check_finished(read_stored(output), workload)
+    assert differences(read_stored(output), undisturbed) == []

@@ -1,40 +1,42 @@
-"""A stage that is added to the list, and to nothing else, in a run that is killed, continued and replayed."""
+"""A stage that is added to the list, and to nothing else, in a run that is replayed."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs import replay
 from pipeline import stages
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import AudioSettings, ExecutionSettings, Pool, RankingSettings, ResultSettings, Run
 from pipeline.stages import gpu_shares, stages_of
 from pipeline.stages.tokens import load_tokenizer
-from tests.soak.output import Stored, Watch, check_finished, read_stored
-from tests.soak.processes import kill_session, wait_until
+from tests.pipeline.own_stage_job import with_own_stage
+from tests.soak.output import Stored, check_finished, read_stored
+from tests.soak.processes import wait_until
 from tests.soak.workload import Run as Process
 from tests.soak.workload import Workload
 
-SYNTHESIZE = ("-m", "tests.pipeline.own_stage_job", "synthesize")
 COLUMN = "speech_per_text_token"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_stage_of_one_s_own(workload: Workload, undisturbed: Stored, tmp_path: Path) -> None:
+def test_a_stage_of_one_s_own(
+    ray_instance: None,
+    workload: Workload,
+    undisturbed: Stored,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a program that joins a cluster: workers get what its `__main__` has by value."""
+    import ray
+
     output = OutputFolder(str(tmp_path / "out"))
-    with Process(workload, output.uri, command=SYNTHESIZE) as killed:
-        watch = Watch(output)
-        wait_until(lambda: killed.has_ended or watch.look() >= 8, 400, "rows to be stored", pause=0.01)
-        assert not killed.has_ended, killed.text()
-        kill_session(killed.pid)
-    with Process(workload, output.uri, command=SYNTHESIZE) as continued:
-        wait_until(lambda: continued.has_ended, 400, "the run to end")
-        assert continued.process.returncode == 0, continued.text()
-        assert "done before" in continued.text()
-        assert " 0 done before" not in continued.text()
+    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with Process(workload, output.uri, here, ("-m", "tests.pipeline.own_stage_job")) as run:
+        wait_until(lambda: run.has_ended, 280, "the run to end")
+        assert run.process.returncode == 0, run.text()
     stored = read_stored(output)
     check_finished(stored, workload)
     assert stored.data is not None
@@ -46,19 +48,14 @@ def test_a_stage_of_one_s_own(workload: Workload, undisturbed: Stored, tmp_path:
             c["num_tokens"] / len(encode(row["text"], add_special_tokens=False)) for c in row["candidates"]
         ]
         assert row[COLUMN] == pytest.approx(expected, rel=1e-6)
-    row_id = stored.data["id"][0].as_py()
-    with_it = replayed("tests.pipeline.own_stage_job", "replay", output.uri, row_id)
-    assert f"row {row_id}: 3 of 3 candidates identical" in with_it
+    again = ["--output", output.uri, "--id", stored.done[0], "--torch-threads", "1"]
+    assert replay.main(again) == 0
+    assert f"  columns.{COLUMN}: " in capsys.readouterr().out
+    monkeypatch.setattr(stages, "declared", with_own_stage)
+    assert replay.main(again) == 0
+    with_it = capsys.readouterr().out
+    assert f"row {stored.done[0]}: 3 of 3 candidates identical" in with_it
     assert "not as it was" not in with_it
-    assert f"  columns.{COLUMN}: " in replayed("jobs.replay", "", output.uri, row_id)
-
-
-def replayed(module: str, job: str, output: str, row_id: str) -> str:
-    options = ["--output", output, "--id", row_id, "--torch-threads", "1"]
-    command = [sys.executable, "-m", module, *filter(None, [job]), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_stage_gets_no_column_that_none_gives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pipeline.progress import Summary
 from pipeline.run import rank, synthesize
 from pipeline.settings import ExecutionSettings, Pool, RankingSettings, ResultSettings, Run, ScoringSettings
 from tests.pipeline.clips import write_clip, write_jsonl
+from tests.pipeline.driver_only import without_ray
 
 pytestmark = pytest.mark.slow
 
@@ -138,11 +139,12 @@ def test_a_finished_run_has_nothing_to_do(
 def test_results_do_not_depend_on_how_the_run_is_executed(
     finished: tuple[Path, Summary], voices: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Other blocks, lanes and actors; on the processor, then continued with more rows on logical GPUs; paths,
+    """Other blocks, lanes and actors; in one process, then continued with more rows on logical GPUs; paths,
     then embedded audio.
     """
     every_seventh = [good_row(voices, i) for i in range(0, 180, 7)]
-    run(write_jsonl(tmp_path / "first.jsonl", every_seventh[::2]), tmp_path / "out", checkpoint)
+    with without_ray():
+        run(write_jsonl(tmp_path / "first.jsonl", every_seventh[::2]), tmp_path / "out", checkpoint)
     embedded = [row | {"audio": _embedded(row["audio"])} for row in every_seventh]
     pq.write_table(pa.Table.from_pylist(embedded), tmp_path / "all.parquet", row_group_size=4)
     other = dataclasses.replace(
@@ -209,7 +211,8 @@ def test_a_broken_checkpoint_ends_the_run_with_one_line_and_a_mended_one_begins_
         run(manifest, tmp_path / "out", broken)
     assert "model.safetensors is no readable safetensors file" in str(caught.value)
     assert "Traceback" not in str(caught.value)
-    assert run(manifest, tmp_path / "out", checkpoint).totals.rows == 1
+    with without_ray():
+        assert run(manifest, tmp_path / "out", checkpoint).totals.rows == 1
 
 
 def test_what_is_wrong_beforehand_is_found_beforehand(checkpoint: Path, voices: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from jobs import synthesize
 from pipeline import storage
 from pipeline.output.folder import OutputFolder
+from tests.pipeline.driver_only import without_ray
 from tests.soak.moments import Kill
 from tests.soak.output import Stored, Watch, check_finished, check_stored, differences, read_stored
 from tests.soak.processes import TITLES, kill, kill_session, processes_of, victims, wait_until
@@ -31,6 +33,15 @@ def run_undisturbed(workload: Workload, output: str) -> Stored:
     with Run(workload, output) as run:
         wait_until(lambda: run.has_ended, RUN_SECONDS, "the undisturbed run")
         assert run.process.returncode == 0, run.text()
+    stored = read_stored(OutputFolder(output))
+    check_finished(stored, workload)
+    return stored
+
+
+def run_without_ray(workload: Workload, output: str) -> Stored:
+    """The output of a run in this process alone."""
+    with without_ray():
+        assert synthesize.main(workload.arguments(output)) == 0
     stored = read_stored(OutputFolder(output))
     check_finished(stored, workload)
     return stored

@@ -24,7 +24,8 @@ EXECUTION = {
     "--rows-per-block": "4",
 }
 RESULTS = {"--num-candidates": "3", "--max-new-tokens": "24", "--diffusion-steps": "2", "--seed": "11"}
-OPTIONS = {**RESULTS, **EXECUTION}
+SAMPLING = {"--samplers": "1", "--gpus-per-sampler": "0", "--rankers": "1", "--gpus-per-ranker": "0"}
+OPTIONS = {**RESULTS, **EXECUTION, **SAMPLING}
 MISSING = "missing.wav"  # a clip that some rows name
 
 
@@ -38,6 +39,13 @@ class Workload:
     rejected: int  # rows without an id of their own
     job: str = "jobs.synthesize"
     options: Mapping[str, str] = field(default_factory=lambda: OPTIONS)
+
+    def arguments(self, output: str) -> list[str]:
+        """Of the job's command line."""
+        given = {"--model": str(self.model), "--output": output, **self.options}
+        if self.job == "jobs.synthesize":
+            given["--manifest"] = str(self.manifest)
+        return [part for pair in given.items() for part in pair if part]
 
     def extending(self, output: str) -> "Workload":
         """More candidates, of which some lie in an output that is finished."""
@@ -109,7 +117,6 @@ class Run:
         self,
         workload: Workload,
         output: str,
-        options: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         command: Sequence[str] = (),
     ) -> None:
@@ -117,9 +124,6 @@ class Run:
             tempfile.mkdtemp(prefix="soak-", dir="/tmp")
         )  # short: Ray puts sockets below it
         self.log = self.temporary / "log"
-        given = {"--model": str(workload.model), "--output": output, **workload.options, **(options or {})}
-        if workload.job == "jobs.synthesize":
-            given["--manifest"] = str(workload.manifest)
         command = command or ("-m", workload.job)
         variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         variables |= {
@@ -130,7 +134,7 @@ class Run:
         variables["RAY_USAGE_STATS_ENABLED"] = "0"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command, *(part for pair in given.items() for part in pair if part)],
+                [sys.executable, *command, *workload.arguments(output)],
                 env={**variables, **CREDENTIALS, **(environment or {})},
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
