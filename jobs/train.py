@@ -3,7 +3,7 @@
     python -m jobs.train prepare --manifest corpus/manifest.jsonl --data data
     python -m jobs.train codec --data data --output runs/codec --steps 1600 --dtype bfloat16
     python -m jobs.train codes --data data --output runs/codec
-    python -m jobs.train sound --data data --output runs/sound --start runs/codec --steps 8000 --dtype bfloat16
+    python -m jobs.train sound --data data --output runs/sound --start runs/codec --steps 10000 --batch 32
     python -m jobs.train decoder --data data --output runs/decoder --steps 12000 --dtype bfloat16
     python -m jobs.train pair --data data --output runs/pair --steps 2000 --dtype bfloat16
     python -m jobs.train export --data data --output model --runs runs
@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """What was done, in a line."""
-    from clvp.training.codec import encode_corpus, trained_encoder  # with torch, which --help need not wait for
+    from clvp.training.codec import (
+        encode_corpus,
+        trained_encoder,
+    )  # with torch, which --help need not wait for
     from clvp.training.corpus import Corpus, prepare
     from clvp.training.export import export
     from clvp.training.loop import plot, processes, train

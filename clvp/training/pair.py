@@ -1,9 +1,9 @@
 """Training of the CLVP pair: which speech belongs to which text.
 
 Every row is told apart from the others of its batch, and from versions of itself that went wrong as samples
-do: texts with a word replaced, dropped, doubled or moved, speech with such a word. The speech encoder also
-learns to say which text token each code belongs to, where the corpus knows, without which the contrast alone
-hardly moves.
+do: texts with a word replaced, dropped, doubled or moved, speech with such a word or with one that begins as
+it should and ends as another. The speech encoder also learns to say which text token each code belongs to,
+where the corpus knows, without which the contrast alone hardly moves.
 
 B rows, K wrong texts of each, L scoring length, N text tokens, P projection width.
 """
@@ -24,6 +24,7 @@ from clvp.training.corpus import Corpus, Rng
 from clvp.training.decoder import SECONDS_PER_CODE
 
 WRONG_TEXTS = 3
+SLURRED = 0.6  # of the speech that went wrong: a word within, not between
 ALIGNMENT_WEIGHT = 1.0
 HIGHEST_SCALE = 4.6052  # the logarithm of 100
 
@@ -83,6 +84,13 @@ def edited(words: Sequence[Any], others: Sequence[Any], rng: Rng) -> list[Any]:
     return found
 
 
+def slurred(word: np.ndarray, other: np.ndarray, rng: Rng) -> np.ndarray:
+    """Codes of a word that halfway becomes another, or begins as one: what samples get wrong most often."""
+    share = rng.uniform(0.25, 0.75)
+    first, second = (word, other) if rng.random() < 0.5 else (other, word)
+    return np.concatenate((first[: round(share * len(first))], second[round(share * len(second)) :]))
+
+
 class PairPart:
     """Rows with their codes, and wrong versions of each."""
 
@@ -112,7 +120,7 @@ class PairPart:
         return [(ids[first:last], codes[start:end]) for first, last, start, end in pieces]
 
     def _collate(self, rows: np.ndarray, rng: Rng) -> dict[str, Any]:
-        """Speech [B + B/2, L], spoiled behind the B; texts [B + B K, N], K wrong ones of each row behind."""
+        """Speech [2 B, L], the spoiled behind the B; texts [B + B K, N], K wrong ones of each row behind."""
         corpus, decoder = self.corpus, self.config.decoder_config
         words, speakers = [self._words(row) for row in rows], [corpus.columns["speaker"][row] for row in rows]
         right = [list(corpus.columns["text_ids"][row]) for row in rows]
@@ -122,11 +130,17 @@ class PairPart:
             for _ in range(WRONG_TEXTS):
                 text = [token for ids, _ in edited(row_words, others, rng) for token in ids]
                 wrong.append(text if text != right[i] else text[: len(text) // 2])
-            if i % 2 == 0:
-                # Another's word in another's voice would be too easy to hear.
-                same = [w for w, name in zip(words, speakers, strict=True) if name == speakers[i]]
-                codes = [code for _, code in edited(row_words, same[int(rng.integers(len(same)))], rng)]
-                spoiled.append(np.concatenate(codes)[: self.config.scoring_length])
+            # Another's word in another's voice would be too easy to hear.
+            same = [w for w, name in zip(words, speakers, strict=True) if name == speakers[i]]
+            others = same[int(rng.integers(len(same)))]
+            pieces = [codes for _, codes in row_words]
+            if rng.random() < SLURRED:
+                at, other = int(rng.integers(len(pieces))), int(rng.integers(len(others)))
+                pieces[at] = slurred(pieces[at], others[other][1], rng)
+            else:
+                pieces = [codes for _, codes in edited(row_words, others, rng)]
+            spoken, own = np.concatenate(pieces)[: self.config.scoring_length], corpus.codes[rows[i]]
+            spoiled.append(spoken if not np.array_equal(spoken, own) else own[: len(own) // 2])
         stop = self.config.text_config.eos_token_id
         texts = [torch.tensor([*ids, stop]) for ids in (*right, *wrong)]
         padded = nn.utils.rnn.pad_sequence(texts, batch_first=True)
