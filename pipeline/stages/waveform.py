@@ -139,6 +139,8 @@ class WaveformMaker:
         requests = []
         for item in wanted:
             tokens_T = torch.tensor(item["speech_ids"], dtype=torch.int64)
+            if requests and bool((tokens_T == self.speech_decoder.config.decoder_fixing_codes[0]).all()):
+                break  # those that say nothing rank last, and cost no row that has others
             try:
                 latents_LD = speech_latents(self.speech_decoder, prefix_PD, tokens_T, item["finished"])
             except ValueError as error:
