@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder of the run, or of the checkpoint to export")
     parser.add_argument("--runs", type=Path, help="export: folder with the runs sound, decoder and pair")
     parser.add_argument("--start", type=Path, help="run whose weights a new run begins with")
+    parser.add_argument("--samples", type=Path, help="pair: output of a run with --measure transcribe")
     parser.add_argument("--config", help="sizes: a checkpoint folder or hub id (default: the small family's)")
     settings = parser.add_argument_group("how a part is trained")
     for field in dataclasses.fields(TrainingSettings):
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> str:
     names = [field.name for field in dataclasses.fields(TrainingSettings)]
     settings = TrainingSettings(**{name: getattr(options, name) for name in names})
     with processes() as place:
-        part = make_part(options.action, sizes, corpus, settings.seed)
+        part = make_part(options.action, sizes, corpus, settings.seed, options.samples)
         train(part, options.output, settings, place, start=options.start)
         return f"trained; see {plot(options.output)}" if place.rank == 0 else ""
 

@@ -8,12 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clvp.assets import ASSETS
 from clvp.codec import SpeechCodec
 from clvp.codec.networks import FRAMES_PER_CODE
+from clvp.generation import LABEL_IGNORED
 from clvp.model import ClvpModelForConditionalGeneration
+from clvp.text.tokenizer import ClvpTokenizer
 from clvp.training.corpus import Corpus, piece_ends
 from clvp.training.decoder import digits_of
 from clvp.training.export import export
@@ -98,6 +103,7 @@ def test_two_processes_are_one(corpus: Corpus, tmp_path: Path) -> None:
         f"""
 from pathlib import Path
 import torch
+from clvp.text.tokenizer import ClvpTokenizer
 from clvp.training.corpus import Corpus
 from clvp.training.loop import processes, train
 from clvp.training.settings import TrainingSettings
@@ -165,6 +171,35 @@ def test_every_row_has_speech_that_went_wrong(corpus: Corpus) -> None:
     batch = part.batch(np.random.default_rng(0), 12, 0, 1)
     right, spoiled = batch["speech"].chunk(2)
     assert (right != spoiled).any(dim=1).all()
+
+
+def test_samples_belong_to_what_was_heard(corpus: Corpus, tmp_path: Path) -> None:
+    said, misheard = "one two three", "one two four"
+    codes = {0: [1, 2, 3], 1: [4, 5], 2: [6] * 90}  # the last is longer than what is scored
+    heard = {0: misheard, 1: said, 2: said}
+    row = {
+        "text": said,
+        "candidates": [{"candidate": k, "speech_ids": ids} for k, ids in codes.items()],
+        "measures": [{"candidate": k, "heard": f"{text.capitalize()}"} for k, text in heard.items()],
+    }
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data" / "0.parquet")
+    part = make_part("pair", tiny_sizes(), corpus, samples=tmp_path)
+    ids = {text: ClvpTokenizer.from_pretrained(ASSETS)(text)["input_ids"] for text in (said, misheard)}
+    found = {
+        tuple(e.codes): e
+        for e in (part._sampled(*part.samples[0], np.random.default_rng(s)) for s in range(9))
+    }
+    assert set(found) == {(1, 2, 3), (4, 5)}
+    for key, other, text in (((1, 2, 3), (4, 5), misheard), ((4, 5), (1, 2, 3), said)):
+        example = found[key]
+        assert example.text == ids[text]
+        assert ids[said if text == misheard else misheard] in example.wrong
+        assert ids[text] not in example.wrong
+        assert tuple(example.spoiled) == other
+    batch = part.batch(np.random.default_rng(0), 8, 0, 1)
+    assert len(batch["speech"]) == 16
+    assert (batch["says"] == LABEL_IGNORED).all(dim=1).sum() == 4, "half of the rows are samples"
 
 
 def test_sound_begins_with_a_codec_s_decoder(corpus: Corpus, tmp_path: Path) -> None:
