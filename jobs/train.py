@@ -3,7 +3,7 @@
     python -m jobs.train prepare --manifest corpus/manifest.jsonl --data data
     python -m jobs.train codec --data data --output runs/codec --steps 1600 --dtype bfloat16
     python -m jobs.train codes --data data --output runs/codec
-    python -m jobs.train sound --data data --output runs/sound --start runs/codec --steps 8000 --dtype bfloat16
+    python -m jobs.train sound --data data --output runs/sound --start runs/codec --steps 10000 --batch 32
     python -m jobs.train decoder --data data --output runs/decoder --steps 12000 --dtype bfloat16
     python -m jobs.train pair --data data --output runs/pair --steps 2000 --dtype bfloat16
     python -m jobs.train export --data data --output model --runs runs
@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder of the run, or of the checkpoint to export")
     parser.add_argument("--runs", type=Path, help="export: folder with the runs sound, decoder and pair")
     parser.add_argument("--start", type=Path, help="run whose weights a new run begins with")
+    parser.add_argument("--samples", type=Path, help="pair: output of a run with --measure transcribe")
     parser.add_argument("--config", help="sizes: a checkpoint folder or hub id (default: the small family's)")
     settings = parser.add_argument_group("how a part is trained")
     for field in dataclasses.fields(TrainingSettings):
@@ -53,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """What was done, in a line."""
-    from clvp.training.codec import encode_corpus, trained_encoder  # with torch, which --help need not wait for
+    from clvp.training.codec import (
+        encode_corpus,
+        trained_encoder,
+    )  # with torch, which --help need not wait for
     from clvp.training.corpus import Corpus, prepare
     from clvp.training.export import export
     from clvp.training.loop import plot, processes, train
@@ -72,7 +76,7 @@ def run(options: argparse.Namespace) -> str:
     names = [field.name for field in dataclasses.fields(TrainingSettings)]
     settings = TrainingSettings(**{name: getattr(options, name) for name in names})
     with processes() as place:
-        part = make_part(options.action, sizes, corpus, settings.seed)
+        part = make_part(options.action, sizes, corpus, settings.seed, options.samples)
         train(part, options.output, settings, place, start=options.start)
         return f"trained; see {plot(options.output)}" if place.rank == 0 else ""
 

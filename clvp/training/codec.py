@@ -1,7 +1,7 @@
 """Training of the speech codec: pieces of log-mels through the codes and back, in another clip's voice.
 
-First both its sides together. Then, as `sound`, a decoder alone, while the codes stay as they are: what is made
-of the codes may improve for as long as one likes, and nothing else has to be trained again.
+First both its sides together. Then, as `sound`, a decoder alone, while the codes stay as they are: what is
+made of them may improve for as long as one likes, and nothing else has to be trained again.
 """
 
 from collections.abc import Iterator
@@ -129,9 +129,7 @@ class SoundPart:
         starts = [int(rng.integers(len(corpus.codes[row]) - spoken + 1)) for row in rows]
         voices = [corpus.reference(row, rng) for row in rows]
         own = range(rank, len(rows), world)
-        mels = [
-            corpus.mel(rows[i], starts[i] * FRAMES_PER_CODE, spoken * FRAMES_PER_CODE) for i in own
-        ]
+        mels = [corpus.mel(rows[i], starts[i] * FRAMES_PER_CODE, spoken * FRAMES_PER_CODE) for i in own]
         codes = [corpus.codes[rows[i]][starts[i] : starts[i] + spoken] for i in own]
         return {
             "mel": torch.from_numpy(np.stack(mels)),

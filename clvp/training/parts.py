@@ -4,6 +4,7 @@ core trains, and that is enough for a demonstration voice in a domain.
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -69,8 +70,10 @@ class Sizes:
         return cls(CodecConfig.from_dict(codec), ClvpConfig.from_pretrained(location))
 
 
-def make_part(name: PartName, sizes: Sizes, corpus: Corpus, seed: int = 0) -> Part:
-    """A part to be trained, with new weights."""
+def make_part(
+    name: PartName, sizes: Sizes, corpus: Corpus, seed: int = 0, samples: Path | None = None
+) -> Part:
+    """A part to be trained, with new weights. `samples`: a run whose candidates the pair hears too."""
     torch.manual_seed(seed)
     if name == "codec":
         return CodecPart(sizes.codec, corpus)
@@ -78,4 +81,4 @@ def make_part(name: PartName, sizes: Sizes, corpus: Corpus, seed: int = 0) -> Pa
         return SoundPart(sizes.codec, corpus)
     if name == "decoder":
         return DecoderPart(sizes.family, sizes.codec.levels, corpus)
-    return PairPart(sizes.family, corpus)
+    return PairPart(sizes.family, corpus, samples)

@@ -43,6 +43,7 @@ class Scored:
     finished: bool
     tokens: np.ndarray  # [T] uint16
     score: float
+    silent: bool = False  # none of its tokens is speech
 
 
 class Ranker:
@@ -85,16 +86,19 @@ class Ranker:
         if not np.isfinite(scores).all():
             raise RowError("InvalidScore", "a candidate's score is not finite; try dtype float32")
         numbers = values.field("candidate").to_pylist()
-        return [Scored(*fields) for fields in zip(numbers, finished, tokens, scores, strict=True)]
+        silent = [bool((row == self.fixing_codes[0]).all()) for row in tokens]
+        return [Scored(*fields) for fields in zip(numbers, finished, tokens, scores, silent, strict=True)]
 
 
 def order_candidates(scored: Sequence[Scored], settings: ScoringSettings) -> list[Scored]:
-    """Best first, and only as many as are kept. Equal scores are ordered by candidate index."""
-    best = sorted(
-        scored,
-        key=lambda item: (settings.unfinished_last and not item.finished, -item.score, item.candidate),
-    )
-    return best[: settings.keep]
+    """Best first, those that say nothing last, and only as many as are kept. Equal scores are ordered by
+    candidate index.
+    """
+
+    def key(item: Scored) -> tuple[bool, bool, float, int]:
+        return item.silent, settings.unfinished_last and not item.finished, -item.score, item.candidate
+
+    return sorted(scored, key=key)[: settings.keep]
 
 
 def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[str | None]) -> pa.ListArray:

@@ -136,9 +136,11 @@ class WaveformMaker:
         voice_D, voice = self._voice(table, i)
         prefix_PD = self.encoder.build_prefix(voice_D, torch.tensor(table["input_ids"][i].as_py()))
         row_id, wanted = table["id"][i].as_py(), table["candidates"][i].as_py()[: self.settings.audio.most]
-        requests = []
+        requests: list[tuple[WaveformRequest, float]] = []
         for item in wanted:
             tokens_T = torch.tensor(item["speech_ids"], dtype=torch.int64)
+            if requests and bool((tokens_T == self.speech_decoder.config.decoder_fixing_codes[0]).all()):
+                break  # those that say nothing rank last, and cost no row that has others
             try:
                 latents_LD = speech_latents(self.speech_decoder, prefix_PD, tokens_T, item["finished"])
             except ValueError as error:

@@ -119,3 +119,13 @@ def test_a_score_that_is_no_number_is_an_error(checkpoint: Path, block: pa.Table
 def test_order_of_equal_scores_is_fixed() -> None:
     scored = [Scored(c, True, np.zeros(0, np.uint16), 1.0) for c in (3, 1, 2)]
     assert [item.candidate for item in order_candidates(scored, ScoringSettings())] == [1, 2, 3]
+
+
+def test_what_says_nothing_comes_last() -> None:
+    words = np.array([5, 83], np.uint16)
+    scored = [
+        Scored(0, True, np.full(4, 83, np.uint16), 9.0, silent=True),
+        Scored(1, False, words, 1.0),
+        Scored(2, True, words, -1.0),
+    ]
+    assert [item.candidate for item in order_candidates(scored, ScoringSettings())] == [2, 1, 0]

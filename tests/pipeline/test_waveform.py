@@ -33,6 +33,7 @@ from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan, select_rows
 from pipeline.settings import AudioSettings, ResultSettings, Run, ScoringSettings
 from pipeline.stages import Chain, Work, stages_of
+from pipeline.stages.rank import Ranker, Scored
 from pipeline.stages.waveform import encoded, file_name
 from tests.pipeline.clips import NO_IDS, write_clip, write_jsonl
 
@@ -231,6 +232,35 @@ def test_a_mel_that_is_not_finite_is_the_row_s_error(
         made(manifest, golden_checkpoint, tmp_path, settings_of())
     assert ("r/1", "waveform", "UndecodableSpeech") in errors_of(tmp_path)
     assert len(errors_of(tmp_path)) == len(TEXTS)
+
+
+@pytest.mark.parametrize(("silent", "sounds"), [((2,), 3), ((0, 1, 2, 3), None)])
+def test_a_candidate_that_says_nothing_costs_no_row_that_has_others(
+    manifest: Path,
+    golden_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    silent: tuple[int, ...],
+    sounds: int | None,
+) -> None:
+    score = Ranker._score
+
+    def calm(ranker: Ranker, *args: Any) -> list[Scored]:
+        tokens = np.full(5, ranker.fixing_codes[0], np.uint16)
+        return [
+            replace(item, tokens=tokens, silent=True) if item.candidate in silent else item
+            for item in score(ranker, *args)
+        ]
+
+    monkeypatch.setattr(Ranker, "_score", calm)
+    if sounds is None:
+        with pytest.raises(pa.ArrowInvalid):  # no row is left to be read
+            made(manifest, golden_checkpoint, tmp_path, settings_of(audio="all"))
+        assert ("r/1", "waveform", "NoSpeech") in errors_of(tmp_path)
+        return
+    for row in made(manifest, golden_checkpoint, tmp_path, settings_of(audio="all")):
+        assert [item["candidate"] for item in row["candidates"]][sounds:] == list(silent)
+        assert 1 + len(row["more_audio"]) == sounds
 
 
 @pytest.mark.parametrize("form", ["flac", "wav", "opus"])

@@ -75,4 +75,12 @@ def tiny_sizes() -> Sizes:
             "scoring_length": 32,
         }
     )
-    return Sizes(CodecConfig(levels=(4, 4), hidden_sizes=(16, 16, 16), dilations=((1,), (), (1,))), config)
+    return Sizes(
+        CodecConfig(
+            levels=(4, 4),
+            hidden_sizes=(16, 16, 16),
+            dilations=((1,), (), (1,)),
+            decoder_dilations=((1,), (), (1, 2)),
+        ),
+        config,
+    )

@@ -8,16 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clvp.assets import ASSETS
 from clvp.codec import SpeechCodec
+from clvp.codec.networks import FRAMES_PER_CODE
+from clvp.generation import LABEL_IGNORED
 from clvp.model import ClvpModelForConditionalGeneration
+from clvp.text.tokenizer import ClvpTokenizer
 from clvp.training.corpus import Corpus, piece_ends
 from clvp.training.decoder import digits_of
 from clvp.training.export import export
 from clvp.training.loop import LOG_FILE, STATE_FILE, Place, plot, train
-from clvp.training.pair import edited
+from clvp.training.pair import edited, slurred
 from clvp.training.parts import make_part
 from clvp.training.settings import PARTS, PartName, TrainingSettings
 from tests.training.conftest import tiny_sizes
@@ -69,7 +75,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: PartName, corpus: Corpus, 
 @pytest.mark.parametrize(
     ("name", "measure", "untrained", "bound"),
     # Nats a code of 18, start and stop among them; contrast among 12 sounds and 32 texts: ln 12 + ln 32.
-    [("codec", "envelope", 1.5, 1.35), ("decoder", "nats", 2.5, 1.5), ("pair", "contrast", 5.5, 4.9)],
+    [
+        ("codec", "envelope", 1.5, 1.35),
+        ("sound", "envelope", 0.9, 0.85),
+        ("decoder", "nats", 2.5, 1.5),
+        ("pair", "contrast", 5.5, 4.9),
+    ],
 )
 def test_each_part_learns(
     name: PartName, measure: str, untrained: float, bound: float, corpus: Corpus, tmp_path: Path
@@ -92,6 +103,7 @@ def test_two_processes_are_one(corpus: Corpus, tmp_path: Path) -> None:
         f"""
 from pathlib import Path
 import torch
+from clvp.text.tokenizer import ClvpTokenizer
 from clvp.training.corpus import Corpus
 from clvp.training.loop import processes, train
 from clvp.training.settings import TrainingSettings
@@ -143,6 +155,74 @@ def test_wrong_versions_are_wrong() -> None:
     found = {tuple(edited(words, ["four"], np.random.default_rng(seed))) for seed in range(60)}
     assert len(found) > 8
     assert {len(words) for words in found} == {2, 3, 4}
+
+
+def test_a_slurred_word_is_part_of_each() -> None:
+    word, other = np.arange(9), np.arange(20, 40)
+    for seed in range(30):
+        codes = slurred(word, other, np.random.default_rng(seed))
+        assert set(codes) <= {*word, *other}
+        assert set(codes) & set(word)
+        assert set(codes) & set(other)
+
+
+def test_every_row_has_speech_that_went_wrong(corpus: Corpus) -> None:
+    part = make_part("pair", tiny_sizes(), corpus)
+    batch = part.batch(np.random.default_rng(0), 12, 0, 1)
+    right, spoiled = batch["speech"].chunk(2)
+    assert (right != spoiled).any(dim=1).all()
+
+
+def test_samples_belong_to_what_was_heard(corpus: Corpus, tmp_path: Path) -> None:
+    said, misheard = "one two three", "one two four"
+    codes = {0: [1, 2, 3], 1: [4, 5], 2: [6] * 90}  # the last is longer than what is scored
+    heard = {0: misheard, 1: said, 2: said}
+    row = {
+        "text": said,
+        "candidates": [{"candidate": k, "speech_ids": ids} for k, ids in codes.items()],
+        "measures": [{"candidate": k, "heard": f"{text.capitalize()}"} for k, text in heard.items()],
+    }
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data" / "0.parquet")
+    part = make_part("pair", tiny_sizes(), corpus, samples=tmp_path)
+    ids = {text: ClvpTokenizer.from_pretrained(ASSETS)(text)["input_ids"] for text in (said, misheard)}
+    found = {
+        tuple(e.codes): e
+        for e in (part._sampled(*part.samples[0], np.random.default_rng(s)) for s in range(9))
+    }
+    assert set(found) == {(1, 2, 3), (4, 5)}
+    for key, other, text in (((1, 2, 3), (4, 5), misheard), ((4, 5), (1, 2, 3), said)):
+        example = found[key]
+        assert example.text == ids[text]
+        assert ids[said if text == misheard else misheard] in example.wrong
+        assert ids[text] not in example.wrong
+        assert tuple(example.spoiled) == other
+    batch = part.batch(np.random.default_rng(0), 8, 0, 1)
+    assert len(batch["speech"]) == 16
+    assert (batch["says"] == LABEL_IGNORED).all(dim=1).sum() == 4, "half of the rows are samples"
+
+
+def test_sound_begins_with_a_codec_s_decoder(corpus: Corpus, tmp_path: Path) -> None:
+    run("codec", corpus, tmp_path / "codec", replace(SETTINGS, steps=1))
+    part = make_part("sound", tiny_sizes(), corpus)
+    still = replace(SETTINGS, steps=1, learning_rate=1e-12)
+    train(part, tmp_path / "sound", still, ALONE, start=tmp_path / "codec")
+    codec = weights(tmp_path / "codec")
+    for key, value in part.network.decoder.state_dict().items():
+        assert torch.allclose(value, codec[f"decoder.{key}"], atol=1e-9), key
+
+
+def test_codes_of_a_piece_are_those_of_its_frames(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clvp.training.codec.SPOKEN", 5)
+    batch = make_part("sound", tiny_sizes(), corpus).batch(np.random.default_rng(1), 4, 0, 1)
+    places = [(row, start) for row, codes in enumerate(corpus.codes) for start in range(len(codes) - 5 + 1)]
+    for mel, codes in zip(batch["mel"].numpy(), batch["codes"].numpy(), strict=True):
+        row, start = next(
+            (row, start)
+            for row, start in places
+            if np.array_equal(corpus.mel(row, FRAMES_PER_CODE * start, FRAMES_PER_CODE * 5), mel)
+        )
+        assert np.array_equal(corpus.codes[row][start : start + 5], codes)
 
 
 def test_what_digits_add_is_merged_into_the_tables(corpus: Corpus) -> None:
