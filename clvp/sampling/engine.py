@@ -77,6 +77,7 @@ class Engine:
 
     def run(self) -> None:
         """Decodes what is submitted, for ever: what a thread of the engine's own does."""
+        torch.get_num_threads()  # until it asks, a new thread computes with as many as OpenMP likes
         while True:
             while self.wants_more:
                 try:

@@ -1,8 +1,11 @@
 """Rows in one engine: whatever is under way, fails or is cancelled, the tokens of all other rows stay."""
 
+import ctypes
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -13,6 +16,7 @@ from clvp.sampling import CandidateSampler, Engine, EngineConfig, PromptRow, Sam
 from clvp.sampling.cpu_decoder import CohortDecoder
 from clvp.sampling.decode_weights import DecoderWeights
 from clvp.sampling.gpu_decoder import StaticDecoder
+from clvp.sampling.invariance import thread_count
 from tests.sampling.rehearsal import static_decoder
 from tests.sampling.small_models import WIDTH, Tokens, plain, prompt, small_decoder
 
@@ -70,6 +74,20 @@ def test_one_thread_serves_many(engine: Engine, alone: dict[int, Tokens]) -> Non
     for caller in callers:
         caller.join()
     assert found == alone
+
+
+def test_its_thread_computes_with_the_threads_that_were_set(engine: Engine) -> None:
+    """Also what comes first, the conditioning of the first row, whose bits may depend on them."""
+    threads: list[int] = []
+
+    def make() -> PromptRow:
+        loaded = re.findall(r"\S+/libgomp\S+", Path("/proc/self/maps").read_text())
+        threads.append(ctypes.CDLL(loaded[0]).omp_get_max_threads())
+        return prompt(1)
+
+    with thread_count(3):
+        served(engine).submit(make).result(timeout=200)
+    assert threads == [3]
 
 
 def test_a_row_that_is_cancelled_or_bad_disturbs_no_other(engine: Engine, alone: dict[int, Tokens]) -> None:
