@@ -84,7 +84,7 @@ class Sampler:
         self.latents: dict[str, torch.Tensor] = {}  # of the voices used last, the latest at the end
         self.voices_cached = voices_cached
         self.engine = sampler.engine(settings.sampling)
-        self.lanes_in_use = 0.0  # on average while the last block was here
+        self.lanes_in_use = 0.0  # the share of them, on average while the last block was here
         threading.Thread(target=self.engine.run, name="engine", daemon=True).start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -94,7 +94,7 @@ class Sampler:
         rows, table = map_rows(
             table, "sample", lambda i: [*_stored_candidates(table, i), *sampled[i].result()]
         )
-        self.lanes_in_use = (stats.live_steps - live) / max(stats.steps - steps, 1)
+        self.lanes_in_use = (stats.live_steps - live) / max(stats.steps - steps, 1) / self.engine.lanes
         engine = pa.array([self.facts] * len(table), ENGINE.type)
         return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: engine})
 

@@ -70,11 +70,11 @@ def test_an_exception_reaches_the_driver_past_the_later_stages(
 
 
 def test_stages_are_timed_and_named() -> None:
-    stage = guarded("sample", lambda table: table.slice(1))
+    stage = guarded("sample", lambda table: table.slice(1), lanes=lambda: 0.5)
     assert stage.__name__ == "sample"
     found = Envelope.open(guarded("rank", lambda table: table)(stage(Envelope(0, TABLE).seal())))
     assert found.table["id"].to_pylist() == ["b"]
-    assert [timing.stage for timing in found.timings] == ["sample", "rank"]
+    assert [(timing.stage, timing.lanes) for timing in found.timings] == [("sample", 0.5), ("rank", 0.0)]
     assert all(timing.worker.endswith(f":{os.getpid()}") and timing.seconds >= 0 for timing in found.timings)
 
 

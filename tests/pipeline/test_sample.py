@@ -73,7 +73,7 @@ def test_blocks_that_are_there_at_once_keep_their_rows(sampler: Sampler, block: 
     with ThreadPoolExecutor(len(blocks)) as threads:
         together = list(threads.map(sampler, blocks))
     assert [tokens(table) for table in together] == expected
-    assert sampler.lanes_in_use > 5, "more than one row's"
+    assert 5 / 64 < sampler.lanes_in_use <= 1, "more than one row's"
 
 
 def test_tokens_depend_on_seed_and_settings(checkpoint: Path, sampler: Sampler, block: pa.Table) -> None:
