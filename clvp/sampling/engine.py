@@ -137,21 +137,27 @@ class Engine:
         return finished
 
     def _admit(self, decoder: Decoder) -> None:
-        admissions = []
+        admitted: list[tuple[_Row, list[int]]] = []
         while self.queue:
             row = self.queue[0]
             granted = decoder.reserve(row.prompt.prefix_PD.shape[0], len(row.waiting))
             if not granted:
                 break
-            if row.prefix is None:
-                row.prefix = prefill(self.weights, row.prompt.prefix_PD)
-                self.stats.prefills += 1
-            taken = [row.waiting.popleft() for _ in range(granted)]
+            admitted.append((row, [row.waiting.popleft() for _ in range(granted)]))
+            if not row.waiting:
+                self.queue.popleft()
+        new = list(dict.fromkeys(row for row, _ in admitted if row.prefix is None))
+        for row, prefix in zip(new, prefill(self.weights, [r.prompt.prefix_PD for r in new]), strict=True):
+            row.prefix = prefix
+        self.stats.prefills += len(new)
+        admissions = []
+        for row, taken in admitted:
             keys_N = candidate_keys(self.params.seed, row.prompt.row_id, taken)
+            assert row.prefix is not None
             admissions.append(Admission(row.prefix, [LaneOwner(row.number, c) for c in taken], keys_N))
+        for row, _ in admitted:
             if not row.waiting:
                 row.prefix = None
-                self.queue.popleft()
         if admissions:
             decoder.admit(admissions)
 

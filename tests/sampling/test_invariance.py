@@ -132,7 +132,7 @@ def test_logits_are_equal_to_the_last_bit_not_only_the_tokens() -> None:
     """Stricter than tokens: the attention output of a lane alone and in a cohort of many."""
     model = small_decoder()
     weights = arrange_weights(model, find_arithmetic(model).products)
-    prefixes = [prefill(weights, prompt(number).prefix_PD[:20]) for number in range(3, 9)]
+    prefixes = prefill(weights, [prompt(number).prefix_PD[:20] for number in range(3, 9)])
     lanes = [5, 1, 8, 3, 2, 4]
     together = Cohort(weights, prefixes, lanes, 130)
     first_of_row_2 = 6
