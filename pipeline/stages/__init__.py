@@ -83,6 +83,7 @@ class Stage:
     output: pa.Schema  # what it adds or replaces
     optional: pa.Schema = NOTHING  # what it uses where an earlier stage gives it
     pool: Pool | None = None  # of actors, which keep a model; None: tasks on CPUs
+    blocks_at_once: int = 1  # in an actor: so many threads call what `make` gives
     gpu_share: float = 0.0  # of an actor; less where the shares of a run's stages are more than one
     group: str = ""  # neighbours of one group are one task, which is timed under this name
     num_cpus: float | None = None  # of a task; None: a core
@@ -179,6 +180,7 @@ def _sampling(run: Run, results: ResultSettings) -> Stage:
         output=sample.OUTPUT,
         optional=pa.schema([STORED]),
         pool=run.execution.samplers,
+        blocks_at_once=sample.BLOCKS_AT_ONCE,
         gpu_share=0.75,
     )
 

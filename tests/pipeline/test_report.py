@@ -266,6 +266,7 @@ def test_speed_sums_sessions(figures: Any) -> None:
     assert speed["gpu_hours_per_audio_hour"] == pytest.approx(
         seconds / sum(last["audio_s"] for last in lasts)
     )
+    assert speed["lanes_in_use"] == pytest.approx(0.8)
     assert [stage["stage"] for stage in speed["stages"]] == ["sample", "rank", "audio", "write"]
     assert sum(stage["share"] for stage in speed["stages"]) == pytest.approx(1)
     area = sum((p["to_s"] - p["from_s"]) * p["tokens_per_s"] for points in speed["series"] for p in points)
