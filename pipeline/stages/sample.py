@@ -32,7 +32,7 @@ from pipeline.rows.columns import (
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
 from pipeline.settings import ResultSettings
 from pipeline.stages.device import pick_device
-from pipeline.stages.voices import VOICE, kept, voice_mels
+from pipeline.stages.voices import RANDOM_KEY, VOICE, kept, latent, voice_mels
 
 INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, ERROR])
 OUTPUT = pa.schema([SPEECH_IDS, ENGINE])
@@ -100,11 +100,15 @@ class Sampler:
 
     @torch.inference_mode()
     def _prompt(self, table: pa.Table, i: int) -> PromptRow:
-        def make() -> torch.Tensor:
-            mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
-            return self.encoder.average_clips(mels)
+        key = table["voice_key"][i].as_py()
 
-        latent_D = kept(self.latents, table["voice_key"][i].as_py(), self.voices_cached, make)
+        def make() -> torch.Tensor:
+            voice = table["voice"][i].as_py()
+            if key.startswith(RANDOM_KEY):
+                return latent(voice)
+            return self.encoder.average_clips(voice_mels(voice, self.settings.audio_seconds))
+
+        latent_D = kept(self.latents, key, self.voices_cached, make)
         input_ids_N = torch.tensor(table["input_ids"][i].as_py())
         prefix_PD = self.encoder.build_prefix(latent_D, input_ids_N)
         first = self.sampled_before if _has_stored(table, i) else 0
