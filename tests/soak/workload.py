@@ -131,7 +131,7 @@ class Run:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(REPOSITORY),
         }
-        variables["RAY_USAGE_STATS_ENABLED"] = "0"
+        variables |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command, *workload.arguments(output)],
