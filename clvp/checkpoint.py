@@ -35,6 +35,7 @@ DEMO, DEMO_FOLDER = "demo", Path(__file__).parent / "assets" / "demo"
 WAVEFORM_CONFIG_FILE = "waveform_config.json"
 DIFFUSION_FILE = "diffusion_decoder.safetensors"
 VOCODER_FILE = "vocoder.safetensors"
+RANDOM_VOICES_FILE = "random_voices.safetensors"
 CODEC_CONFIG_FILE = "codec_config.json"
 CODEC_FILE = "codec.safetensors"
 RUN_FILE = "run.yaml"  # settings of a run that the model needs in place of Tortoise's

@@ -25,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--sample-rows", type=int, metavar="R", help=rows)
     place = "where the trial writes; on a cluster a place that all nodes reach (default: for temporary files)"
     group.add_argument("--scratch", metavar="FOLDER", help=place)
-    add_options(parser, TEMPLATE, without=("output", "retry_failed", "extend"))
+    add_options(parser, TEMPLATE, without=("output", "retry_failed", "redo_changed", "extend"))
     return parser
 
 

@@ -30,6 +30,7 @@ from clvp.checkpoint import (
     DEMO,
     DEMO_FOLDER,
     DIFFUSION_FILE,
+    RANDOM_VOICES_FILE,
     VOCODER_FILE,
     WAVEFORM_CONFIG_FILE,
     WEIGHT_FILES,
@@ -169,6 +170,7 @@ def used_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
     elif take(WAVEFORM_CONFIG_FILE):
         take(DIFFUSION_FILE, required=True)
         take(VOCODER_FILE, required=True)
+        take(RANDOM_VOICES_FILE)
     return found
 
 

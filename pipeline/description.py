@@ -22,6 +22,7 @@ from clvp.checkpoint import (
     CODEC_CONFIG_FILE,
     CODEC_FILE,
     DIFFUSION_FILE,
+    RANDOM_VOICES_FILE,
     VOCODER_FILE,
     WAVEFORM_CONFIG_FILE,
 )
@@ -85,12 +86,13 @@ def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Descri
     settings = json.loads(json.dumps(dataclasses.asdict(run.results)))
     voices = run.reading.voices and storage.public(storage.absolute(run.reading.voices))
     sound = settings.get("audio", {}).get("audio", "none") != "none"
+    unused = {*(() if sound else SOUND_FILES), *(() if run.reading.voiced else (RANDOM_VOICES_FILE,))}
     return Description(
         SCHEMA_VERSION,
         importlib.metadata.version(PACKAGE),
         "synthesize" if "sampling" in settings else "rank",
         settings,
-        {name: digest for name, digest in checkpoint.files.items() if sound or name not in SOUND_FILES},
+        {name: digest for name, digest in checkpoint.files.items() if name not in unused},
         {column.name: str(column.type) for column in columns},
         about=About(
             tuple(storage.public(storage.absolute(uri)) for uri in run.manifest),

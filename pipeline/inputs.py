@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from clvp import ClvpConfig
-from clvp.checkpoint import CODEC_CONFIG_FILE, WAVEFORM_CONFIG_FILE
+from clvp.checkpoint import CODEC_CONFIG_FILE, RANDOM_VOICES_FILE, WAVEFORM_CONFIG_FILE
 from clvp.quality import find_measure
 from pipeline.checkpoint import Checkpoint, check_files, describe_checkpoint, fetch
 from pipeline.errors import RunError
-from pipeline.rows.manifest import Manifest, open_manifest
+from pipeline.rows.manifest import RANDOM, Manifest, open_manifest
 from pipeline.rows.normalise import RowIndex, scan
 from pipeline.rows.payloads import Payload
 from pipeline.settings import ResultSettings, Run
@@ -40,6 +40,12 @@ def decided(run: Run, checkpoint: Checkpoint) -> Run:
     """The run with `audio="auto"` replaced by what the checkpoint can. Raises RunError where it cannot."""
     if not isinstance(run.results, ResultSettings):
         return run
+    if RANDOM in run.reading.told and RANDOM_VOICES_FILE not in checkpoint.files:
+        raise RunError(
+            f"the model {checkpoint.location} has no {RANDOM_VOICES_FILE}, which makes random voices: name "
+            "another --voice, or add Tortoise's with clvp convert --diffusion FILE --vocoder FILE "
+            "--random-voices FILE FILE --output FOLDER"
+        )
     audio, can = run.results.audio, {WAVEFORM_CONFIG_FILE, CODEC_CONFIG_FILE} & checkpoint.files.keys()
     if not can and (audio.audio not in ("auto", "none") or run.results.measuring.measure):
         raise RunError(

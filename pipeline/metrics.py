@@ -43,6 +43,7 @@ class Sample:
     left: Whole | None = None  # rows still to do
     gpus: Number | None = None
     busy_s: Mapping[str, Number] = field(default_factory=dict)  # by stage, added up over its workers
+    lanes_s: Number = 0.0  # of samplers, times the share of their lanes in use
 
 
 _SAMPLE = TypeAdapter(Sample)
@@ -109,7 +110,8 @@ def speed_figures(sessions: Sequence[Session]) -> dict[str, Any] | None:
     if not recorded:
         return None
     lasts = [samples[-1] for samples in recorded]
-    sums = {name: sum(getattr(last, name) for last in lasts) for name in ("elapsed_s", "audio_s", "tokens")}
+    summed = ("elapsed_s", "audio_s", "tokens", "lanes_s")
+    sums = {name: sum(getattr(last, name) for last in lasts) for name in summed}
     gpu_seconds = sum((last.gpus or 0) * last.elapsed_s for last in lasts)
     busy: Counter[str] = Counter()
     for last in lasts:
@@ -123,6 +125,7 @@ def speed_figures(sessions: Sequence[Session]) -> dict[str, Any] | None:
         "failed": sum(last.failed for last in lasts),
         "rows_left": lasts[-1].left,
         "tokens_per_s": share(sums["tokens"], sums["elapsed_s"]),
+        "lanes_in_use": share(sums["lanes_s"], busy["sample"]) or None,
         "audio_s_per_s": share(sums["audio_s"], sums["elapsed_s"]),
         "gpu_hours_per_audio_hour": share(gpu_seconds, sums["audio_s"]) if gpu_seconds else None,
         "stages": [

@@ -33,6 +33,7 @@ class Totals:
     unfinished: int = 0
     best_s: float = 0.0  # of speech, of the best candidate of each row
     busy_s: dict[str, float] = field(default_factory=dict)  # by stage, added up over workers
+    lanes_s: float = 0.0  # of samplers, times the share of their lanes in use
 
     def add(self, report: Mapping[str, Any], timings: Sequence[Timing] = ()) -> None:
         """Add the report of one block and what its stages took."""
@@ -40,6 +41,7 @@ class Totals:
             setattr(self, name, getattr(self, name) + report[name])
         for timing in timings:
             self.busy_s[timing.stage] = self.busy_s.get(timing.stage, 0.0) + timing.seconds
+            self.lanes_s += timing.seconds * timing.lanes
 
     @property
     def audio_hours(self) -> float:
@@ -136,6 +138,7 @@ class Progress:
                 left=self.left,
                 gpus=gpus or None,
                 busy_s=dict(totals.busy_s),
+                lanes_s=totals.lanes_s,
             )
 
     @property
@@ -170,7 +173,8 @@ class Progress:
             f"{overall} tokens/s" if current is None else f"{current:,.0f} tokens/s now, {overall} overall"
         )
         speech = f"speech: {hours(totals.best_s / 3600)} best, {hours(totals.audio_hours)} all"
-        return [f"{totals.candidates:,} candidates", speeds, speech]
+        lanes = [f"{totals.lanes_s / totals.busy_s['sample']:.0%} of lanes in use"] if totals.lanes_s else []
+        return [f"{totals.candidates:,} candidates", speeds, *lanes, speech]
 
     def _doing(self) -> list[str]:
         """The time that is left, what stages wait for, and how many workers of those ready are at work."""

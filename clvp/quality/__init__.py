@@ -44,7 +44,7 @@ class Measure(Protocol):
         """A value of each column, None where there is none; both waveforms are float32, mono, of `rate` Hz.
 
         `reference_N` holds the clips of the voice one after the other, as far as they are used, and nothing
-        where the class has `needs_reference = False`.
+        where the voice is a random one or the class has `needs_reference = False`.
         """
 
 

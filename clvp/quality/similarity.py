@@ -54,6 +54,8 @@ class Similarity:
     def __call__(
         self, waveform_N: np.ndarray, rate: int, _: str, reference_N: np.ndarray
     ) -> dict[str, Value]:
+        if not len(reference_N):
+            return {"similarity": None}
         voices = [self.embed(at_16_khz(samples, rate)) for samples in (waveform_N, reference_N)]
         return {"similarity": round(float(voices[0] @ voices[1]), 4)}
 

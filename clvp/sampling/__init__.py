@@ -1,7 +1,7 @@
 """The candidate sampling engine: conditioning embeddings of many rows in, their candidates' tokens out.
 
-Reading order: `params`, `sampler`, `cpu_decoder`, `cohort`; then `decode_weights`, `prefill`, `lanes`,
-`filters`, `noise`, `memory`, `invariance`; `gpu_decoder` and `gpu_attention` for GPUs.
+Reading order: `params`, `sampler`, `engine`, `cpu_decoder`, `cohort`; then `decode_weights`, `prefill`,
+`lanes`, `filters`, `noise`, `memory`, `invariance`; `gpu_decoder` and `gpu_attention` for GPUs.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from clvp.lazy import imported_late
 
 if TYPE_CHECKING:
+    from clvp.sampling.engine import Engine, SamplingStats
     from clvp.sampling.params import (
         Candidate,
         EngineConfig,
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
         PromptRow,
         SamplingParams,
     )
-    from clvp.sampling.sampler import CandidateSampler, SamplingStats
+    from clvp.sampling.sampler import CandidateSampler
 
 __all__ = [
     "Candidate",
     "CandidateSampler",
+    "Engine",
     "EngineConfig",
     "MelPositions",
     "MemoryBudgetError",

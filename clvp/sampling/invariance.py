@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clvp.sampling.cohort import Cohort
 from clvp.sampling.decode_weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
-from clvp.sampling.prefill import Prefix, prefill
+from clvp.sampling.prefill import Prefix, padded_length, prefill
 
 Kind = Literal["packed", "plain"]
 
@@ -128,7 +128,7 @@ class _Probe:
         self.history_HTN = noise(heads, max(tokens for _, tokens, _ in ATTENTION_CASES), width // heads)
         self.prefix_PD = noise(self.weights.max_prefix, width)
         self.cases = [
-            (prefill(self.one_layer, self.prefix_PD[:length]), tokens, min(lanes, products.widest))
+            (prefill(self.one_layer, [self.prefix_PD[:length]])[0], tokens, min(lanes, products.widest))
             for length, tokens, lanes in ATTENTION_CASES
         ]
 
@@ -153,7 +153,7 @@ class _Probe:
         """The widest step, attention of the widest row in each case, and the prefills of three lengths."""
         longest = self.weights.max_prefix
         lengths = sorted({min(30, longest), min(90, longest), longest})
-        prefixes = [prefill(self.weights, self.prefix_PD[:length]) for length in lengths]
+        prefixes = [prefill(self.weights, [self.prefix_PD[:length]])[0] for length in lengths]
         return [
             self._step(self.products.widest),
             *(self._attend(*case) for case in self.cases),
@@ -166,11 +166,20 @@ class _Probe:
         widths = self.products.widths
         if not all(torch.equal(self._step(width, reverse), steps_WV[:width]) for width in widths):
             return False
+        if not all(map(torch.equal, self._prefix_in_company(reverse), attended[len(self.cases) :])):
+            return False
         return all(
             torch.equal(self._attend(prefix, tokens, lanes, reverse), attended_WD[:lanes])
             for (prefix, tokens, most), attended_WD in zip(self.cases, attended, strict=False)
             for lanes in (1, 2, *(width for width in widths if width <= most))
         )
+
+    def _prefix_in_company(self, last: bool) -> list[Tensor]:
+        """Keys and values of the shortest prefix, the first or last of as many rows as go together."""
+        x_PD = self.prefix_PD[: min(30, len(self.prefix_PD))]
+        rows = [x_PD.roll(i, 0) for i in range(max(self.products.widest // padded_length(len(x_PD)), 1))]
+        prefix = prefill(self.weights, rows[::-1] if last else rows)[-1 if last else 0]
+        return [*prefix.keys, *prefix.values]
 
     def _step(self, rows: int, reverse: bool = False) -> Tensor:
         """[rows, V] logits of one layer, without attention; `reverse` puts the last row first and back."""

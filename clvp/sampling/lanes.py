@@ -18,7 +18,7 @@ from clvp.sampling.prefill import Prefix
 
 @dataclass(frozen=True)
 class LaneOwner:
-    """Whose candidate a lane decodes: the row's place in the input, and the candidate's index."""
+    """Whose candidate a lane decodes: the row's number, and the candidate's index."""
 
     row: int
     candidate: int

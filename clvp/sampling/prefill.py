@@ -1,10 +1,11 @@
 """Prefill: a row's prefix through the decoder, once per row, whatever the number of its candidates.
 
-A row is prefilled alone and padded to a length that follows from its own, so it always meets the same shapes.
+A row is padded to a length that follows from its own.
 
-Shapes: P prefix length, padded; D width; H heads; N head dimensions.
+Shapes: R rows; P prefix length, padded; X = R·P; D width; H heads; N head dimensions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,35 +38,50 @@ class Prefix:
         return self.keys[0].shape[1]
 
 
-def _heads(x_PD: Tensor, heads: int) -> Tensor:
-    return x_PD.view(x_PD.shape[0], heads, -1).transpose(0, 1)  # [H, P, N]
+def prefill(weights: DecoderWeights, prefixes: Sequence[Tensor]) -> list[Prefix]:
+    """Keys and values of every layer for embedded prefixes [P, D], each of its own length.
+
+    On a CPU rows of one padded length go together as far as the widest product takes them: its widths leave a
+    row its bits, and wide ones are up to twice as fast. Elsewhere each row meets the shapes of its own.
+    """
+    places: dict[int, list[int]] = {}
+    for place, prefix_PD in enumerate(prefixes):
+        places.setdefault(padded_length(len(prefix_PD)), []).append(place)
+    found: dict[int, Prefix] = {}
+    for padded, alike in places.items():
+        together = max(weights.products.widest // padded, 1) if weights.products else 1
+        for begin in range(0, len(alike), together):
+            chosen = alike[begin : begin + together]
+            found |= zip(chosen, _together(weights, [prefixes[i] for i in chosen], padded), strict=True)
+    return [found[place] for place in range(len(prefixes))]
 
 
-def _finish_layer(layer: LayerWeights, x_PD: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if x_PD.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
+def _heads(x_XD: Tensor, heads: int, padded: int) -> Tensor:
+    return x_XD.view(-1, padded, heads, x_XD.shape[1] // heads).transpose(1, 2)  # [R, H, P, N]
+
+
+def _finish_layer(layer: LayerWeights, x_XD: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if x_XD.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
         q, k, v = q.float(), k.float(), v.float()
-    attended_HPN = functional.scaled_dot_product_attention(
-        q[None], k[None], v[None], is_causal=True, scale=1.0
-    ).squeeze(0)
-    x_PD = layer.out(attended_HPN.transpose(0, 1).reshape(x_PD.shape).to(x_PD.dtype), x_PD)
-    return layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_PD)), x_PD)
+    attended_RHPN = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    x_XD = layer.out(attended_RHPN.transpose(1, 2).reshape(x_XD.shape).to(x_XD.dtype), x_XD)
+    return layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_XD)), x_XD)
 
 
 @torch.inference_mode()
-def prefill(weights: DecoderWeights, prefix_PD: Tensor) -> Prefix:
-    """Keys and values of every layer for the embedded prefix [P, D].
-
-    Padding stands at the end, behind the causal mask, so it changes nothing before it.
+def _together(weights: DecoderWeights, prefixes: Sequence[Tensor], padded: int) -> list[Prefix]:
+    """Rows of one padded length. Padding stands at a row's end, behind the causal mask, so it changes nothing
+    before it.
     """
-    length = prefix_PD.shape[0]
-    x_PD = prefix_PD.to(device=weights.device, dtype=weights.dtype)
-    x_PD = functional.pad(x_PD, (0, 0, 0, padded_length(length) - length))
-    keys, values = [], []
+    rows_PD = [x_PD.to(device=weights.device, dtype=weights.dtype) for x_PD in prefixes]
+    x_XD = torch.cat([functional.pad(x_PD, (0, 0, 0, padded - len(x_PD))) for x_PD in rows_PD])
+    found = [Prefix([], [], len(prefix_PD)) for prefix_PD in prefixes]
     for number, layer in enumerate(weights.layers):
-        q_PD, k_PD, v_PD = layer.qkv(layer.input_norm(x_PD)).chunk(3, dim=-1)
-        q, k, v = (_heads(part, weights.heads) for part in (q_PD, k_PD, v_PD))
-        keys.append(k.contiguous())
-        values.append(v.contiguous())
+        q_XD, k_XD, v_XD = layer.qkv(layer.input_norm(x_XD)).chunk(3, dim=-1)
+        q, k, v = (_heads(part, weights.heads, padded) for part in (q_XD, k_XD, v_XD))
+        for prefix, keys_HPN, values_HPN in zip(found, k, v, strict=True):
+            prefix.keys.append(keys_HPN.contiguous())
+            prefix.values.append(values_HPN.contiguous())
         if number + 1 < len(weights.layers):  # nothing reads the last layer's output at a prefix position
-            x_PD = _finish_layer(layer, x_PD, q, k, v)
-    return Prefix(keys, values, length)
+            x_XD = _finish_layer(layer, x_XD, q, k, v)
+    return found

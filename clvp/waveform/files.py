@@ -15,6 +15,7 @@ from torch import nn
 from clvp.checkpoint import (
     CODEC_CONFIG_FILE,
     DIFFUSION_FILE,
+    RANDOM_VOICES_FILE,
     VOCODER_FILE,
     WAVEFORM_CONFIG_FILE,
     CheckpointSource,
@@ -28,8 +29,6 @@ from clvp.waveform.params import DiffusionDtype, WaveformEngineConfig
 from clvp.waveform.random_voices import RandomVoices
 from clvp.waveform.vocoder import UnivNet, VocoderConfig
 from clvp.weights import load_weights, write_safetensors
-
-RANDOM_VOICES_FILE = "random_voices.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,16 @@ def load_waveform_models(
     for name, model in models.by_file.items():
         load_weights(model.eval(), source, files=(name,), device=device)
     return models
+
+
+def load_random_voices(location: str | os.PathLike[str]) -> RandomVoices:
+    """The models of a checkpoint folder that make voices. Raises FileNotFoundError where it has none."""
+    source = CheckpointSource(location)
+    config = DiffusionConfig.from_dict((source.json(WAVEFORM_CONFIG_FILE) or {}).get("diffusion", {}))
+    with torch.device("meta"):
+        voices = RandomVoices(config.latent_size, config.hidden_size).eval()
+    load_weights(voices, source, files=(RANDOM_VOICES_FILE,))
+    return voices
 
 
 def load_waveform_decoder(

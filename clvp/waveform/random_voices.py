@@ -27,14 +27,18 @@ class RandomLatent(nn.Module):
             nn.init.normal_(layer.get_parameter("weight"), std=1 / LEARNING_RATE)
 
     def forward(self, noise_W: Tensor) -> Tensor:
-        """[W]. The first layers' weights lie as they were trained, and are scaled in use."""
+        """[W]. The first layers' weights lie as they were trained, and are scaled in use.
+
+        In float64, so that its rounding to float32 is the same on unlike processors.
+        """
         *mapping, last = self.layers.children()
-        scale = LEARNING_RATE / len(noise_W) ** 0.5
+        scale, x_W = LEARNING_RATE / len(noise_W) ** 0.5, noise_W.double()
         for layer in mapping:
             weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-            x_W = functional.linear(noise_W, weight * scale, bias * LEARNING_RATE)
-            noise_W = functional.leaky_relu(x_W, SLOPE) * GAIN
-        return last(noise_W)
+            x_W = functional.linear(x_W, weight.double() * scale, bias.double() * LEARNING_RATE)
+            x_W = functional.leaky_relu(x_W, SLOPE) * GAIN
+        weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+        return functional.linear(x_W, weight.double(), bias.double()).float()
 
 
 class RandomVoices(nn.Module):
@@ -46,10 +50,10 @@ class RandomVoices(nn.Module):
         self.diffusion = RandomLatent(2 * diffusion_width)
 
     @torch.no_grad()
-    def voice(self, name: str) -> tuple[Tensor, Tensor]:
-        """The latents of the voice of this name, the same ones each time."""
+    def voice(self, name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """The latents of the voice of this name and seed, the same ones each time."""
         device = self.decoder.layers[0].get_parameter("weight").device
-        key_decoder, key_diffusion = candidate_keys(0, name, range(2), b"voice").to(device).split(1)
+        key_decoder, key_diffusion = candidate_keys(seed, name, range(2), b"voice").to(device).split(1)
 
         def latent(model: RandomLatent, key_1: Tensor) -> Tensor:
             return model(normal(key_1, "mel", step=0, frames=1, channels=model.width).flatten())

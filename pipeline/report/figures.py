@@ -6,13 +6,12 @@ local disk. Memory does not grow with the rows. Loads neither Ray nor torch.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from pipeline import storage
@@ -45,6 +44,7 @@ FLAGS = {
     "long_run": f"longest_run >= {LONG_RUN}",
     "repeated": f"repeated_ngrams >= {REPEATED_SHARE}",
 }
+OUTLIERS = {"long": f"duration_z > {OUTLIER_Z}", "short": f"duration_z < -{OUTLIER_Z}"}
 # Best candidates to look at: which of them, and which first.
 LISTS = {
     "unusual_duration": ("unusual_duration", "abs(duration_z) desc, id"),
@@ -71,18 +71,28 @@ DISTRIBUTIONS = {
 }
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
-# Columns that are needed of each folder's files; the rest of `data` was passed through, and so was what has a
-# prefix in parts.
-_NEEDED = {
+# Columns of each folder's files that are the run's own; others were passed through.
+_OWN = {
     "data": ("id", "text", "candidates"),
     "_parts": ("id", "text", "candidates", "source", "error"),
-    "errors": ("id", "source", "stage", "type", "message"),
+    "errors": ("id", "source", *ERROR_TYPE.names),
 }
 _UNUSED = {"seed", "voice_key", "row_digest", "engine"}
 _SOUND = "audio_measures"  # of the best candidate, where it became sound
 _MEASURED = "measures"  # of candidates that became sound, where they were measured
-_FIELDS = [f.name for f in CANDIDATE_TYPE if f.name not in ("speech_ids", "seconds_per_character")]
-_SOUND_TYPE = pa.struct([(name, pa.float64()) for name in ("duration_s", "rms_dbfs", "clipped_share")])
+_FIELDS = [f for f in CANDIDATE_TYPE if f.name not in ("speech_ids", "seconds_per_character")]
+_LABELS = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
+# What is made of the files of all folders alike.
+_BATCH = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("candidates", pa.list_(pa.struct(_FIELDS))),
+        ("error", ERROR_TYPE),
+        (_SOUND, pa.struct([(name, pa.float64()) for name in ("duration_s", "rms_dbfs", "clipped_share")])),
+    ]
+)
 
 TABLES = f"""
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean,
@@ -96,32 +106,30 @@ create table errors ("row" bigint, published boolean, id varchar, source varchar
 create macro sane(x) as if(abs(x) < {ABSURD}, x, null);
 """
 # `sampled` is the number of candidates before only the best were kept.
-ROWS = f"""
+INSERT = f"""
 insert into rows by name select "row", published, id, characters,
     if(length(text) > {MAX_TEXT}, left(text, {MAX_TEXT - 1}) || '…', coalesce(text, '')) as text,
     greatest(0, len(candidates), 1 + list_max([c.candidate for c in candidates]),
         if(len(candidates) >= getvariable('keep'), getvariable('num_candidates'), 0)) as sampled,
-    sound.duration_s as sound_s, sound.rms_dbfs as rms_dbfs, sound.clipped_share as clipped_share
+    {_SOUND}.duration_s as sound_s, {_SOUND}.rms_dbfs as rms_dbfs, {_SOUND}.clipped_share as clipped_share
     from batch where error is null;
 insert into candidates by name select "row", characters, c.* replace (sane(c.score) as score,
     sane(c.duration_s) as duration_s, sane(c.repeated_ngrams) as repeated_ngrams)
-    from (select "row", characters, unnest(candidates) as c from batch where error is null)"""
-ERRORS = """
-insert into errors by name select "row", published, id, source, coalesce(error.stage, '') as stage,
-    coalesce(error.type, '') as type, coalesce(error.message, '') as message
-    from batch where error is not null"""
+    from (select "row", characters, unnest(candidates) as c from batch where error is null);
+insert into errors by name select "row", published, id, source, unnest(error) from batch
+    where error is not null"""
+# The numbers among what was measured of each candidate.
+MEASURED = f"""
+insert into measures by name unpivot (
+    select "row", candidate, columns(* exclude ("row", rank, candidate))::double
+    from (select "row", unnest(c) from (select "row", unnest({_MEASURED}) as c from batch)))
+    on columns(* exclude ("row", candidate)) into name name value "value" """
 # Rows of parts that are published already, or stand in two parts. A row that the manifest repeats is in the
 # error table under the id of the row that counts.
 TWICE = f"""
 create table twice as select "row" from (select "row", id, published from rows
     union all select "row", id, published from errors where stage <> '{MANIFEST_STAGE}')
-    qualify not published and row_number() over (partition by id order by published desc, "row") > 1;
-delete from rows where "row" in (from twice);
-delete from candidates where "row" in (from twice);
-delete from measures where "row" in (from twice);
-delete from passed where "row" in (from twice);
-delete from errors where "row" in (from twice);
-"""
+    qualify not published and row_number() over (partition by id order by published desc, "row") > 1"""
 SOUND = """select count(sound_s) as "count", coalesce(sum(sound_s), 0) / 3600 as hours,
     quantile_disc(rms_dbfs, 0.5) as rms_dbfs, count(*) filter (clipped_share > 0) as clipped from rows"""
 MEASURES = """select name, count("value") as "count", avg("value") as mean,
@@ -152,6 +160,24 @@ create view judged as select *, {" or ".join(FLAGS.values())} as flagged,
     from (select *, if(deviation > 0, (pace - center) / deviation, 0 * pace) as duration_z
         from measured left join usual using (band));
 """
+# One list of `LISTS`.
+LIST = f"""select id, text, rows.characters, candidate, score, num_tokens as tokens, duration_s, finished,
+    longest_run, repeated_ngrams, duration_z from judged join rows using ("row")
+    where rank = 1 and {{}} order by {{}} limit {LISTED}"""
+BANDS = f"""select 2 ** (band / {BANDS_PER_OCTAVE}) as characters_from,
+    2 ** ((band + 1) / {BANDS_PER_OCTAVE}) as characters_below, candidates,
+    2 ** center as seconds_per_character, 2 ** (center - {OUTLIER_Z} * deviation) as usual_from,
+    2 ** (center + {OUTLIER_Z} * deviation) as usual_to from usual order by band"""
+CELLS = f"""select floor({CELLS_PER_OCTAVE} * log2(characters))::integer as characters_log2,
+    floor({CELLS_PER_OCTAVE} * log2(duration_s::double))::integer as duration_log2, count(*) as candidates
+    from candidates where duration_s > 0 group by all order by all"""
+# Failed rows by stage and type, the largest group first, with the first examples of each.
+FAILURES = f"""
+with largest as (select stage, type, true as own from errors group by all
+    order by count(*) desc, stage, type limit {MAX_FAILURE_GROUPS})
+select if(own, stage, 'other stages') as stage, if(own, type, 'other types') as type, count(*) as "rows",
+    arg_min({{id: id, source: source, message: message}}, errors.rowid, {EXAMPLES_PER_GROUP}) as examples
+    from errors left join largest using (stage, type) group by 1, 2 order by "rows" desc, 1, 2"""
 
 
 class Stored:
@@ -164,7 +190,7 @@ class Stored:
 
     def __init__(self, output: str, database: duckdb.DuckDBPyConnection) -> None:
         self.folder, self.database = OutputFolder(storage.absolute(output)), database
-        self.description, self.told = _description(self.folder), _settings(self.folder)
+        self.description, self.told = _description(self.folder)
         self._rows = 0
         self._values: dict[str, set[Any]] = {}  # of pass-through columns
         database.execute(TABLES)
@@ -177,6 +203,8 @@ class Stored:
             raise RunError(f"{self.folder.uri} holds no run: no {NAME}, data or errors are in it")
         if parts:
             database.execute(TWICE)
+            for table in ("rows", "candidates", "measures", "passed", "errors"):
+                database.execute(f'delete from {table} where "row" in (from twice)')
         database.execute(JUDGED + HEARD)
 
     def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -196,7 +224,8 @@ class Stored:
             uri = self.folder.file(folder, name)
             try:
                 with self.folder.open_table(folder, name) as parquet:
-                    for batch in parquet.iter_batches(BATCH_ROWS, columns=_wanted(parquet, folder, uri)):
+                    leaves = _leaves(parquet.schema_arrow, folder, uri)
+                    for batch in parquet.iter_batches(BATCH_ROWS, columns=leaves):
                         self._add(folder, dict(zip(batch.schema.names, batch.columns, strict=True)))
             except (OSError, pa.ArrowException) as error:
                 if folder != "_parts" or not isinstance(error, FileNotFoundError):  # else it was published
@@ -204,51 +233,32 @@ class Stored:
         return names
 
     def _add(self, folder: str, columns: dict[str, pa.Array]) -> None:
-        count = len(columns["id"])
+        count, prefix = len(columns["id"]), EXTRA_PREFIX if folder == "_parts" else ""
         rows = np.arange(self._rows, self._rows + count)
         self._rows += count
-        batch = {name: columns.pop(name) for name in _NEEDED[folder]}
-        batch |= {"row": rows, "published": [folder != "_parts"] * count}
+        own = {name: columns.pop(name) for name in _OWN[folder]}
         if folder == "errors":
-            parts = [batch.pop(name) for name in ERROR_TYPE.names]
-            self._execute(ERRORS, {**batch, "error": pa.StructArray.from_arrays(parts, fields=ERROR_TYPE)})
-            return
-        prefix = EXTRA_PREFIX if folder == "_parts" else ""
-        sound = columns.pop(prefix + _SOUND, pa.nulls(count, _SOUND_TYPE))
-        if (measured := columns.pop(prefix + _MEASURED, None)) is not None:
-            self._add_measures(rows, measured)
-        characters = [count_characters(text or "") for text in batch["text"].to_pylist()]
-        error = batch.setdefault("error", pa.nulls(count, ERROR_TYPE))
-        self._execute(ROWS, {**batch, "sound": sound, "characters": characters})
-        if error.null_count < count:
-            self._execute(ERRORS, batch)
+            parts = [own.pop(name) for name in ERROR_TYPE.names]
+            own["error"] = pa.StructArray.from_arrays(parts, fields=ERROR_TYPE)
+        own |= {name: columns.pop(prefix + name) for name in (_SOUND, _MEASURED) if prefix + name in columns}
+        batch = {field.name: own.get(field.name, pa.nulls(count, field.type)) for field in _BATCH}
+        batch["characters"] = [count_characters(text or "") for text in batch["text"].to_pylist()]
+        self._execute(INSERT, {**batch, "row": rows, "published": [folder != "_parts"] * count})
+        if _MEASURED in own and own[_MEASURED].type.value_type.num_fields > 2:  # rank and candidate
+            self._execute(MEASURED, {"row": rows, _MEASURED: own[_MEASURED]})
         for name, values in columns.items():
             if name.startswith(prefix):
-                self._add_values(name.removeprefix(prefix), rows, values)
+                self._add_values(name.removeprefix(prefix), rows, values.cast(pa.string()))
 
     def _add_values(self, name: str, rows: np.ndarray, values: pa.Array) -> None:
         """Values of a pass-through column, which is forgotten when it has too many different ones."""
-        values, seen = values.cast(pa.string()), self._values.setdefault(name, set())
+        seen = self._values.setdefault(name, set())
         if len(seen) <= MAX_VALUES:
             seen.update(values.unique().to_pylist())
-            self._insert("passed", {"row": rows, "name": [name] * len(values), "value": values})
+            batch = {"row": rows, "name": [name] * len(values), "value": values}
+            self._execute("insert into passed by name from batch", batch)
             if len(seen) > MAX_VALUES:
                 self.database.execute("delete from passed where name = ?", [name])
-
-    def _add_measures(self, rows: np.ndarray, lists: pa.Array) -> None:
-        """The numbers among what was measured of each candidate."""
-        values = lists.flatten()
-        known = {
-            "row": rows[pc.list_parent_indices(lists).to_numpy()],
-            "candidate": pc.struct_field(values, "candidate"),
-        }
-        for field in values.type:
-            if field.name not in ("rank", "candidate"):
-                column = pc.struct_field(values, field.name)
-                self._insert("measures", {**known, "name": [field.name] * len(column), "value": column})
-
-    def _insert(self, table: str, columns: Mapping[str, Any]) -> None:
-        self._execute(f"insert into {table} by name select * from batch", columns)
 
     def _execute(self, sql: str, batch: Mapping[str, Any]) -> None:
         self.database.register("batch", pa.table(dict(batch)))
@@ -258,27 +268,35 @@ class Stored:
 
 def build_figures(stored: Stored, created: str) -> dict[str, Any]:
     """All figures of a report as JSON values without NaN or infinity."""
-    (rows,) = stored.query("select count(*) done, count(*) filter (not published) unpublished from rows")
-    failed = stored.query("select count(*) n from errors")[0]["n"]
+    done = "count(*) as done, count(*) filter (not published) as unpublished"
+    (rows,) = stored.query(f"select {done}, (select count(*) from errors) as failed from rows")
+    texts = _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"]
+    unfinished_last = stored.told.scoring.unfinished_last
     figures = {
         "report_version": REPORT_VERSION,
         "output": storage.public(stored.folder.uri),
         "created": created,
         "rows": {
             **rows,
-            "failed": failed,
-            "failed_share": share(failed, rows["done"] + failed),
-            "text_characters": _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"],
+            "failed_share": share(rows["failed"], rows["done"] + rows["failed"]),
+            "text_characters": texts,
         },
         "candidates": _candidates(stored),
         "sound": stored.query(SOUND)[0],
-        "best_of_n": curve(stored.query(SUMS), not stored.told.scoring.unfinished_last),
+        "best_of_n": curve(stored.query(SUMS), not unfinished_last),
         "measures": stored.query(MEASURES),
-        "words": word_curves(stored.batches, stored.told.scoring.unfinished_last),
-        "pace": _pace(stored),
-        "look_at": {name: _list(stored, name) for name in LISTS},
+        "words": word_curves(stored.batches, unfinished_last),
+        "pace": {
+            "outlier_z": OUTLIER_Z,
+            "bands": stored.query(BANDS),
+            "cells_per_octave": CELLS_PER_OCTAVE,
+            "cells": stored.query(CELLS),
+        },
+        "look_at": {name: stored.query(LIST.format(*which)) for name, which in LISTS.items()},
         "by_column": _by_column(stored),
-        "failures": _failures(stored, failed),
+        "failures": [
+            {**group, "share": share(group["rows"], rows["failed"])} for group in stored.query(FAILURES)
+        ],
         "speed": speed_figures(read_sessions(stored.folder.uri)),
         "run": stored.description,
     }
@@ -287,18 +305,20 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
 
 
 def _candidates(stored: Stored) -> dict[str, dict[str, Any]]:
+    """Of all and of the best ones."""
     found = {
         name: _distributions(stored, "candidates", column, VIEWS, least)
         for name, (column, least) in DISTRIBUTIONS.items()
     }
-    sums = ", ".join(f"count(*) filter ({condition}) as {name}" for name, condition in FLAGS.items())
+    flagged = [f"count(*) filter ({condition}) as {name}" for name, condition in (FLAGS | OUTLIERS).items()]
+    sums = f"count(*) as n, coalesce(sum(duration_s::double), 0) / 3600 as hours, {', '.join(flagged)}"
     views = {}
     for view, where in VIEWS.items():
-        hours = "sum(duration_s::double) / 3600 as hours"
-        (of,) = stored.query(f"select count(*) as n, {hours}, {sums} from candidates where {where}")
-        flags = {name: {"count": of[name], "share": share(of[name], of["n"])} for name in FLAGS}
+        (counts,) = stored.query(f"select {sums} from judged where {where}")
+        count, hours = counts.pop("n"), counts.pop("hours")
+        flags = {name: {"count": n, "share": share(n, count)} for name, n in counts.items()}
         distributions = {name: item[view] for name, item in found.items()}
-        views[view] = {"count": of["n"], "audio_hours": of["hours"] or 0.0, **distributions, "flags": flags}
+        views[view] = {"count": count, "audio_hours": hours, **distributions, "flags": flags}
     return views
 
 
@@ -308,78 +328,38 @@ def _distributions(
     """Figures of each view of a column without values that are not finite; None where it is empty.
 
     All views have the same bars, at most MAX_BARS of at least the width `least`: `low` edge of the first,
-    `width` of all, `counts`, and what lies outside. Where few far values would squeeze the rest into a
-    corner, they are counted as `below` and `above`.
+    `width` of all, and `counts`. The first view, which has all values, says where; where its far ends,
+    a thousandth each, would squeeze the rest into a corner, they are counted as `below` and `above`.
     """
     value, finite = f"{column}::double", f"isfinite({column}::double)"
     shares = [*QUANTILES.values(), 0.001, 0.999]
-    known = {}
-    for view, where in views.items():
-        (known[view],) = stored.query(
-            f"""select count(*) as "count", avg({value}) as mean, min({value}) as "min",
-            max({value}) as "max", quantile_disc({column}, {shares}) as quantiles
-            from {table} where {where} and {finite}"""
-        )
-    known = {view: figures for view, figures in known.items() if figures["count"]}
-    if not known:
+    sums = f"""count(*) as "count", avg({value}) as mean, min({value}) as "min", max({value}) as "max",
+        quantile_disc({column}, {shares}) as quantiles"""
+    known = {
+        view: stored.query(f"select {sums} from {table} where {where} and {finite}")[0]
+        for view, where in views.items()
+    }
+    whole = next(iter(known.values()))
+    if not whole["count"]:
         return dict.fromkeys(views)
     quantiles = [figures.pop("quantiles") for figures in known.values()]
-    low, high = min(q[-2] for q in quantiles), max(q[-1] for q in quantiles)
-    low, high = low - (high - low) / 8, high + (high - low) / 8
-    ends = [pick(figures[name] for figures in known.values()) for pick, name in ((min, "min"), (max, "max"))]
-    if 2 * (high - low) >= ends[1] - ends[0]:
-        low, high = ends
-    width = least
+    width, (low, high) = least, quantiles[0][-2:]
+    if 2.5 * (high - low) >= whole["max"] - whole["min"]:
+        low, high = whole["min"], whole["max"]
     while high // width - low // width >= MAX_BARS:
         width *= 2
     first, last = int(low // width), int(high // width)
     # One more bar on either side takes what lies outside.
     grid = np.zeros((last - first + 3, len(known)), int)
-    counts = ", ".join(f"count(*) filter ({views[view]})" for view in known)
+    counts = ", ".join(f"count(*) filter ({where})" for where in views.values())
     bar = f"greatest(least(floor({value} / {width!r}), {last + 1}), {first - 1})::bigint - {first - 1}"
     for row in stored.query(f"select {bar} as bar, [{counts}] as n from {table} where {finite} group by bar"):
         grid[row["bar"]] = row["n"]
     for figures, quantile, bars in zip(known.values(), quantiles, grid.T.tolist(), strict=True):
-        figures |= dict(zip(QUANTILES, map(float, quantile), strict=False))
+        figures |= dict(zip(QUANTILES, map(float, quantile or ()), strict=False))
         figures["histogram"] = {"low": first * width, "width": width, "counts": bars[1:-1]}
         figures["histogram"] |= {"below": bars[0], "above": bars[-1]}
-    return {view: known.get(view) for view in views}
-
-
-def _pace(stored: Stored) -> dict[str, Any]:
-    """The map of duration against text length, the usual rates, and the outliers."""
-    bands = stored.query(
-        f"""select 2 ** (band / {BANDS_PER_OCTAVE}) as characters_from,
-        2 ** ((band + 1) / {BANDS_PER_OCTAVE}) as characters_below, candidates,
-        2 ** center as seconds_per_character, 2 ** (center - {OUTLIER_Z} * deviation) as usual_from,
-        2 ** (center + {OUTLIER_Z} * deviation) as usual_to from usual order by band"""
-    )
-    outliers = {}
-    for view, where in VIEWS.items():
-        sides = f"count(*) filter (duration_z > {OUTLIER_Z}), count(*) filter (duration_z < -{OUTLIER_Z})"
-        (of,) = stored.query(f"select count(*) as n, [{sides}] as outside from judged where {where}")
-        counts = zip(("long", "short"), of["outside"], strict=True)
-        outliers[view] = {kind: {"count": n, "share": share(n, of["n"])} for kind, n in counts}
-    x, y = (f"floor({CELLS_PER_OCTAVE} * log2({c}))::integer" for c in ("characters", "duration_s::double"))
-    cells = f"""select {x} as characters_log2, {y} as duration_log2, count(*) as candidates
-        from candidates where duration_s > 0 group by all order by all"""
-    return {
-        "outlier_z": OUTLIER_Z,
-        "outliers": outliers,
-        "bands": bands,
-        "cells_per_octave": CELLS_PER_OCTAVE,
-        "cells": stored.query(cells),
-    }
-
-
-def _list(stored: Stored, name: str) -> list[dict[str, Any]]:
-    which, order = LISTS[name]
-    z = ", duration_z" if name == "unusual_duration" else ""
-    return stored.query(
-        f"""select id, text, rows.characters, candidate, score, num_tokens as tokens, duration_s, finished,
-        longest_run, repeated_ngrams{z} from judged join rows using ("row")
-        where rank = 1 and {which} order by {order} limit {LISTED}"""
-    )
+    return {view: figures if figures["count"] else None for view, figures in known.items()}
 
 
 def _by_column(stored: Stored) -> dict[str, list[dict[str, Any]]]:
@@ -398,59 +378,32 @@ def _by_column(stored: Stored) -> dict[str, list[dict[str, Any]]]:
     return {name: values for name, values in columns.items() if len(values) > 1}
 
 
-def _failures(stored: Stored, failed: int) -> list[dict[str, Any]]:
-    """Failed rows by stage and type, the largest group first, with the first examples of each."""
-    groups = stored.query(
-        f"""with largest as (select stage, type, true as own from errors group by all
-            order by count(*) desc, stage, type limit {MAX_FAILURE_GROUPS})
-        select if(own, stage, 'other stages') as stage, if(own, type, 'other types') as type,
-            count(*) as "rows", arg_min({{id: id, source: source, message: message}}, errors.rowid,
-            {EXAMPLES_PER_GROUP}) as examples
-        from errors left join largest using (stage, type) group by 1, 2 order by "rows" desc, 1, 2"""
-    )
-    return [{**group, "share": share(group["rows"], failed)} for group in groups]
+def _description(folder: OutputFolder) -> tuple[Any, ResultSettings | RankingSettings]:
+    """What `run.json` holds, and what the run was told; None and the defaults where that cannot be read."""
+    found = None
+    with suppress(FileNotFoundError, ValueError, RunError):
+        found = from_json(storage.read_bytes(folder.file("", NAME)))
+        if (description := load(folder)) is not None:
+            return found, description.results
+    return found, RankingSettings()
 
 
-def _description(folder: OutputFolder) -> Any:
-    """What `run.json` holds; None where there is none or it is no JSON."""
-    try:
-        return from_json(storage.read_bytes(folder.file("", NAME)))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _settings(folder: OutputFolder) -> ResultSettings | RankingSettings:
-    """What the run was told; the defaults where there is no `run.json` that this version reads."""
-    try:
-        description = load(folder)
-        return description.results if description else RankingSettings()
-    except RunError:
-        return RankingSettings()
-
-
-def _wanted(parquet: pq.ParquetFile, folder: str, uri: str) -> list[str]:
+def _leaves(schema: pa.Schema, folder: str, uri: str) -> list[str]:
     """Names of the leaves that are needed: all but speech tokens and sound."""
-    schema, needed = parquet.schema_arrow, _NEEDED[folder]
-    if lacking := [name for name in needed if name not in schema.names]:
+    if lacking := [name for name in _OWN[folder] if name not in schema.names]:
         raise RunError(f"{uri} has no column {lacking[0]!r}; was it written by a run?")
+    leaves = [name for name in _OWN[folder] if name != "candidates"]
     if folder == "errors":
-        return list(needed)
+        return leaves
     stored = {field.name for field in schema.field("candidates").type.value_type}
-    if missing := [name for name in _FIELDS if name not in stored]:
+    if missing := [field.name for field in _FIELDS if field.name not in stored]:
         raise RunError(f"{uri}: the candidates lack {', '.join(missing)}; was it written by a run?")
-    leaves = []
+    leaves += [f"candidates.list.element.{field.name}" for field in _FIELDS]
     for field in schema:
-        name = field.name.removeprefix(EXTRA_PREFIX)
-        if field.name == "candidates":
-            leaves += [f"candidates.list.element.{inner}" for inner in _FIELDS]
-        elif name == _MEASURED:
-            numbers = [inner.name for inner in field.type.value_type if not pa.types.is_string(inner.type)]
+        name, kind = field.name.removeprefix(EXTRA_PREFIX), field.type
+        if name == _MEASURED:
+            numbers = [inner.name for inner in kind.value_type if not pa.types.is_string(inner.type)]
             leaves += [f"{field.name}.list.element.{inner}" for inner in numbers]
-        elif field.name in needed or name == _SOUND or (name not in _UNUSED and _is_label(field.type)):
-            leaves.append(field.name)
+        elif name == _SOUND or (name not in _UNUSED and any(test(kind) for test in _LABELS)):
+            leaves += [field.name] if field.name not in leaves else []
     return leaves
-
-
-def _is_label(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
-    return any(test(kind) for test in tests)

@@ -5,11 +5,9 @@ running anything even so. Plots have the colours of the style sheet, for light a
 """
 
 import io
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from pipeline import readable
@@ -37,8 +34,6 @@ _STYLE = {
     **{"axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT},
     **{"xtick.bottom": False, "xtick.minor.bottom": False, "ytick.left": False, "ytick.minor.left": False},
 }
-TIME_UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (86_400.0, "days"))
-STEPS = (1, 2, 5, 10)  # of ticks
 # Of what the best of n buys in words.
 WORD_LINES = (
     ("clvp", FIRST, "-"),
@@ -60,22 +55,19 @@ def render_page(figures: Mapping[str, Any], clips: Sequence[Mapping[str, Any]] =
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("integer", "number", "percent", "seconds", "hours"):
-        environment.filters[name] = getattr(readable, name)
+    environment.filters |= {
+        name: getattr(readable, name) for name in ("integer", "number", "percent", "seconds", "hours")
+    }
+    environment.filters["rate"] = _rate
     with matplotlib.rc_context(_STYLE):
         plots = _plots(figures)
-    outliers = figures["pace"]["outliers"]
-    every, best = ({**figures["candidates"][view]["flags"], **outliers[view]} for view in ("all", "best"))
-    flags = [
-        {**every[name], "name": name, "best_count": item["count"], "best_share": item["share"]}
-        for name, item in best.items()
-    ]
+    every, best = (figures["candidates"][view]["flags"] for view in ("all", "best"))
+    flags = [{"name": name, "all": found, "best": best[name]} for name, found in every.items()]
     # As many lines as there are powers of two, and the last.
     points = figures["words"]
     words = [p for p in points if not p["n"] & (p["n"] - 1) or p is points[-1]]
-    environment.globals |= {"limits": limits, "ngram": NGRAM, "plots": plots}
-    template = environment.get_template("page.html.j2")
-    return template.render(figures, flags=flags, word_lines=words, clips=clips)
+    more = {"flags": flags, "word_lines": words, "clips": clips, "plots": plots}
+    return environment.get_template("page.html.j2").render(figures, limits=limits, ngram=NGRAM, **more)
 
 
 def visible(value: Any) -> Any:
@@ -90,43 +82,31 @@ def _visible(character: str) -> str:
     return character if character in "\n\t\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
 
 
+def _rate(found: Mapping[str, float | None]) -> str:
+    """Of words, with its interval."""
+    rate, within = (value if value is None else 100 * value for value in (found["rate"], found["within"]))
+    return f"{rate:.1f} %" if within is None else f"{rate:.1f} % ± {within:.1f}"
+
+
 def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
     """The drawings by name; None where there is nothing to draw."""
-    pace, text = figures["pace"], figures["rows"]["text_characters"]
-
-    def both(name: str) -> list[dict[str, Any]]:
-        return [view[name] for view in figures["candidates"].values() if view[name]]
-
-    of_candidates = partial(_histogram, y_label="% of candidates", colours=(FIRST, SECOND))
-    of_rows = partial(_histogram, y_label="% of rows", colours=(THIRD,))
+    series = (figures["speed"] or {}).get("series", ())
     drawings: dict[str, tuple[Callable[[Any], Axes], Any]] = {
         "best_of_n": (_best_of_n, figures["best_of_n"]["points"]),
         "words": (_words, figures["words"]),
-        "score": (partial(of_candidates, x_label="score"), both("score")),
-        "duration": (partial(of_candidates, x_label="seconds"), both("duration_s")),
-        "longest_run": (partial(of_candidates, x_label="tokens", whole=True), both("longest_run")),
-        "text": (partial(of_rows, x_label="characters without white space", whole=True), text and [text]),
-        "pace": (_pace, pace["cells"] and pace),
-        "throughput": (
-            _throughput,
-            [points for points in (figures["speed"] or {}).get("series", ()) if points],
-        ),
+        "score": (_scores, [view["score"] for view in figures["candidates"].values() if view["score"]]),
+        "pace": (_pace, figures["pace"]["cells"] and figures["pace"]),
+        "throughput": (_throughput, [points for points in series if points]),
     }
     return {name: _svg(draw(data)) if data else None for name, (draw, data) in drawings.items()}
 
 
-def _axes(x_label: str, y_label: str) -> Axes:
+def _axes(x_label: str, y_label: str, whole: bool = False) -> Axes:
     # As wide as a card at its narrowest, so that letters have one size on every screen.
     axes = Figure(figsize=(3.8, 2.4), layout="constrained").add_subplot(title=y_label, xlabel=x_label)
-    axes.margins(x=0)
+    axes.margins(x=0.02 * whole)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_formatter("{x:,g}")
-    return axes
-
-
-def _axes_of_n(y_label: str) -> Axes:
-    axes = _axes("n, candidates per row", y_label)
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
     return axes
 
 
@@ -141,25 +121,22 @@ def _svg(axes: Axes) -> Markup:
     return Markup(re.sub("|".join(COLOURS.values()), lambda found: f"var(--{_VARIABLES[found[0]]})", text))
 
 
-def _histogram(
-    views: list[dict[str, Any]], x_label: str, y_label: str, colours: tuple[str, ...], whole: bool = False
-) -> Axes:
-    """Shares of each view, all in the same bars; those of whole numbers stand over them."""
+def _scores(views: list[dict[str, Any]]) -> Axes:
+    """Shares of each view, all in the same bars."""
     bars = views[0]["histogram"]
-    edges = bars["low"] + bars["width"] * np.arange(len(bars["counts"]) + 1) - 0.5 * whole
-    axes = _axes(x_label, y_label)
-    for view, colour in zip(views, colours, strict=False):
+    edges = bars["low"] + bars["width"] * np.arange(len(bars["counts"]) + 1)
+    axes = _axes("score", "% of candidates")
+    for view, colour in zip(views, (FIRST, SECOND), strict=False):
         shares = 100 * np.array(view["histogram"]["counts"]) / view["count"]
         axes.stairs(shares, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
         axes.stairs(shares, edges, color=colour, linewidth=1)
     axes.set_xlim(edges[0], max(edges[-1], edges[0] + LEAST_BARS * bars["width"]))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=STEPS))
     return axes
 
 
 def _best_of_n(points: list[dict[str, Any]]) -> Axes:
     """Expected score of the best of n candidates against n; lines break where the mean is over other rows."""
-    axes = _axes_of_n("score")
+    axes = _axes("n, candidates per row", "score", whole=True)
     breaks = 1 + np.flatnonzero(np.diff([point["rows"] for point in points]))
     for kind, colour, style in (("chosen", FIRST, "-"), ("best", SECOND, "--")):
         pairs = np.array([(point["n"], point[f"expected_{kind}_score"]) for point in points], float)
@@ -169,7 +146,7 @@ def _best_of_n(points: list[dict[str, Any]]) -> Axes:
 
 def _words(points: list[dict[str, Any]]) -> Axes:
     """Expected word error rates against n, with the interval of the choice by score."""
-    axes = _axes_of_n("% of words wrong")
+    axes = _axes("n, candidates per row", "% of words wrong", whole=True)
     counts = [point["n"] for point in points]
     for name, colour, style in WORD_LINES:
         rates = np.array([point[name]["rate"] for point in points])
@@ -188,14 +165,10 @@ def _pace(pace: dict[str, Any]) -> Axes:
     """Where the candidates lie in text length and duration, and what is usual."""
     size, cells = 2 ** (1 / pace["cells_per_octave"]), pace["cells"]
     axes = _axes("characters without white space", "seconds")
-    most = math.log1p(max(c["candidates"] for c in cells))
-    lefts, lows = (
-        size ** np.array([c[f"{name}_log2"] for c in cells], float) for name in ("characters", "duration")
-    )
-    for left, low, cell in zip(lefts, lows, cells, strict=True):
-        depth = 0.12 + 0.88 * math.log1p(cell["candidates"]) / most
-        sides = (left * (size - 1), low * (size - 1))
-        axes.add_patch(Rectangle((left, low), *sides, color=FIRST, alpha=depth, linewidth=0))
+    lefts, lows, counts = np.array([list(cell.values()) for cell in cells], float).T
+    lefts, lows, depths = size**lefts, size**lows, np.log1p(counts)
+    colours = [(FIRST, 0.12 + 0.88 * depth) for depth in depths / max(depths)]
+    axes.bar(lefts, lows * (size - 1), lefts * (size - 1), lows, align="edge", color=colours)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
@@ -216,7 +189,7 @@ def _pace(pace: dict[str, Any]) -> Axes:
 def _throughput(series: list[list[dict[str, float]]]) -> Axes:
     """Speech tokens per second over the time since the run began."""
     end = max(points[-1]["to_s"] for points in series)
-    unit, name = [item for item in TIME_UNITS if end >= 2 * item[0] or item[0] == 1][-1]
+    unit, name = (3600, "hours") if end >= 7200 else (60, "minutes")
     axes = _axes(f"{name} since the run began", "tokens per second")
     for points in series:
         edges = np.array([points[0]["from_s"], *(point["to_s"] for point in points)]) / unit

@@ -20,7 +20,8 @@ SOURCE = pa.field("source", pa.string())  # "manifest.csv, row 12": where the ro
 # Of what the row was made from, its text and the names of its clips: `Payload.digest`.
 ROW_DIGEST = pa.field("row_digest", pa.uint64())
 INPUT_IDS = pa.field("input_ids", pa.list_(pa.int32()))  # text tokens without any special token
-VOICE_KEY = pa.field("voice_key", pa.string())  # names a voice by its content: a digest of its log-mels
+# Names a voice by its content: a digest of its log-mels, or behind random- of its latents.
+VOICE_KEY = pa.field("voice_key", pa.string())
 SEED = pa.field("seed", pa.int64())  # that the candidates were sampled with
 ENGINE = pa.field("engine", pa.string())  # JSON of what the tokens depend on beside settings and weights
 

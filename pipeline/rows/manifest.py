@@ -40,6 +40,7 @@ _HIVE = re.compile(r"/([^/=]+)=([^/]*)(?=/)")
 _OTHERS = {"audio": ("audio_filepath", "path"), "text": ("sentence",)}
 # Columns of the output, which no manifest may bring along.
 RESERVED = ("seed", "voice_key", "row_digest", "candidates")
+RANDOM = "random"  # the voice that belongs to nobody
 # Of an utterance: its text's id, its number there from 1, seconds of silence behind it (null: the text ends).
 PARTS = ("part_of", "part", "pause_s")
 
@@ -75,7 +76,8 @@ class Reading(Checked):
     separator: str | None = None  # of a table's fields; None: told by its first line
     # a folder with a folder of clips for each voice; the column voice names one, or several as in ada&bob
     voices: str | None = None
-    # the voice of all rows; of ada,bob or "*" (all that there are) each row is made in each, as ID/VOICE
+    # the voice of all rows; of ada,bob or "*" (all that there are) each row is made in each, as ID/VOICE;
+    # random: a voice of nobody for each row, where the model can make one
     voice: str | None = None
     # cut texts into utterances of about so many characters (200), as ID/0001, at most half as many more
     split_text: bool | Annotated[int, Field(ge=20, le=1000)] = False
@@ -87,7 +89,7 @@ class Reading(Checked):
             raise ValueError(f"columns={self.columns!r} is no list such as id=utt,text=sentence")
         if self.separator is not None and len(self.separator.replace("\\t", "\t")) != 1:
             raise ValueError(f"separator={self.separator!r} is not one character")
-        if self.voice and not self.voices:
+        if self.voice and self.voice != RANDOM and not self.voices:
             raise ValueError(f"voice={self.voice!r} needs the folder that holds it: --voices")
 
     @property
@@ -96,9 +98,19 @@ class Reading(Checked):
         return dict(pair.split("=", 1) for pair in self.columns.split(",")) if self.columns else {}
 
     @property
+    def voiced(self) -> bool:
+        """Whether rows are spoken in voices that have names, not in clips of the manifest."""
+        return bool(self.voices or self.voice)
+
+    @property
     def makes_rows(self) -> bool:
         """Whether rows are made of those that the manifest has."""
-        return bool(self.voices or self.split_text)
+        return bool(self.voiced or self.split_text)
+
+    @property
+    def told(self) -> list[str]:
+        """The names in `voice`, or patterns of names."""
+        return [name.strip() for name in self.voice.split(",")] if self.voice else []
 
     @property
     def crosses(self) -> bool:
@@ -168,7 +180,7 @@ def open_manifest(
     """
     if reading.makes_rows and not payload.named:
         raise ManifestError("voices and split_text are of texts that are to be spoken")
-    known = (*payload.required, *(["voice"] if reading.voices else []))
+    known = (*payload.required, *(["voice"] if reading.voiced else []))
     if unknown := set(reading.named) - set(known):
         raise ManifestError(f"columns can name {', '.join(known)}, not {shown(min(unknown))}")
     files: dict[str, ManifestFile] = {}
@@ -249,8 +261,8 @@ def with_columns(file: ManifestFile, columns: Sequence[str], payload: Payload) -
     }
     if names.get("audio") in _OTHERS["audio"] and "id" not in columns:
         names["id"] = names["audio"]
-    names |= ({"voice": "voice"} if file.reading.voices else {}) | file.reading.named
-    if file.reading.voices:  # which bring the clips
+    names |= ({"voice": "voice"} if file.reading.voiced else {}) | file.reading.named
+    if file.reading.voiced:  # which bring the clips
         unneeded = {"audio", *(["voice"] if file.reading.voice else [])}
         names = {own: name for own, name in names.items() if own not in unneeded or name in columns}
     missing = [name for name in dict.fromkeys(names.values()) if name not in columns]
@@ -280,7 +292,7 @@ def passing(file: ManifestFile, payload: Payload) -> list[str]:
 def columns_read(file: ManifestFile, payload: Payload) -> list[str]:
     """The columns of a Parquet or Arrow file that are needed."""
     names = dict(file.names)
-    if file.reading.voices and names.get(payload.column) != names["id"]:
+    if file.reading.voiced and names.get(payload.column) != names["id"]:
         names.pop(payload.column, None)
     passed = (name for name in passing(file, payload) if name in file.columns)
     return [*dict.fromkeys([*names.values(), *passed])]
@@ -303,7 +315,7 @@ def _check_types(file: ManifestFile, schema: pa.Schema, payload: Payload) -> Non
     names, value = file.names, file.names.get(payload.column)
     checks: dict[str, Any] = {} if names["id"] == value else {names["id"]: checked_id}
     checks |= {names["text"]: checked_text}
-    if value is not None and not file.reading.voices:
+    if value is not None and not file.reading.voiced:
         checks |= {value: lambda value: payload.convert(value, "")}
     for name, check in checks.items():
         dtype = schema.field(name).type

@@ -176,7 +176,7 @@ def _rows_of(file: ManifestFile, payload: Payload) -> formats.Rows:
     if file.reader in STORED:
         return _stored_rows(file, payload)
     if file.reader == "txt":
-        return formats.text_rows(file.uri, whole=bool(reading.split_text), voiced=bool(reading.voices))
+        return formats.text_rows(file.uri, whole=bool(reading.split_text), voiced=reading.voiced)
     if file.reader in formats.READERS:
         return formats.READERS[file.reader](file.uri)
     named = {*payload.required, *reading.named.values()}

@@ -24,6 +24,7 @@ from pipeline.rows.memory import (
 
 CLIP_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the `Audio` of `datasets`
 AUDIO = pa.field("audio", pa.list_(CLIP_TYPE))
+RANDOM_CLIP = "random://"  # before a name: the clip that stands for a random voice
 SAMPLED_TYPE = pa.struct(
     [("candidate", pa.int16()), ("finished", pa.bool_()), ("speech_ids", pa.list_(pa.uint16()))]
 )

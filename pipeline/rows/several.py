@@ -1,16 +1,18 @@
 """Rows that are made of a manifest's rows: each in voices that a folder holds, long texts as utterances."""
 
 import fnmatch
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from clvp.text.split import DESIRED_CHARACTERS, split_text
 from pipeline import storage
 from pipeline.errors import ManifestError, RowError, shown
 from pipeline.rows.formats import AUDIO, Row
-from pipeline.rows.manifest import ManifestFile, Reading, own_ids, passing
-from pipeline.rows.payloads import Payload, checked_id, taken
+from pipeline.rows.manifest import RANDOM, ManifestFile, Reading, own_ids, passing
+from pipeline.rows.payloads import RANDOM_CLIP, Payload, checked_id, taken
 
 Voices = Mapping[str, Sequence[str]]  # the clips of each, relative to the folder of all
 
@@ -36,6 +38,10 @@ def find_voices(reading: Reading) -> Voices:
             voices.setdefault(name if inside else os.path.splitext(name)[0], []).append(path)
     if not voices:
         raise ManifestError(f"voices {folder}: no folder in it has a clip ({' '.join(AUDIO)})")
+    if RANDOM in voices:
+        raise ManifestError(
+            f"voices {folder}: {RANDOM} is the voice that belongs to nobody; rename its clips"
+        )
     voices_of_all(reading, voices)
     return voices
 
@@ -45,9 +51,9 @@ def voices_of_all(reading: Reading, voices: Voices) -> list[str]:
     clips.
     """
     names: list[str] = []
-    for name in reading.voice.split(",") if reading.voice else ():
+    for name in reading.told:
         matching = fnmatch.filter(sorted(voices), name) if "*" in name else []
-        names += matching or [name.strip()]
+        names += matching or [name]
         try:
             clips_of(names[-1], voices)
         except RowError as error:
@@ -55,10 +61,15 @@ def voices_of_all(reading: Reading, voices: Voices) -> list[str]:
     return [*dict.fromkeys(names)]
 
 
-def clips_of(voice: Any, voices: Voices) -> list[str]:
-    """The clips of a voice, or of several with & between them. Raises RowError."""
+def clips_of(voice: Any, voices: Voices, name_of_random: str = "") -> list[str]:
+    """The clips of a voice, or of several with & between them; what stands for those of a random one.
+
+    Raises RowError.
+    """
     if voice is None or voice == "":
         raise RowError("MissingVoice", "voice is null or empty")
+    if voice == RANDOM:  # the digest of a name is never too long, and has no wildcards
+        return [RANDOM_CLIP + hashlib.blake2b(name_of_random.encode(), digest_size=16).hexdigest()]
     parts = [str(voice)] if str(voice) in voices else [name.strip() for name in str(voice).split("&")]
     for name in parts:
         if name not in voices:
@@ -94,8 +105,10 @@ def rows_made_of(
     told: Sequence[Any] = of_all or [row.get(names.get("voice", ""))]
     for voice in told:
         made["id"] = f"{row_id}/{voice}" if reading.crosses else row_id
-        if reading.voices:
-            made |= {"voice": voice, payload.column: taken(lambda name: clips_of(name, voices), voice)}
+        if reading.voiced:
+            # The parts of a text have one voice, also a random one.
+            clips = taken(partial(clips_of, voices=voices, name_of_random=made["id"]), voice)
+            made |= {"voice": voice, payload.column: clips}
         if not length:
             yield made.copy(), size
             continue

@@ -7,7 +7,7 @@ errors, rows that are tried alone, replays, and how far which columns travel. A 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 from clvp import ClvpConfig, ClvpFeatureExtractor
 from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
 from clvp.quality import find_measure
+from clvp.waveform.files import load_random_voices
 from clvp.waveform.mel import clip_mels
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, fetch
@@ -83,6 +84,7 @@ class Stage:
     output: pa.Schema  # what it adds or replaces
     optional: pa.Schema = NOTHING  # what it uses where an earlier stage gives it
     pool: Pool | None = None  # of actors, which keep a model; None: tasks on CPUs
+    blocks_at_once: int = 1  # in an actor: so many threads call what `make` gives
     gpu_share: float = 0.0  # of an actor; less where the shares of a run's stages are more than one
     group: str = ""  # neighbours of one group are one task, which is timed under this name
     num_cpus: float | None = None  # of a task; None: a core
@@ -139,10 +141,18 @@ def _validation(run: Run) -> Stage:
 
 def _hearing(run: Run, results: ResultSettings) -> Stage:
     def make(work: Work) -> OnBlock:
-        extractor = ClvpFeatureExtractor.from_pretrained(fetch(work.checkpoint))
+        model, load = fetch(work.checkpoint), cache(load_random_voices)  # 126 MB, which few runs need
+        extractor = ClvpFeatureExtractor.from_pretrained(model)
         spoken = partial(clip_mels, whole=results.audio.whole_clips) if results.audio.most else None
         root, places = run.execution.audio_root, work.manifest.places(run.execution.audio_hosts)
-        return AudioToMels(extractor.log_mel, results.audio_seconds, root, places, spoken)
+        return AudioToMels(
+            extractor.log_mel,
+            results.audio_seconds,
+            root,
+            places,
+            spoken,
+            random_voice=lambda name: load(model).voice(name, results.sampling.seed),
+        )
 
     return Stage(
         "audio",
@@ -179,6 +189,7 @@ def _sampling(run: Run, results: ResultSettings) -> Stage:
         output=sample.OUTPUT,
         optional=pa.schema([STORED]),
         pool=run.execution.samplers,
+        blocks_at_once=sample.BLOCKS_AT_ONCE,
         gpu_share=0.75,
     )
 

@@ -22,7 +22,7 @@ from pipeline.errors import ERROR, RowError, RunError
 from pipeline.rows.columns import CANDIDATES, ENGINE, TEXT, VOICE_KEY, map_rows, set_columns
 from pipeline.rows.payloads import AUDIO
 from pipeline.settings import AudioSettings
-from pipeline.stages.voices import kept
+from pipeline.stages.voices import RANDOM_KEY, kept
 from pipeline.stages.waveform import BEST, MEASURED, MEASURED_TYPE, OTHERS, sound_fields, with_facts
 
 ARROW_TYPES = {float: pa.float64(), int: pa.int64(), str: pa.string()}
@@ -101,6 +101,8 @@ class Measurer:
             return np.zeros(0, np.float32)
 
         def make() -> np.ndarray:
+            if table["voice_key"][i].as_py().startswith(RANDOM_KEY):
+                return np.zeros(0, np.float32)
             clips = [np.asarray(self.decode(clip)) for clip in table["audio"][i].as_py()]
             return np.asarray(soxr.resample(np.concatenate(clips), SAMPLING_RATE, rate), np.float32)
 

@@ -3,7 +3,7 @@ of another for the diffusion decoder.
 
 A voice is the list of clips of a row. Its log-mels travel once per block, as one dictionary value, however
 many rows use it; a clip that several rows of the block name is decoded once. Waveforms stay in this stage,
-and only a few of them exist at a time.
+and only a few of them exist at a time. A random voice has no clips: its latents travel in place of log-mels.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import torch
 from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import VOICE_KEY, good_rows, map_rows, set_columns
 from pipeline.rows.memory import NUM_MELS, SAMPLE_RATE, clips_at_once, mel_frames
-from pipeline.rows.payloads import AUDIO
+from pipeline.rows.payloads import AUDIO, RANDOM_CLIP
 from pipeline.stages.decode import clip_name, decode_clip, listed_clips
 
 # The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
@@ -30,6 +30,8 @@ VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
 SPOKEN_VOICE = VOICE.with_name("spoken_voice")
 SPOKEN_SHAPE = (100, 401)
 
+RANDOM_KEY = "random-"  # before the digest of latents
+
 INPUT = pa.schema([AUDIO, ERROR])
 OUTPUT = pa.schema([VOICE_KEY, VOICE, AUDIO])
 
@@ -38,6 +40,8 @@ Voice = tuple[Identity, ...]
 Value = TypeVar("Value")
 LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
 SpokenMels = Callable[[torch.Tensor], Sequence[torch.Tensor]]  # [samples] to some [100, 401]; ValueError
+# A name to the latents of the speech decoder and of what makes sound; FileNotFoundError
+RandomVoice = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 
 def kept(cache: dict[str, Value], key: str, most: int, make: Callable[[], Value]) -> Value:
@@ -53,7 +57,7 @@ class AudioToMels:
     """Callable on a block. `seconds` of each clip are used: longer ones are cut, shorter ones zero-padded.
 
     `audio_root` and `places` are where clips may come from (`decode_clip`). With `spoken_mels` the block gets
-    the column SPOKEN_VOICE too.
+    the column SPOKEN_VOICE too. `random_voice` makes the voices that belong to nobody.
     """
 
     def __init__(
@@ -63,9 +67,11 @@ class AudioToMels:
         audio_root: str | None = None,
         places: Sequence[str] = (),
         spoken_mels: SpokenMels | None = None,
+        random_voice: RandomVoice | None = None,
     ) -> None:
         self.log_mel = log_mel
         self.spoken_mels = spoken_mels
+        self.random_voice = random_voice
         self.seconds = seconds
         self.audio_root = audio_root
         self.places = places
@@ -109,7 +115,15 @@ class _Clips:
 
     def add(self, clip: dict[str, Any]) -> Identity:
         name = _identity(clip)
-        if not any(name in known for known in (self.mels, self.failures, self.waiting)):
+        if any(name in known for known in (self.mels, self.failures, self.waiting)):
+            return name
+        if (random := _random_name(name)) and self.stage.random_voice is not None:
+            try:
+                latents = self.stage.random_voice(random)
+                self.mels[name], self.spoken[name] = map(_as_bytes, latents)
+            except FileNotFoundError as error:
+                self.failures[name] = RowError("NoRandomVoices", str(error))
+        else:
             decoded = self.stage.decode(clip)
             if not isinstance(decoded, RowError) and self.stage.spoken_mels is not None:
                 try:
@@ -135,6 +149,8 @@ class _Clips:
 
     def voice(self, names: Voice) -> Voice:
         """The clips of a voice. Raises what is wrong with the first that cannot be used."""
+        if len(names) > 1 and any(map(_random_name, names)):
+            raise RowError("MixedVoice", "a random voice cannot be mixed with clips")
         for name in names:
             if name in self.failures:
                 raise self.failures[name]
@@ -151,6 +167,12 @@ def _identity(clip: dict[str, Any]) -> Identity:
     if clip["bytes"] is None:
         return None, clip["path"]
     return hashlib.blake2b(clip["bytes"], digest_size=16).digest(), None
+
+
+def _random_name(name: Identity) -> str:
+    """Of the random voice that a clip stands for; nothing for others."""
+    path = name[1] or ""
+    return path.removeprefix(RANDOM_CLIP) if path.startswith(RANDOM_CLIP) else ""
 
 
 def _voice_columns(
@@ -173,7 +195,9 @@ def _voice_columns(
             if not uses[name]:
                 del mels[name]
     digests = [
-        hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest() for begin, end in pairwise(offsets)
+        RANDOM_KEY * bool(_random_name(names[0]))
+        + hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest()
+        for names, (begin, end) in zip(entries, pairwise(offsets), strict=True)
     ]
     numbers = [None if voice is None else entries[voice] for voice in voices]
     values = pa.Array.from_buffers(
@@ -181,6 +205,11 @@ def _voice_columns(
     )
     column = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), values)
     return [None if number is None else digests[number] for number in numbers], column
+
+
+def latent(data: bytes) -> torch.Tensor:
+    """A random voice's [W], from a value of the `voice` or `spoken_voice` column; its key has RANDOM_KEY."""
+    return torch.from_numpy(np.frombuffer(data, np.float32).copy())
 
 
 def voice_mels(data: bytes, seconds: float) -> list[torch.Tensor]:

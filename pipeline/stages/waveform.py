@@ -38,7 +38,7 @@ from pipeline.rows.columns import (
 from pipeline.rows.payloads import CLIP_TYPE
 from pipeline.settings import AudioSettings, ExecutionSettings, ResultSettings
 from pipeline.stages.device import pick_device
-from pipeline.stages.voices import SPOKEN_VOICE, VOICE, kept, spoken_mels, voice_mels
+from pipeline.stages.voices import RANDOM_KEY, SPOKEN_VOICE, VOICE, kept, latent, spoken_mels, voice_mels
 
 MEASURES = pa.schema(
     [
@@ -153,12 +153,16 @@ class WaveformMaker:
     def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What the speech decoder and what makes sound take of the row's voice."""
 
-        def make() -> tuple[torch.Tensor, torch.Tensor]:
-            mels = voice_mels(table["voice"][i].as_py(), self.settings.audio_seconds)
-            spoken = spoken_mels(table[SPOKEN_VOICE.name][i].as_py())
-            return self.encoder.average_clips(mels), self.decoder.voice_of(mels, spoken)
+        key = table["voice_key"][i].as_py()
 
-        return kept(self.voices, table["voice_key"][i].as_py(), self.voices_cached, make)
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            voice, spoken = (table[field.name][i].as_py() for field in (VOICE, SPOKEN_VOICE))
+            if key.startswith(RANDOM_KEY):
+                return latent(voice), latent(spoken)
+            mels = voice_mels(voice, self.settings.audio_seconds)
+            return self.encoder.average_clips(mels), self.decoder.voice_of(mels, spoken_mels(spoken))
+
+        return kept(self.voices, key, self.voices_cached, make)
 
     def _stored(self, speech: DecodedSpeech | DecodeFailure, log_probability: float) -> dict[str, Any]:
         """A waveform as it is stored, with its measures."""

@@ -84,12 +84,17 @@ class Cluster:
         num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share if self.gpus else 0
         return {"num_gpus": num_gpus, "num_cpus": 0 if num_gpus else pool.num_cpus}
 
-    def pool(self, pool: Pool, gpu_share: float) -> dict[str, Any]:
+    def pool(self, pool: Pool, gpu_share: float, blocks_at_once: int = 1) -> dict[str, Any]:
         """`map_batches` arguments of an actor pool: its size, and that dead actors come back."""
         resources = self.resources(pool, gpu_share)
         max_size = pool.max_size or max(pool.min_size, int(self.gpus) if resources["num_gpus"] else 1)
         return {
-            "compute": ActorPoolStrategy(min_size=pool.min_size, max_size=max_size),
+            "compute": ActorPoolStrategy(
+                min_size=pool.min_size,
+                max_size=max_size,
+                max_concurrent_calls_per_actor=blocks_at_once,
+                enable_true_multi_threading=blocks_at_once > 1,
+            ),
             "max_restarts": -1,
             "max_task_retries": TASK_RETRIES,
             **resources,

@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from pipeline.errors import ERROR_TYPE, ErrorRecord
 
-_TIMING = pa.struct([("stage", pa.string()), ("seconds", pa.float64()), ("worker", pa.string())])
+_TIMING = pa.struct(
+    [("stage", pa.string()), ("seconds", pa.float64()), ("worker", pa.string()), ("lanes", pa.float64())]
+)
 
 ENVELOPE = pa.schema(
     [
@@ -33,6 +35,7 @@ class Timing:
     stage: str
     seconds: float
     worker: str
+    lanes: float = 0.0  # share of its lanes that a sampler had in use meanwhile
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Exported:
         self.spent = Counter("clvp_stage_s", "Seconds that workers have spent on blocks.", ("stage",))
         self.left = Gauge("clvp_rows_left", "Rows that are left to do.")
         self.score = Gauge("clvp_best_score", "Score of the best candidates, on average over a block.")
+        self.lanes = Gauge("clvp_lanes", "Share of its lanes that a sampler has in use, over a block.")
         self.busy = Gauge("clvp_busy", "Tasks or actors at work on a block.", ("stage",))
         self.actors = Gauge("clvp_actors", "Actors that are ready.", ("stage",))
 
@@ -40,6 +41,8 @@ class Exported:
                 counter.inc(report[name])
         for timing in timings:
             self.spent.inc(max(timing.seconds, 1e-9), {"stage": timing.stage})
+            if timing.lanes:
+                self.lanes.set(timing.lanes)
         self.left.set(left)
         if report["best_score"] is not None:
             self.score.set(report["best_score"])

@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.util.metrics import Gauge
 
 from pipeline import storage
 from pipeline.errors import (
@@ -37,18 +36,23 @@ from pipeline.stream.envelope import Envelope, Timing
 
 EXIT_DEVICE_LOST = 70
 MAX_DEATHS_LOADING = 3
-LANES = "clvp_lanes"  # a metric, as in `pipeline.stream.exported`
 
 logger = logging.getLogger(__name__)
 
 
-def guarded(name: str, stage: OnBlock, plan: Any = None) -> Callable[[pa.Table], pa.Table]:
+def guarded(
+    name: str, stage: OnBlock, plan: Any = None, lanes: Callable[[], float] = lambda: 0.0
+) -> Callable[[pa.Table], pa.Table]:
     """Stages as a function from envelope row to envelope row.
 
-    `plan` refers to the one whose blocks they begin with; without it blocks come with their tables.
+    `plan` refers to the one whose blocks they begin with; without it blocks come with their tables. Where
+    several are called at once, a block has taken the time since the one before it was done. `lanes` gives the
+    share of lanes that the block before had in use.
     """
+    last = 0.0
 
     def run_stage(row: pa.Table) -> pa.Table:
+        nonlocal last
         envelope = Envelope.open(row)
         if envelope.stopped is not None:
             return row
@@ -56,7 +60,8 @@ def guarded(name: str, stage: OnBlock, plan: Any = None) -> Callable[[pa.Table],
         try:
             table = envelope.table if envelope.table is not None else shared(plan).slices_of(envelope.block)
             result = stage(table)
-            timing = Timing(name, time.perf_counter() - started, worker)
+            started, last = max(started, last), time.perf_counter()
+            timing = Timing(name, last - started, worker, lanes())
             return envelope.with_result(result, timing).seal()
         except Exception as error:
             leave_if_fatal(name, error)
@@ -88,17 +93,12 @@ def stage_actor(name: str) -> type:
     class Actor:
         def __init__(self, group: Sequence[Stage], work: Any) -> None:
             chain = _loaded(name, group, work)
-            self.run = guarded(name, chain)
             steps = chain.steps if isinstance(chain, Chain) else ()
-            self.samplers = [made for _, made in steps if isinstance(made, Sampler)]
-            if self.samplers:
-                self.lanes = Gauge(LANES, "Candidates that a sampler decodes at a time.")
+            samplers = [made for _, made in steps if isinstance(made, Sampler)]
+            self.run = guarded(name, chain, lanes=lambda: sum(sampler.lanes_in_use for sampler in samplers))
 
         def __call__(self, row: pa.Table) -> pa.Table:
-            row = self.run(row)
-            for sampler in self.samplers:
-                self.lanes.set(sampler.lanes_in_use)
-            return row
+            return self.run(row)
 
     Actor.__name__ = Actor.__qualname__ = name
     return Actor

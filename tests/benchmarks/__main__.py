@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import growth, lengths, limit, mel, memory, rows, versus_transformers, waveform
+from . import blocks_at_once, growth, lengths, limit, mel, memory, rows, versus_transformers, waveform
 from .harness import add_arguments, options_from, tell
 from .report import Benchmark, command, header
 from .workload import Workload
@@ -20,6 +20,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "rows": rows.run,
     "growth": growth.run,
     "lengths": lengths.run,
+    "blocks_at_once": blocks_at_once.run,
     "memory": memory.run,
     "mel": mel.run,
     "waveform": waveform.run,

@@ -26,12 +26,13 @@ def start_decoder(sampler: CandidateSampler, rows: list[PromptRow], params: Samp
         torch.cuda.empty_cache()  # what an earlier decoder held counts as free when memory is planned
     decoder = sampler.new_decoder(params)
     admissions = []
-    for index, row in enumerate(rows):
+    prefixes = prefill(sampler.weights, [row.prefix_PD for row in rows])
+    for index, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
         if decoder.reserve(row.prefix_PD.shape[0], len(row.candidates)) < len(row.candidates):
             raise ValueError(f"{len(rows)} rows × {len(row.candidates)} candidates need more lanes or memory")
         owners = [LaneOwner(index, candidate) for candidate in row.candidates]
         keys_N = candidate_keys(params.seed, row.row_id, row.candidates)
-        admissions.append(Admission(prefill(sampler.weights, row.prefix_PD), owners, keys_N))
+        admissions.append(Admission(prefix, owners, keys_N))
     decoder.admit(admissions)
     wait_for(sampler.weights.device)
     return decoder

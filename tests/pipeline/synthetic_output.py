@@ -166,6 +166,7 @@ def write_metrics(output: Path, began: float, rates: list[float], left: int = 0)
             left=left + len(rates) - i,
             gpus=1,
             busy_s=busy,
+            lanes_s=0.8 * busy["sample"],
         )
         log.add(sample)
 

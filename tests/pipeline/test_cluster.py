@@ -101,10 +101,10 @@ def test_reservations_fit_on_the_smallest_machines() -> None:
         (ExecutionSettings(), 16, Cluster(2, 0), 1000, 8),
         (ExecutionSettings(), 16, Cluster(2, 0), 12, 3),
         (ExecutionSettings(), 256, Cluster(2, 0), 1000, 1),
-        (ExecutionSettings(), 16, Cluster(8, 1), 100_000, 128),
+        (ExecutionSettings(), 16, Cluster(8, 1), 100_000, 64),
         (ExecutionSettings(), 1, Cluster(8, 1), 100_000, 256),
-        (ExecutionSettings(), 256, Cluster(64, 8), 100_000, 8),
-        (ExecutionSettings(engine=EngineConfig(lanes=512)), 16, Cluster(8, 1), 100_000, 256),
+        (ExecutionSettings(), 256, Cluster(64, 8), 100_000, 4),
+        (ExecutionSettings(engine=EngineConfig(lanes=512)), 16, Cluster(8, 1), 100_000, 128),
         (ExecutionSettings(), 16, Cluster(64, 8), 64, 2),
     ],
 )

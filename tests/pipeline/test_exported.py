@@ -11,7 +11,6 @@ from pipeline.stream import exported
 from pipeline.stream.envelope import Timing
 from pipeline.stream.exported import Exported
 from pipeline.stream.states import StageState
-from pipeline.stream.workers import LANES
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "clvp.json"
 REPORT = {
@@ -54,7 +53,7 @@ def test_what_a_block_adds(seen: dict[str, dict[str, float]]) -> None:
     metrics = Exported()
     states = [StageState("prepare", 2, None), StageState("sample", 1, 4)]
     for left in (5, 2):
-        metrics.add(REPORT, [Timing("sample", 1.5, "a:1"), Timing("write", 0.0, "a:2")], left, states)
+        metrics.add(REPORT, [Timing("sample", 1.5, "a:1", 0.75), Timing("write", 0.0, "a:2")], left, states)
     metrics.add(REPORT | dict.fromkeys(REPORT, 0) | {"failed": 2, "best_score": None}, [], 0, [])
     assert {name: values[""] for name, values in seen.items() if "" in values} == {
         "clvp_rows": 6,
@@ -64,6 +63,7 @@ def test_what_a_block_adds(seen: dict[str, dict[str, float]]) -> None:
         "clvp_tokens": 1800,
         "clvp_best_s": 19,
         "clvp_rows_left": 0,
+        "clvp_lanes": 0.75,
         "clvp_best_score": 2.5,
     }
     assert seen["clvp_stage_s"]["sample"] == 3
@@ -77,6 +77,6 @@ def test_the_dashboard_shows_all_of_them_and_no_other(seen: dict[str, dict[str, 
     gauges = seen.keys() - {name.removesuffix("_total") for name in counters}
     board = json.loads(DASHBOARD.read_text())
     asked = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
-    assert set(re.findall(r"ray_(clvp_\w+)", asked)) == counters | gauges | {LANES}
+    assert set(re.findall(r"ray_(clvp_\w+)", asked)) == counters | gauges
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
     assert len(set(places)) == len(places)

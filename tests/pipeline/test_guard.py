@@ -1,6 +1,9 @@
 """Envelopes and guards: what travels with a block, and what an exception in a stage becomes."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -67,12 +70,31 @@ def test_an_exception_reaches_the_driver_past_the_later_stages(
 
 
 def test_stages_are_timed_and_named() -> None:
-    stage = guarded("sample", lambda table: table.slice(1))
+    stage = guarded("sample", lambda table: table.slice(1), lanes=lambda: 0.5)
     assert stage.__name__ == "sample"
     found = Envelope.open(guarded("rank", lambda table: table)(stage(Envelope(0, TABLE).seal())))
     assert found.table["id"].to_pylist() == ["b"]
-    assert [timing.stage for timing in found.timings] == ["sample", "rank"]
+    assert [(timing.stage, timing.lanes) for timing in found.timings] == [("sample", 0.5), ("rank", 0.0)]
     assert all(timing.worker.endswith(f":{os.getpid()}") and timing.seconds >= 0 for timing in found.timings)
+
+
+def test_the_time_of_blocks_at_once_is_counted_once() -> None:
+    first, both = threading.Event(), threading.Barrier(2, timeout=60)
+
+    def stage(table: pa.Table) -> pa.Table:
+        both.wait()
+        if len(table) == 2:
+            first.wait(60)
+        return table
+
+    guard, began = guarded("sample", stage), time.perf_counter()
+    with ThreadPoolExecutor(2) as threads:
+        last = threads.submit(guard, Envelope(0, TABLE).seal())
+        other = threads.submit(guard, Envelope(1, TABLE.slice(1)).seal()).result()
+        first.set()
+        timings = [Envelope.open(row).timings[0].seconds for row in (last.result(), other)]
+    assert min(timings) > 0
+    assert sum(timings) <= time.perf_counter() - began
 
 
 def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

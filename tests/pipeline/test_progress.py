@@ -13,15 +13,17 @@ REPORT = {
     **{"part": "x", "num_bytes": 10, "rows": 3, "failed": 1, "candidates": 48},
     **{"tokens": 4500, "unfinished": 2, "engine": None, "best_s": 30.0, "best_score": 1.5},
 }
-TIMINGS = (Timing("sample", 1.5, "a:1"), Timing("rank", 0.5, "a:2"))
+TIMINGS = (Timing("sample", 1.5, "a:1", 0.75), Timing("rank", 0.5, "a:2"))
 
 
 def test_totals_are_sums() -> None:
     totals = Totals()
     for _ in range(2):
         totals.add(REPORT, TIMINGS)
-    totals.add(REPORT | dict.fromkeys(("rows", "failed", "candidates", "tokens", "unfinished", "best_s"), 0))
-    assert totals.busy_s == {"sample": 3.0, "rank": 1.0}
+    nothing = dict.fromkeys(("rows", "failed", "candidates", "tokens", "unfinished", "best_s"), 0)
+    totals.add(REPORT | nothing, [Timing("sample", 1.0, "a:1", 0.25)])
+    assert totals.busy_s == {"sample": 4.0, "rank": 1.0}
+    assert totals.lanes_s == 2.5
     assert (totals.rows, totals.failed, totals.candidates, totals.tokens, totals.unfinished) == (
         6,
         2,
@@ -71,7 +73,7 @@ def test_lines_come_while_nothing_is_finished_and_tell_what_is() -> None:
     assert loading.endswith(
         "0/12 rows, 0 failed, loading the weights of sample, rank and waveform, busy: prepare 2"
     )
-    assert "speech: 30.0 s best, 3.48 min all, " in lines[-1]
+    assert ", 75% of lanes in use, speech: 30.0 s best, 3.48 min all, " in lines[-1]
     assert lines[-1].endswith(" left, busy: sample 3/4, rank 0/1, write 1")
     assert "\r" not in stream.getvalue()
 
@@ -122,7 +124,7 @@ def test_a_terminal_has_a_bar_and_notes_above_it(monkeypatch: pytest.MonkeyPatch
     assert text.count("0/12 rows, 0 failed") >= 1
     last = text.rstrip("\n").splitlines()
     assert last[-1] == "[0:00] after"
-    amounts = r"48 candidates, [0-9,]+ tokens/s, speech: 30.0 s best, 3.48 min all"
+    amounts = r"48 candidates, [0-9,]+ tokens/s, 75% of lanes in use, speech: 30.0 s best, 3.48 min all"
     assert re.fullmatch(amounts, last[-3].strip())
     assert "━" in last[-4]
     assert "4/12 rows, 1 failed" in last[-4]

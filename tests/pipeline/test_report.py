@@ -197,7 +197,7 @@ def test_duration_z_of_every_candidate(figures: Any, database: "duckdb.DuckDBPyC
     assert unfinished
     assert all(got[key] is None for key in unfinished)
     assert all(unusual == (z is not None and abs(z) > 3.5) for _, _, z, unusual in flags)
-    outliers = figures["pace"]["outliers"]["all"]
+    outliers = figures["candidates"]["all"]["flags"]
     counted = outliers["long"]["count"] + outliers["short"]["count"]
     assert counted == pytest.approx(sum(unusual for *_, unusual in flags), abs=2)
     assert counted > 50
@@ -266,6 +266,7 @@ def test_speed_sums_sessions(figures: Any) -> None:
     assert speed["gpu_hours_per_audio_hour"] == pytest.approx(
         seconds / sum(last["audio_s"] for last in lasts)
     )
+    assert speed["lanes_in_use"] == pytest.approx(0.8)
     assert [stage["stage"] for stage in speed["stages"]] == ["sample", "rank", "audio", "write"]
     assert sum(stage["share"] for stage in speed["stages"]) == pytest.approx(1)
     area = sum((p["to_s"] - p["from_s"]) * p["tokens_per_s"] for points in speed["series"] for p in points)
@@ -306,10 +307,8 @@ def test_one_row_with_one_candidate(tmp_path: Path) -> None:
     (point,) = figures["best_of_n"]["points"]
     assert (point["n"], point["expected_best_score"], point["expected_chosen_score"]) == (1, 3.5, 3.5)
     assert figures["candidates"]["best"]["score"]["p50"] == 3.5
-    assert figures["pace"]["outliers"]["all"] == {
-        "long": {"count": 0, "share": 0.0},
-        "short": {"count": 0, "share": 0.0},
-    }
+    flags = figures["candidates"]["all"]["flags"]
+    assert flags["long"] == flags["short"] == {"count": 0, "share": 0.0}
     assert judged(tmp_path) == [{"duration_z": 0, "flagged": True}]
     assert figures["candidates"]["all"]["flags"]["long_run"]["count"] == 1
 

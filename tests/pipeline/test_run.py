@@ -121,6 +121,7 @@ def test_bad_rows_are_in_the_error_table_and_the_others_in_the_output(
     totals = summary.totals
     assert (totals.rows, totals.failed, summary.rejected, totals.candidates) == (180, 17, 3, 540)
     assert totals.tokens == sum(c["num_tokens"] for row in done.values() for c in row["candidates"])
+    assert 0 < totals.lanes_s <= totals.busy_s["sample"]
 
 
 def test_a_finished_run_has_nothing_to_do(

@@ -1,12 +1,14 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 
 from clvp.audio.mel import log_mel
-from clvp.sampling import EngineConfig, SamplingParams
+from clvp.sampling import Engine, EngineConfig, SamplingParams
 from pipeline.settings import ResultSettings
 from pipeline.stages.sample import OUTPUT, Sampler
 from pipeline.stages.tokens import TextToTokens, load_tokenizer
@@ -65,6 +67,15 @@ def test_tokens_do_not_depend_on_the_block(checkpoint: Path, sampler: Sampler, b
     assert tokens(fresh(block.take([6, 2, 5, 0]))) == {k: together[k] for k in ("r6", "r2", "r5", "r0")}
 
 
+def test_blocks_that_are_there_at_once_keep_their_rows(sampler: Sampler, block: pa.Table) -> None:
+    blocks = [block.take(rows) for rows in ([0, 4, 1], [2], [6, 5], [3, 0])]
+    expected = [tokens(sampler(table)) for table in blocks]
+    with ThreadPoolExecutor(len(blocks)) as threads:
+        together = list(threads.map(sampler, blocks))
+    assert [tokens(table) for table in together] == expected
+    assert 5 / 64 < sampler.lanes_in_use <= 1, "more than one row's"
+
+
 def test_tokens_depend_on_seed_and_settings(checkpoint: Path, sampler: Sampler, block: pa.Table) -> None:
     row = block.slice(0, 1)
     other = ResultSettings(num_candidates=5, sampling=SamplingParams(max_new_tokens=24, seed=8))
@@ -88,17 +99,15 @@ def test_a_voice_is_conditioned_once(
     assert sorted(calls) == [1, 1, 2]
 
 
-def failing(
-    sampler: Sampler, make_error: Callable[[], Exception], bad_id: str = "r2"
-) -> Callable[..., object]:
-    sample = sampler.sampler.sample
+def fail_at_r2(monkeypatch: pytest.MonkeyPatch, make_error: Callable[[], Exception]) -> None:
+    admit = Engine._admit
 
-    def broken(rows: list[object], params: SamplingParams) -> object:
-        if any(row.row_id == bad_id for row in rows):  # type: ignore[attr-defined]
+    def broken(engine: Engine, decoder: Any) -> None:
+        if any(row.prompt.row_id == "r2" for row in engine.queue):
             raise make_error()
-        return sample(rows, params)  # type: ignore[arg-type]
+        admit(engine, decoder)
 
-    return broken
+    monkeypatch.setattr(Engine, "_admit", broken)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_a_row_that_fails_takes_no_other_with_it(
     sampler: Sampler, block: pa.Table, monkeypatch: pytest.MonkeyPatch, make_error: Callable[[], Exception]
 ) -> None:
     expected = tokens(sampler(block))
-    monkeypatch.setattr(sampler.sampler, "sample", failing(sampler, make_error))
+    fail_at_r2(monkeypatch, make_error)
     out = sampler(block)
     assert tokens(out) == expected | {"r2": None}
     error = out["error"][2].as_py()
@@ -118,8 +127,7 @@ def test_a_row_that_fails_takes_no_other_with_it(
 def test_a_lost_gpu_ends_the_process(
     sampler: Sampler, block: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = RuntimeError("CUDA error: device-side assert triggered")
-    monkeypatch.setattr(sampler.sampler, "sample", failing(sampler, lambda: error))
+    fail_at_r2(monkeypatch, lambda: RuntimeError("CUDA error: device-side assert triggered"))
     with pytest.raises(RuntimeError, match="CUDA error"):
         sampler(block)
 

@@ -53,7 +53,7 @@ def test_a_prefix_is_held_once_where_no_candidate_of_its_row_waits() -> None:
     """In the budget; the copy that came from the prefill is gone."""
     sampler = CandidateSampler(small_decoder())
     decoder = StaticDecoder(sampler.weights, PARAMS, 24, 10**9, attend_plainly)
-    prefix = prefill(sampler.weights, prompt(1).prefix_PD)
+    prefix = prefill(sampler.weights, [prompt(1).prefix_PD])[0]
     alive = ref(prefix)
     for candidate in range(2):  # the second shares the slot
         assert decoder.reserve(prefix.length, 1) == 1

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams, invariance
 from clvp.sampling.cohort import Cohort
@@ -132,7 +133,7 @@ def test_logits_are_equal_to_the_last_bit_not_only_the_tokens() -> None:
     """Stricter than tokens: the attention output of a lane alone and in a cohort of many."""
     model = small_decoder()
     weights = arrange_weights(model, find_arithmetic(model).products)
-    prefixes = [prefill(weights, prompt(number).prefix_PD[:20]) for number in range(3, 9)]
+    prefixes = prefill(weights, [prompt(number).prefix_PD[:20] for number in range(3, 9)])
     lanes = [5, 1, 8, 3, 2, 4]
     together = Cohort(weights, prefixes, lanes, 130)
     first_of_row_2 = 6
@@ -234,6 +235,18 @@ def test_the_probe_sees_what_a_kernel_does_otherwise(
     else:
         assert found.products.quantum == quantum
         assert found.digest
+
+
+@pytest.mark.usefixtures("fresh_probe")
+def test_the_probe_sees_prefills_that_know_their_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = functional.scaled_dot_product_attention
+
+    def leaking(q: Tensor, *others: Tensor, **options: Any) -> Tensor:
+        attended = attention(q, *others, **options)
+        return attended if len(q) == 1 else torch.nextafter(attended, attended + 1)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", leaking)
+    assert find_arithmetic(small_decoder()).digest is None
 
 
 @pytest.mark.parametrize("products", [Products(False, 4), Products(True, 12), FIXED])
