@@ -80,8 +80,8 @@ def interrupt(run: Run, number: signal.Signals, code: int, workload: Workload, o
 def test_signals_and_dead_processes_change_neither_tokens_nor_sound(
     sounding: tuple[Workload, Stored], tmp_path: Path
 ) -> None:
-    """One output, begun by five runs: two are told to end, the first of them after the loss of a process that
-    is replaced, one loses Ray's own, and one is killed with all its processes.
+    """One output, begun by five runs: two are told to end, the first of them after the loss of processes that
+    are replaced, one loses Ray's own, and one is killed with all its processes.
     """
     workload, undisturbed = sounding
     assert undisturbed.data is not None
@@ -90,6 +90,7 @@ def test_signals_and_dead_processes_change_neither_tokens_nor_sound(
     output = tmp_path / "out"
     with Run(workload, str(output)) as run:
         wait_for_rows(run, output)
+        killed(run, "sampler")
         killed(run, "decoder")
         wait_for_rows(run, output)
         interrupt(run, signal.SIGINT, 130, workload, output)
