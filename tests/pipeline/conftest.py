@@ -52,6 +52,7 @@ def ray_instance() -> Iterator[None]:
         for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        patch.setenv("RAY_worker_niceness", "0")  # of 15 they wait for whatever else this machine does
         ray.init(
             address="local",
             num_cpus=2,

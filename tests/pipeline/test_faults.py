@@ -20,6 +20,8 @@ from tests.soak.processes import kill, processes_of, victims, wait_until
 from tests.soak.soak import run_without_ray, soak
 from tests.soak.workload import Run, Workload, make_workload
 
+pytestmark = pytest.mark.timeout(900)
+
 SECONDS = 400.0
 PREFIX = "python -m jobs.synthesize: "
 
@@ -74,13 +76,12 @@ def interrupt(run: Run, number: signal.Signals, code: int, workload: Workload, o
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.xdist_group("ray")
 def test_signals_and_dead_processes_change_neither_tokens_nor_sound(
     sounding: tuple[Workload, Stored], tmp_path: Path
 ) -> None:
-    """One output, begun by five runs: two are told to end, the first of them after the loss of a process that
-    is replaced, one loses Ray's own, and one is killed with all its processes.
+    """One output, begun by five runs: two are told to end, the first of them after the loss of processes that
+    are replaced, one loses Ray's own, and one is killed with all its processes.
     """
     workload, undisturbed = sounding
     assert undisturbed.data is not None
@@ -89,6 +90,7 @@ def test_signals_and_dead_processes_change_neither_tokens_nor_sound(
     output = tmp_path / "out"
     with Run(workload, str(output)) as run:
         wait_for_rows(run, output)
+        killed(run, "sampler")
         killed(run, "decoder")
         wait_for_rows(run, output)
         interrupt(run, signal.SIGINT, 130, workload, output)
@@ -173,7 +175,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr}")

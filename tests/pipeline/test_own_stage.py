@@ -21,21 +21,19 @@ COLUMN = "speech_per_text_token"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("ray")
 def test_a_stage_of_one_s_own(
-    ray_instance: None,
     workload: Workload,
     undisturbed: Stored,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In a program that joins a cluster: workers get what its `__main__` has by value."""
-    import ray
-
+    """In a program of its own: workers get what its `__main__` has by value."""
     output = OutputFolder(str(tmp_path / "out"))
-    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with Process(workload, output.uri, here, ("-m", "tests.pipeline.own_stage_job")) as run:
-        wait_until(lambda: run.has_ended, 280, "the run to end")
+    with Process(workload, output.uri, command=("-m", "tests.pipeline.own_stage_job")) as run:
+        wait_until(lambda: run.has_ended, 400, "the run to end")
         assert run.process.returncode == 0, run.text()
     stored = read_stored(output)
     check_finished(stored, workload)

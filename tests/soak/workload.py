@@ -113,13 +113,7 @@ def _row(number: int, audio: Any) -> dict[str, Any]:
 class Run:
     """One start of the job in a session of its own, with a Ray instance of its own. A context manager."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        output: str,
-        environment: Mapping[str, str] | None = None,
-        command: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, workload: Workload, output: str, command: Sequence[str] = ()) -> None:
         self.temporary = Path(
             tempfile.mkdtemp(prefix="soak-", dir="/tmp")
         )  # short: Ray puts sockets below it
@@ -130,12 +124,13 @@ class Run:
             "RAY_TMPDIR": str(self.temporary),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(REPOSITORY),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
         }
-        variables["RAY_USAGE_STATS_ENABLED"] = "0"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command, *workload.arguments(output)],
-                env={**variables, **CREDENTIALS, **(environment or {})},
+                env={**variables, **CREDENTIALS},
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
