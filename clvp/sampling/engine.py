@@ -4,6 +4,7 @@ Candidates of rows that come later take the lanes that earlier ones leave. Rows 
 Memory is reserved before a candidate is admitted, so any number of candidates runs within the budget.
 """
 
+import atexit
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 from queue import Empty, SimpleQueue
+from threading import Thread
 
 import torch
 
@@ -52,7 +54,7 @@ class SamplingStats:
 
 
 class Engine:
-    """Decodes rows. `submit` may be called in any thread, all else in one.
+    """Decodes rows: those of `submit`, in any thread, after `start`; or those of `begin` by `step`.
 
     What concerns one row is that row's error. When all that are under way fail together, for lack of memory
     say, they are decoded again one by one, to the same tokens.
@@ -68,20 +70,31 @@ class Engine:
         self.queue: deque[_Row] = deque()  # those of which candidates wait
         self.numbers = count()
         self.decoder: Decoder | None = None
+        self.ended = False
 
     def submit(self, make: Callable[[], PromptRow]) -> Result:
-        """A row for the thread in `run`, which makes it in its turn; until then it can be cancelled."""
+        """A row for the engine's thread, which makes it in its turn; until then it can be cancelled."""
         result: Result = Future()
         self.inbox.put((make, result))
         return result
 
-    def run(self) -> None:
-        """Decodes what is submitted, for ever: what a thread of the engine's own does."""
+    def start(self) -> None:
+        """Decodes what is submitted in a thread of its own, until the process ends."""
+        thread = Thread(target=self._run, name="engine", daemon=True)
+        thread.start()
+
+        def end() -> None:  # a thread that Python ends in the middle of a product would abort the process
+            self.ended = True
+            thread.join()
+
+        atexit.register(end)
+
+    def _run(self) -> None:
         torch.get_num_threads()  # until it asks, a new thread computes with as many as OpenMP likes
-        while True:
+        while not self.ended:
             while self.wants_more:
                 try:
-                    make, result = self.inbox.get(block=not self.rows)
+                    make, result = self.inbox.get(block=not self.rows, timeout=0.1)
                 except Empty:
                     break
                 if result.set_running_or_notify_cancel():
@@ -181,7 +194,7 @@ class Engine:
         for row in rows:
             alone = Engine(self.weights, self.params, self.lanes, self.new_decoder)
             alone._enqueue(row.prompt, row.result)
-            while alone.rows:
+            while alone.rows and not self.ended:
                 alone.step()
 
 

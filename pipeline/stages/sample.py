@@ -6,7 +6,6 @@ row with it.
 """
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -85,7 +84,7 @@ class Sampler:
         self.voices_cached = voices_cached
         self.engine = sampler.engine(settings.sampling)
         self.lanes_in_use = 0.0  # the share of them, on average while the last block was here
-        threading.Thread(target=self.engine.run, name="engine", daemon=True).start()
+        self.engine.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         stats = self.engine.stats

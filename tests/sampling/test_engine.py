@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -39,12 +41,6 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> E
     return CandidateSampler(small_decoder(), EngineConfig(lanes=24, kv_budget_bytes=10**9)).engine(PARAMS)
 
 
-def served(engine: Engine) -> Engine:
-    """By a thread of its own."""
-    threading.Thread(target=engine.run, daemon=True).start()
-    return engine
-
-
 def test_rows_that_come_while_others_are_decoded(engine: Engine, alone: dict[int, Tokens]) -> None:
     results, most = {}, 0
     for number in NUMBERS:
@@ -61,7 +57,7 @@ def test_rows_that_come_while_others_are_decoded(engine: Engine, alone: dict[int
 
 
 def test_one_thread_serves_many(engine: Engine, alone: dict[int, Tokens]) -> None:
-    served(engine)
+    engine.start()
     found: dict[int, Tokens] = {}
 
     def ask(number: int) -> None:
@@ -86,7 +82,8 @@ def test_its_thread_computes_with_the_threads_that_were_set(engine: Engine) -> N
         return prompt(1)
 
     with thread_count(3):
-        served(engine).submit(make).result(timeout=200)
+        engine.start()
+        engine.submit(make).result(timeout=200)
     assert threads == [3]
 
 
@@ -97,7 +94,7 @@ def test_a_row_that_is_cancelled_or_bad_disturbs_no_other(engine: Engine, alone:
     none = engine.submit(lambda: PromptRow("none", torch.zeros(3, WIDTH), []))
     results |= {number: engine.submit(partial(prompt, number)) for number in (4, 5)}
     assert results.pop(2).cancel()
-    served(engine)
+    engine.start()
     found = {number: plain(result.result(timeout=200)) for number, result in results.items()}
     assert found == {number: alone[number] for number in results}
     assert isinstance(gone.exception(timeout=200), ZeroDivisionError)
@@ -114,7 +111,7 @@ def test_a_row_without_numbers_fails_alone(engine: Engine, alone: dict[int, Toke
     results = {number: engine.submit(partial(prompt, number)) for number in (1, 2)}
     failed = engine.submit(poison)
     results |= {number: engine.submit(partial(prompt, number)) for number in (3, 4)}
-    served(engine)
+    engine.start()
     assert "logits are NaN or infinite" in str(failed.exception(timeout=200))
     found = {number: plain(result.result(timeout=200)) for number, result in results.items()}
     assert found == {number: alone[number] for number in results}
@@ -146,7 +143,7 @@ def test_memory_that_runs_out_is_given_back_before_rows_are_tried_again(
     results = {number: engine.submit(partial(prompt, number)) for number in NUMBERS[:5]}
     bad = engine.submit(partial(prompt, 11, [39, 40]))
     results |= {number: engine.submit(partial(prompt, number)) for number in NUMBERS[5:]}
-    served(engine)
+    engine.start()
     assert isinstance(bad.exception(timeout=200), torch.OutOfMemoryError)
     assert {number: plain(result.result(timeout=200)) for number, result in results.items()} == alone
 
@@ -167,12 +164,29 @@ def test_a_device_that_is_lost_hangs_nobody(engine: Engine, monkeypatch: pytest.
     for kind in (CohortDecoder, StaticDecoder):
         monkeypatch.setattr(kind, "step", fails)
     results = [engine.submit(partial(prompt, number)) for number in NUMBERS]
-    served(engine)
+    engine.start()
     assert all("CUDA error" in str(result.exception(timeout=60)) for result in results)
 
 
 def test_a_decoder_that_cannot_be_made_hangs_nobody(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "new_decoder", lambda: 1 / 0)
-    served(engine)
+    engine.start()
     results = [engine.submit(partial(prompt, number)) for number in NUMBERS]
     assert all(isinstance(result.exception(timeout=60), ZeroDivisionError) for result in results)
+
+
+LEAVING = """
+from functools import partial
+from clvp.sampling import CandidateSampler, SamplingParams
+from tests.sampling.small_models import prompt, small_decoder
+engine = CandidateSampler(small_decoder()).engine(SamplingParams(max_new_tokens=120, min_new_tokens=120))
+engine.start()
+rows = [engine.submit(partial(prompt, number)) for number in range(1, 11)]
+while not engine.stats.steps:
+    pass
+"""
+
+
+def test_a_process_that_ends_while_it_decodes_ends_well() -> None:
+    ended = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
