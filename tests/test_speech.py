@@ -60,7 +60,7 @@ def wrong_share(speaker: Speaker, recognizer: Callable[[str, torch.Tensor], tupl
     return float(wrong / words)
 
 
-MOST_WRONG = 0.65  # the model as it is has 0.47; noise and other sentences have more than 1
+MOST_WRONG = 0.5  # the model as it is has 0.16; noise and other sentences have about 1
 
 
 def test_most_words_are_understood(speaker: Speaker, recognizer: Callable) -> None:
@@ -84,8 +84,7 @@ def skip_a_text_position(speaker: Speaker) -> None:
     weight.data = weight.data.roll(-1, 0)
 
 
-# Mel positions that are skipped are not heard with this model (one: 42%, two: 47% of the words wrong); golden
-# tests see them.
+# Mel positions that are skipped are hardly heard (one: 27%, two: 24% of the words wrong); golden tests see them.
 BUGS = (shift_the_codes, drop_the_mel_norms, skip_a_text_position)
 
 
