@@ -84,7 +84,8 @@ def skip_a_text_position(speaker: Speaker) -> None:
     weight.data = weight.data.roll(-1, 0)
 
 
-# Mel positions that are skipped are hardly heard (one: 27%, two: 24% of the words wrong); golden tests see them.
+# Mel positions that are skipped are hardly heard (one: 27%, two: 24% of the words wrong); golden tests see
+# them.
 BUGS = (shift_the_codes, drop_the_mel_norms, skip_a_text_position)
 
 

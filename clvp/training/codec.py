@@ -4,7 +4,7 @@ First both its sides together. Then, as `sound`, a decoder alone, while the code
 made of them may improve for as long as one likes, and nothing else has to be trained again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,19 @@ class SoundNetwork(nn.Module):
         return self.error(self.decoder(values_BLQ, batch["voice"]), batch["mel"])
 
 
+def pieces(
+    corpus: Corpus, rows: np.ndarray, starts: Sequence[int], length: int, rng: Rng, own: range
+) -> dict[str, Tensor]:
+    """Of this process's own rows: log-mels [B, 80, length] from these frames on, and the voices [B, 2, 80] of
+    other clips, which are drawn for all rows.
+    """
+    voices = [corpus.reference(row, rng) for row in rows]
+    return {
+        "mel": torch.from_numpy(np.stack([corpus.mel(rows[i], starts[i], length) for i in own])),
+        "voice": corpus.voices[[voices[i] for i in own]],
+    }
+
+
 class CodecPart:
     """Random pieces, each with the voice of another clip of its speaker."""
 
@@ -97,14 +110,9 @@ class CodecPart:
         yield self._pieces(self.corpus.validation, np.random.default_rng(0))
 
     def _pieces(self, rows: np.ndarray, rng: Rng, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        corpus = self.corpus
-        starts = [int(rng.integers(max(corpus.frames[row] - PIECE, 0) + 1)) for row in rows]
-        voices = [corpus.reference(row, rng) for row in rows]
-        own = range(rank, len(rows), world)
-        return {
-            "mel": torch.from_numpy(np.stack([corpus.mel(rows[i], starts[i], PIECE) for i in own])),
-            "voice": corpus.voices[[voices[i] for i in own]],
-        }
+        frames = self.corpus.frames
+        starts = [int(rng.integers(max(frames[row] - PIECE, 0) + 1)) for row in rows]
+        return pieces(self.corpus, rows, starts, PIECE, rng, range(rank, len(rows), world))
 
 
 class SoundPart:
@@ -125,17 +133,12 @@ class SoundPart:
         yield self._pieces(self.kept, np.random.default_rng(0))
 
     def _pieces(self, rows: np.ndarray, rng: Rng, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        corpus, spoken = self.corpus, self.spoken
-        starts = [int(rng.integers(len(corpus.codes[row]) - spoken + 1)) for row in rows]
-        voices = [corpus.reference(row, rng) for row in rows]
-        own = range(rank, len(rows), world)
-        mels = [corpus.mel(rows[i], starts[i] * FRAMES_PER_CODE, spoken * FRAMES_PER_CODE) for i in own]
-        codes = [corpus.codes[rows[i]][starts[i] : starts[i] + spoken] for i in own]
-        return {
-            "mel": torch.from_numpy(np.stack(mels)),
-            "codes": torch.from_numpy(np.stack(codes)),
-            "voice": corpus.voices[[voices[i] for i in own]],
-        }
+        codes, spoken, own = self.corpus.codes, self.spoken, range(rank, len(rows), world)
+        starts = [int(rng.integers(len(codes[row]) - spoken + 1)) for row in rows]
+        frames = [start * FRAMES_PER_CODE for start in starts]
+        of_own = [codes[rows[i]][starts[i] : starts[i] + spoken] for i in own]
+        batch = pieces(self.corpus, rows, frames, spoken * FRAMES_PER_CODE, rng, own)
+        return batch | {"codes": torch.from_numpy(np.stack(of_own))}
 
 
 def trained_encoder(config: CodecConfig, run: Path) -> CodecEncoder:

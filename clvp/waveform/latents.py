@@ -3,6 +3,7 @@
 L latents, P prefix positions, T tokens, D width.
 """
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
@@ -10,6 +11,11 @@ from clvp.generation import ClvpForCausalLM
 from clvp.pretrained import inference
 
 CALM_TOKENS = 8  # of silence after a finished candidate: 0.37 seconds
+
+
+def says_nothing(tokens: Tensor | np.ndarray, calm: int) -> bool:
+    """Whether none of a candidate's tokens is speech."""
+    return bool((tokens == calm).all())
 
 
 def latent_tokens(tokens_T: Tensor, finished: bool, calm: int) -> Tensor:
@@ -21,12 +27,12 @@ def latent_tokens(tokens_T: Tensor, finished: bool, calm: int) -> Tensor:
 
     Raises ValueError for a candidate that is nothing but calm.
     """
-    spoken = (tokens_T != calm).nonzero()
-    if not len(spoken):
+    if says_nothing(tokens_T, calm):
         raise ValueError(f"the candidate says nothing: none of its {len(tokens_T)} tokens is speech")
     if not finished:
         return tokens_T
-    return functional.pad(tokens_T[: int(spoken[-1]) + 1], (0, CALM_TOKENS), value=calm)
+    last = int((tokens_T != calm).nonzero()[-1])
+    return functional.pad(tokens_T[: last + 1], (0, CALM_TOKENS), value=calm)
 
 
 def mean_log_probability(

@@ -14,6 +14,7 @@ import torch
 
 from clvp import ClvpModelForConditionalGeneration
 from clvp.scoring import pad_and_fix_codes, score_candidates
+from clvp.waveform.latents import says_nothing
 from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import (
     CANDIDATE_TYPE,
@@ -86,7 +87,7 @@ class Ranker:
         if not np.isfinite(scores).all():
             raise RowError("InvalidScore", "a candidate's score is not finite; try dtype float32")
         numbers = values.field("candidate").to_pylist()
-        silent = [bool((row == self.fixing_codes[0]).all()) for row in tokens]
+        silent = [says_nothing(row, self.fixing_codes[0]) for row in tokens]
         return [Scored(*fields) for fields in zip(numbers, finished, tokens, scores, silent, strict=True)]
 
 

@@ -19,7 +19,7 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformRequest, load_waveform_decoder
-from clvp.waveform.latents import mean_log_probability, speech_latents
+from clvp.waveform.latents import mean_log_probability, says_nothing, speech_latents
 from clvp.waveform.measures import fade_out, measures_of, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
 from pipeline import storage
@@ -139,7 +139,7 @@ class WaveformMaker:
         requests: list[tuple[WaveformRequest, float]] = []
         for item in wanted:
             tokens_T = torch.tensor(item["speech_ids"], dtype=torch.int64)
-            if requests and bool((tokens_T == self.speech_decoder.config.decoder_fixing_codes[0]).all()):
+            if requests and says_nothing(tokens_T, self.speech_decoder.config.decoder_fixing_codes[0]):
                 break  # those that say nothing rank last, and cost no row that has others
             try:
                 latents_LD = speech_latents(self.speech_decoder, prefix_PD, tokens_T, item["finished"])

@@ -47,7 +47,7 @@ def write_block(work: Work, table: pa.Table) -> dict[str, Any]:
     return BlockWriter(work.output, work.seed)(table).to_pylist()[0]
 
 
-def stages_here(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any) -> Iterator[Any]:
+def stages_here(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any = None) -> Iterator[Any]:
     """In place of `pipeline.stream.retry.reports`: all stages in this process, block by block."""
     chain, plan = Chain(stages_of(work.run), work), make_plan(index, todo, size)
     for number in range(plan.num_blocks):
@@ -70,7 +70,7 @@ def without_ray(reports: Callable[..., Iterator[Any]] = stages_here) -> Iterator
 def driver_only(between: Callable[[int], None] = lambda number: None) -> Iterator[None]:
     """Nor models; `between` is called with a block's number before it is read."""
 
-    def reports(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any) -> Iterator[Any]:
+    def reports(work: Work, _: Any, index: RowIndex, todo: Any, size: int, note: Any = None) -> Iterator[Any]:
         plan = make_plan(index, todo, size)
         for number in range(plan.num_blocks):
             between(number)

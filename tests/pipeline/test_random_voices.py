@@ -18,10 +18,11 @@ from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Files, publish
 from pipeline.rows.manifest import Reading
 from pipeline.rows.payloads import AUDIO_PAYLOAD
-from pipeline.rows.plan import make_plan, select_rows
+from pipeline.rows.plan import select_rows
 from pipeline.settings import AudioSettings, MeasuringSettings, ResultSettings, Run, ScoringSettings
-from pipeline.stages import Chain, Work, stages_of
+from pipeline.stages import Work
 from tests.pipeline.clips import write_clip, write_jsonl
+from tests.pipeline.driver_only import stages_here
 
 TEXT = "It was day, and then it was night. " * 6
 ROWS = [
@@ -67,12 +68,9 @@ def made(
 ) -> dict[str, dict[str, Any]]:
     """The rows of the manifest that are not done, good and bad."""
     place = OutputFolder(str(output))
-    chain = Chain(stages_of(found.run), Work(found.run, found.manifest, found.checkpoint, place, 3))
-    plan = make_plan(
-        found.index, select_rows(found.index, pa.chunked_array([done], pa.string())).todo, rows_per_block
-    )
-    parts = [chain(plan.slices_of(number)).to_pylist()[0]["part"] for number in range(plan.num_blocks)]
-    publish(Files(place), parts)
+    work = Work(found.run, found.manifest, found.checkpoint, place, 3)
+    todo = select_rows(found.index, pa.chunked_array([done], pa.string())).todo
+    publish(Files(place), [r["part"] for _, r in stages_here(work, None, found.index, todo, rows_per_block)])
     tables = [(kind, name) for kind in ("data", "errors") for name in place.parquet_files(kind)]
     return {row["id"]: row for kind, name in tables for row in place.read_table(kind, name).to_pylist()}
 

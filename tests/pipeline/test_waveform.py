@@ -30,12 +30,13 @@ from pipeline.report import write_report
 from pipeline.rows.manifest import open_manifest
 from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
-from pipeline.rows.plan import make_plan, select_rows
+from pipeline.rows.plan import select_rows
 from pipeline.settings import AudioSettings, ResultSettings, Run, ScoringSettings
-from pipeline.stages import Chain, Work, stages_of
+from pipeline.stages import Work
 from pipeline.stages.rank import Ranker, Scored
 from pipeline.stages.waveform import encoded, file_name
 from tests.pipeline.clips import NO_IDS, write_clip, write_jsonl
+from tests.pipeline.driver_only import stages_here
 
 GOLDEN = Path(os.environ.get("CLVP_GOLDEN_DECODE", Path(__file__).parents[1] / "data" / "golden_decode"))
 TEXTS = ["One text.", "Another, which is longer.", "A third one.", "Silence follows."]
@@ -80,10 +81,9 @@ def made(
     run = decided(Run((str(manifest),), str(output), str(model), settings), checkpoint)
     opened, index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD))
     folder = OutputFolder(str(output))
-    chain = Chain(stages_of(run), Work(run, opened, checkpoint, folder, settings.sampling.seed))
-    plan = make_plan(index, select_rows(index, NO_IDS).todo, rows_per_block)
-    parts = [chain(plan.slices_of(number)).to_pylist()[0]["part"] for number in range(plan.num_blocks)]
-    publish(Files(folder), parts)
+    work = Work(run, opened, checkpoint, folder, settings.sampling.seed)
+    todo = select_rows(index, NO_IDS).todo
+    publish(Files(folder), [r["part"] for _, r in stages_here(work, None, index, todo, rows_per_block)])
     tables = [folder.read_table("data", name) for name in folder.parquet_files("data")]
     return pa.concat_tables(tables).sort_by("id").to_pylist()
 

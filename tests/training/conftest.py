@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from clvp.audio.mel import SAMPLING_RATE
 from clvp.codec import CodecConfig
@@ -40,6 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     (folder / "manifest.jsonl").write_text("".join(lines))
     prepare(folder / "manifest.jsonl", folder / "data")
     corpus = Corpus(folder / "data", validation=4)
+    torch.manual_seed(4)  # codes of an untrained encoder, by which words can be told apart
     encode_corpus(CodecNetwork(tiny_sizes().codec).eval().encoder, corpus)
     return corpus
 

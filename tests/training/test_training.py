@@ -74,7 +74,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: PartName, corpus: Corpus, 
 
 @pytest.mark.parametrize(
     ("name", "measure", "untrained", "bound"),
-    # Nats a code of 18, start and stop among them; contrast among 12 sounds and 32 texts: ln 12 + ln 32.
+    # Nats a code of 18, start and stop among them; contrast among 16 sounds and 32 texts: ln 16 + ln 32.
     [
         ("codec", "envelope", 1.5, 1.35),
         ("sound", "envelope", 0.9, 0.85),
@@ -217,12 +217,12 @@ def test_codes_of_a_piece_are_those_of_its_frames(corpus: Corpus, monkeypatch: p
     batch = make_part("sound", tiny_sizes(), corpus).batch(np.random.default_rng(1), 4, 0, 1)
     places = [(row, start) for row, codes in enumerate(corpus.codes) for start in range(len(codes) - 5 + 1)]
     for mel, codes in zip(batch["mel"].numpy(), batch["codes"].numpy(), strict=True):
-        row, start = next(
-            (row, start)
+        # A steady tone has the same frames at several places, not the same codes.
+        assert any(
+            np.array_equal(corpus.mel(row, FRAMES_PER_CODE * start, FRAMES_PER_CODE * 5), mel)
+            and np.array_equal(corpus.codes[row][start : start + 5], codes)
             for row, start in places
-            if np.array_equal(corpus.mel(row, FRAMES_PER_CODE * start, FRAMES_PER_CODE * 5), mel)
         )
-        assert np.array_equal(corpus.codes[row][start : start + 5], codes)
 
 
 def test_what_digits_add_is_merged_into_the_tables(corpus: Corpus) -> None:
