@@ -115,7 +115,8 @@ def _gpu() -> str:
 def _run(part: Part, folder: Path, rehearse: bool) -> None:
     """Leaves what the part printed in one of its two files, also where it is killed for its time (−9)."""
     command, started = part.command(rehearse), time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(REHEARSAL if rehearse else {})}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, **(REHEARSAL if rehearse else {})}
     done, failed = _done(folder, part), _failed(folder, part)
     with failed.open("w") as out, TemporaryFile("w+") as errors:
         print(
