@@ -54,14 +54,14 @@ PARTS = (
         "tests/sampling/test_cuda.py tests/sampling/test_invariance.py tests/clvp/test_reference_faults.py",
         False,
     ),
-    Part("sampler", 100, "limit"),
+    Part("sampler", 120, "limit rows"),
     Part(
         "waveform_tests",
         240,
         "tests/waveform/test_cuda.py tests/waveform/test_denoiser.py tests/waveform/test_decoder.py",
         False,
     ),
-    Part("waveform", 200, "waveform --repetitions 2"),
+    Part("waveform", 240, "waveform --repetitions 2"),
     Part("versus_transformers", 180, "versus_transformers --tokens 128 --repetitions 1"),
     Part("memory", 90, "memory"),
 )

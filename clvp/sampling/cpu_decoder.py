@@ -5,6 +5,7 @@ cohort by cohort. Shapes: B lanes, W lanes padded to a width of `Products`, D wi
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -16,7 +17,7 @@ from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.lanes import Admission, FinishedLane, LaneTable
 from clvp.sampling.memory import budget_error, give_back_freed
 from clvp.sampling.params import SamplingParams
-from clvp.sampling.prefill import padded_length
+from clvp.sampling.prefill import padded_length, prefill
 
 WORTH_A_COHORT = 8  # free lanes, from which on a cohort of their own pays
 
@@ -39,6 +40,7 @@ class CohortDecoder:
         assert weights.products is not None
         self.weights, self.products = weights, weights.products
         self.lanes, self.budget = lanes, budget
+        self.prefill = partial(prefill, weights)
         self.table = LaneTable(weights, params)
         self.cohorts: list[Cohort] = []
         self.promised_lanes = self.promised_bytes = 0

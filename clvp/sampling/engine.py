@@ -22,7 +22,7 @@ from clvp.sampling.gpu_decoder import StaticDecoder
 from clvp.sampling.lanes import Admission, FinishedLane, LaneOwner
 from clvp.sampling.noise import candidate_keys
 from clvp.sampling.params import Candidate, PromptRow, SamplingParams
-from clvp.sampling.prefill import Prefix, prefill
+from clvp.sampling.prefill import Prefix
 
 Decoder = CohortDecoder | StaticDecoder
 Result = Future[list[Candidate]]  # of a row, in the order of its candidates
@@ -160,7 +160,7 @@ class Engine:
             if not row.waiting:
                 self.queue.popleft()
         new = list(dict.fromkeys(row for row, _ in admitted if row.prefix is None))
-        for row, prefix in zip(new, prefill(self.weights, [r.prompt.prefix_PD for r in new]), strict=True):
+        for row, prefix in zip(new, decoder.prefill([r.prompt.prefix_PD for r in new]), strict=True):
             row.prefix = prefix
         self.stats.prefills += len(new)
         admissions = []

@@ -27,7 +27,7 @@ from clvp.sampling.lanes import (
 )
 from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
-from clvp.sampling.prefill import Prefix, padded_length
+from clvp.sampling.prefill import Prefix, StaticPrefill, padded_length
 
 Attend = Callable[..., Tensor]  # the signature of `gpu_attention.attend`
 
@@ -50,6 +50,7 @@ class StaticDecoder:
         All but keys and values always have `lanes` rows, so the tokens do not depend on the budget.
         """
         self.weights, self.params, self.attend = weights, params, attend
+        self.prefill = StaticPrefill(weights)
         self.width = lanes
         prefix_room, suffix_room = padded_length(weights.max_prefix), params.max_new_tokens
         self.lanes, self.slots = plan(weights, lanes, budget, prefix_room, suffix_room)

@@ -5,13 +5,15 @@ A row is padded to a length that follows from its own.
 Shapes: R rows; P prefix length, padded; X = R·P; D width; H heads; N head dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clvp.cuda_graph import recorded
 from clvp.sampling.decode_weights import DecoderWeights, LayerWeights
 
 PREFIX_BUCKET = (
@@ -41,8 +43,8 @@ class Prefix:
 def prefill(weights: DecoderWeights, prefixes: Sequence[Tensor]) -> list[Prefix]:
     """Keys and values of every layer for embedded prefixes [P, D], each of its own length.
 
-    On a CPU rows of one padded length go together as far as the widest product takes them: its widths leave a
-    row its bits, and wide ones are up to twice as fast. Elsewhere each row meets the shapes of its own.
+    Rows of one padded length go together as far as the widest product of a CPU takes them: its widths leave a
+    row its bits, and wide ones are up to twice as fast. `StaticPrefill` is for GPUs.
     """
     places: dict[int, list[int]] = {}
     for place, prefix_PD in enumerate(prefixes):
@@ -54,6 +56,61 @@ def prefill(weights: DecoderWeights, prefixes: Sequence[Tensor]) -> list[Prefix]
             chosen = alike[begin : begin + together]
             found |= zip(chosen, _together(weights, [prefixes[i] for i in chosen], padded), strict=True)
     return [found[place] for place in range(len(prefixes))]
+
+
+class StaticPrefill:
+    """The same on a GPU: one row at a time, as one CUDA graph for each padded length.
+
+    A row alone is already the whole of a graph, so its bits depend on nothing else. A length is computed
+    without a graph when it is met first, and recorded when it comes again.
+    """
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        self.weights = weights
+        longest, layers = padded_length(weights.max_prefix), len(weights.layers)
+        self.x_PD = torch.zeros(longest, weights.width, dtype=weights.dtype, device=weights.device)
+        # Every length takes the first part of one room for its results, keys and values of all layers.
+        self.results = self.x_PD.new_zeros(2 * layers * longest * weights.width)
+        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self.pool = torch.cuda.graph_pool_handle() if weights.device.type == "cuda" else None
+
+    @torch.inference_mode()
+    def __call__(self, prefixes: Sequence[Tensor]) -> list[Prefix]:
+        """Keys and values of every layer for embedded prefixes [P, D], each of its own length."""
+        found = []
+        for prefix_PD in prefixes:
+            length, padded = len(prefix_PD), padded_length(len(prefix_PD))
+            self.x_PD[:length] = prefix_PD
+            self.x_PD[length:padded] = 0
+            self._replay(padded)
+            keys, values = self._results(padded).clone()
+            found.append(Prefix(list(keys), list(values), length))
+        return found
+
+    def _results(self, padded: int) -> Tensor:
+        """[2, layers, H, P, N]."""
+        layers, heads, width = len(self.weights.layers), self.weights.heads, self.weights.width
+        shape = (2, layers, heads, padded, width // heads)
+        return self.results[: 2 * layers * padded * width].view(shape)
+
+    def _replay(self, padded: int) -> None:
+        work = partial(self._compute, padded)
+        if padded not in self.graphs or self.pool is None:
+            self.graphs[padded] = None
+            work()
+            return
+        graph = self.graphs[padded]
+        if graph is None:
+            graph = self.graphs[padded] = recorded(work, (self.x_PD,), self.pool)
+        graph.replay()
+
+    def _compute(self, padded: int) -> None:
+        keys, values = self._results(padded)
+
+        def keep(layer: int, k: Tensor, v: Tensor) -> None:
+            keys[layer], values[layer] = k[0], v[0]
+
+        _through_layers(self.weights, self.x_PD[:padded], padded, keep)
 
 
 def _heads(x_XD: Tensor, heads: int, padded: int) -> Tensor:
@@ -68,20 +125,32 @@ def _finish_layer(layer: LayerWeights, x_XD: Tensor, q: Tensor, k: Tensor, v: Te
     return layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_XD)), x_XD)
 
 
-@torch.inference_mode()
-def _together(weights: DecoderWeights, prefixes: Sequence[Tensor], padded: int) -> list[Prefix]:
-    """Rows of one padded length. Padding stands at a row's end, behind the causal mask, so it changes nothing
-    before it.
+def _through_layers(
+    weights: DecoderWeights, x_XD: Tensor, padded: int, keep: Callable[[int, Tensor, Tensor], None]
+) -> None:
+    """`keep` takes each layer's number, keys and values [R, H, P, N].
+
+    Padding stands at a row's end, behind the causal mask, so it changes nothing before it.
     """
-    rows_PD = [x_PD.to(device=weights.device, dtype=weights.dtype) for x_PD in prefixes]
-    x_XD = torch.cat([functional.pad(x_PD, (0, 0, 0, padded - len(x_PD))) for x_PD in rows_PD])
-    found = [Prefix([], [], len(prefix_PD)) for prefix_PD in prefixes]
     for number, layer in enumerate(weights.layers):
         q_XD, k_XD, v_XD = layer.qkv(layer.input_norm(x_XD)).chunk(3, dim=-1)
         q, k, v = (_heads(part, weights.heads, padded) for part in (q_XD, k_XD, v_XD))
+        keep(number, k, v)
+        if number + 1 < len(weights.layers):  # nothing reads the last layer's output at a prefix position
+            x_XD = _finish_layer(layer, x_XD, q, k, v)
+
+
+@torch.inference_mode()
+def _together(weights: DecoderWeights, prefixes: Sequence[Tensor], padded: int) -> list[Prefix]:
+    """Rows of one padded length."""
+    rows_PD = [x_PD.to(device=weights.device, dtype=weights.dtype) for x_PD in prefixes]
+    x_XD = torch.cat([functional.pad(x_PD, (0, 0, 0, padded - len(x_PD))) for x_PD in rows_PD])
+    found = [Prefix([], [], len(prefix_PD)) for prefix_PD in prefixes]
+
+    def keep(_: int, k: Tensor, v: Tensor) -> None:
         for prefix, keys_HPN, values_HPN in zip(found, k, v, strict=True):
             prefix.keys.append(keys_HPN.contiguous())
             prefix.values.append(values_HPN.contiguous())
-        if number + 1 < len(weights.layers):  # nothing reads the last layer's output at a prefix position
-            x_XD = _finish_layer(layer, x_XD, q, k, v)
+
+    _through_layers(weights, x_XD, padded, keep)
     return found

@@ -10,7 +10,6 @@ from clvp.sampling.decode_weights import DecoderWeights
 from clvp.sampling.gpu_decoder import STEPS_PER_LOOK, StaticDecoder
 from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.noise import candidate_keys
-from clvp.sampling.prefill import prefill
 
 from .harness import Options, wait_for
 
@@ -26,7 +25,7 @@ def start_decoder(sampler: CandidateSampler, rows: list[PromptRow], params: Samp
         torch.cuda.empty_cache()  # what an earlier decoder held counts as free when memory is planned
     decoder = sampler.new_decoder(params)
     admissions = []
-    prefixes = prefill(sampler.weights, [row.prefix_PD for row in rows])
+    prefixes = decoder.prefill([row.prefix_PD for row in rows])
     for index, (row, prefix) in enumerate(zip(rows, prefixes, strict=True)):
         if decoder.reserve(row.prefix_PD.shape[0], len(row.candidates)) < len(row.candidates):
             raise ValueError(f"{len(rows)} rows × {len(row.candidates)} candidates need more lanes or memory")

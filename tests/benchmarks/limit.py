@@ -41,6 +41,7 @@ class Result:
     candidates: int
     rates: dict[str, Rates]  # tokens/s, but "read" bytes/s
     first_seconds: float  # to the first token
+    prefill_seconds: float  # of a row, once its length has been met before
     kv_bytes: float  # live, averaged over the timed steps
 
     @property
@@ -136,6 +137,13 @@ def _measure(workload: Workload, rows: list[PromptRow], matrices: list[Tensor]) 
             decoder.step()
         return lanes * tokens_per_turn
 
+    def prefills() -> float:
+        decoder.prefill([row.prefix_PD for row in rows])
+        return len(rows)
+
+    prefill_seconds = min(
+        seconds / count for seconds, count in (timed(prefills, options.device) for _ in range(4))
+    )
     contestants = {"steps": steps, "read": reader(options.device)}
     if not options.on_gpu:
         contestants["packed"] = packed_products(sampler.weights, lanes)
@@ -144,7 +152,7 @@ def _measure(workload: Workload, rows: list[PromptRow], matrices: list[Tensor]) 
     rates = interleaved(contestants, repetitions, options.device)
     middle = tokens_per_turn * (1 + repetitions / 2)
     kv_bytes = live_kv_bytes(sampler.weights, rows, middle)
-    return Result(len(rows), len(rows[0].candidates), rates, first_seconds, kv_bytes)
+    return Result(len(rows), len(rows[0].candidates), rates, first_seconds, prefill_seconds, kv_bytes)
 
 
 def _cpu_table(results: list[Result], full_size: bool) -> Table:
@@ -164,6 +172,7 @@ def _cpu_table(results: list[Result], full_size: bool) -> Table:
                 percent(result.step_seconds("plain") / step),
                 short(1000 * step),
                 short(1000 * result.first_seconds),
+                short(1000 * result.prefill_seconds),
             ]
         )
     bandwidth = max(rate for result in results for rate in result.rates["read"].values)
@@ -180,6 +189,7 @@ def _cpu_table(results: list[Result], full_size: bool) -> Table:
             "share",
             "step, ms",
             "first token, ms",
+            "prefill, ms a row",
         ],
         rows=lines,
         notes="Steps alone, without prefill, against the bare matrix products of a step of as many "
@@ -209,6 +219,7 @@ def _gpu_table(results: list[Result], weight_bytes: float) -> Table:
                 short(result.kv_bytes / 1e6),
                 short(result.rates["steps"].median / TOKENS_PER_SECOND),
                 short(1000 * result.first_seconds),
+                short(1000 * result.prefill_seconds),
             ]
         )
     return Table(
@@ -225,6 +236,7 @@ def _gpu_table(results: list[Result], weight_bytes: float) -> Table:
             "live KV, MB",
             "hours of audio per hour",
             "first tokens, ms",
+            "prefill, ms a row",
         ],
         rows=lines,
         notes="Steps alone, without prefill, against the time to read all weights and the live keys and "

@@ -15,6 +15,7 @@ from clvp.generation import ClvpForCausalLM
 from clvp.sampling import CandidateSampler, EngineConfig, MemoryBudgetError, PromptRow, SamplingParams
 from clvp.sampling.decode_weights import arrange_weights, decoder_logits
 from clvp.sampling.gpu_decoder import Attend, StaticDecoder
+from clvp.sampling.prefill import StaticPrefill, prefill
 from tests.sampling.rehearsal import DEVICE, REHEARSED, attend_plainly, static_decoder, triton_attend
 from tests.sampling.small_models import plain, prompt, small_decoder
 
@@ -184,6 +185,28 @@ def test_logits_are_those_of_the_model(dtype: torch.dtype, error: float) -> None
         ours_TV = torch.stack([logits_WV[lane] for logits_WV in seen[: len(expected_TV)]])
         expected_TV[:, start] = ours_TV[:, start] = 0  # never drawn
         assert float((ours_TV - expected_TV).abs().max()) < error * float(expected_TV.abs().max())
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_a_prefix_has_the_bits_of_its_first_time(dtype: torch.dtype, error: float) -> None:
+    """Recorded or not, after shorter and longer ones: the model's keys and values but for rounding."""
+    model = wide_decoder(dtype)
+    static = StaticPrefill(arrange_weights(model))
+    rows = [wide_prompt(number, static.weights.width, 1).prefix_PD for number in ROWS]
+    first, *again = (static([x_PD.to(DEVICE, dtype) for x_PD in rows]) for _ in range(3))
+    assert all(graph is not None for graph in static.graphs.values()) == ON_GPU
+    assert len(static.graphs) > 1
+    exact = prefill(arrange_weights(model.cpu().float()), rows)
+    for prefixes in again:
+        for ours, before, expected in zip(prefixes, first, exact, strict=True):
+            assert ours.length == before.length
+            for name in ("keys", "values"):
+                blocks = zip(getattr(ours, name), getattr(before, name), getattr(expected, name), strict=True)
+                for block, block_before, block_exact in blocks:
+                    assert torch.equal(block, block_before)
+                    ours_HPN = block[:, : ours.length].float().cpu()
+                    exact_HPN = block_exact[:, : ours.length]
+                    assert float((ours_HPN - exact_HPN).abs().max()) < error * float(exact_HPN.abs().max())
 
 
 # ---- the same bits in any company ----
