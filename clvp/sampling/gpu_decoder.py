@@ -44,13 +44,13 @@ class StaticDecoder:
         lanes: int,
         budget: int,
         attend: Attend,
+        prefill: StaticPrefill,
     ) -> None:
         """At most `lanes` lanes, fewer if `budget` bytes for keys and values do not hold them.
 
         All but keys and values always have `lanes` rows, so the tokens do not depend on the budget.
         """
-        self.weights, self.params, self.attend = weights, params, attend
-        self.prefill = StaticPrefill(weights)
+        self.weights, self.params, self.attend, self.prefill = weights, params, attend, prefill
         self.width = lanes
         prefix_room, suffix_room = padded_length(weights.max_prefix), params.max_new_tokens
         self.lanes, self.slots = plan(weights, lanes, budget, prefix_room, suffix_room)

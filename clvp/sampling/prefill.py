@@ -8,6 +8,7 @@ Shapes: R rows; P prefix length, padded; X = R·P; D width; H heads; N head dime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class StaticPrefill:
         # Every length takes the first part of one room for its results, keys and values of all layers.
         self.results = self.x_PD.new_zeros(2 * layers * longest * weights.width)
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self.lock = Lock()  # several engines may decode at a time
         self.pool = torch.cuda.graph_pool_handle() if weights.device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -80,10 +82,11 @@ class StaticPrefill:
         found = []
         for prefix_PD in prefixes:
             length, padded = len(prefix_PD), padded_length(len(prefix_PD))
-            self.x_PD[:length] = prefix_PD
-            self.x_PD[length:padded] = 0
-            self._replay(padded)
-            keys, values = self._results(padded).clone()
+            with self.lock:
+                self.x_PD[:length] = prefix_PD
+                self.x_PD[length:padded] = 0
+                self._replay(padded)
+                keys, values = self._results(padded).clone()
             found.append(Prefix(list(keys), list(values), length))
         return found
 

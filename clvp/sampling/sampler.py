@@ -16,6 +16,7 @@ from clvp.sampling.gpu_decoder import StaticDecoder
 from clvp.sampling.invariance import find_arithmetic
 from clvp.sampling.memory import default_budget
 from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
+from clvp.sampling.prefill import StaticPrefill
 
 DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
@@ -37,6 +38,7 @@ class CandidateSampler:
         on_gpu = device == "cuda"
         self.arithmetic = None if on_gpu else find_arithmetic(model, self.config.products)
         self.weights = arrange_weights(model, self.arithmetic.products if self.arithmetic else None)
+        self.prefill = StaticPrefill(self.weights) if on_gpu else None  # keeps its graphs
         self.stats = SamplingStats()
 
     def facts(self) -> dict[str, str | int]:
@@ -94,8 +96,8 @@ class CandidateSampler:
         """The decoder for this device, with no lane in use."""
         device = self.weights.device
         budget = self.config.kv_budget_bytes or default_budget(device)
-        if device.type == "cuda":
+        if self.prefill is not None:
             from clvp.sampling.gpu_attention import attend  # Triton is there only beside CUDA
 
-            return StaticDecoder(self.weights, params, self.lanes, budget, attend)
+            return StaticDecoder(self.weights, params, self.lanes, budget, attend, self.prefill)
         return CohortDecoder(self.weights, params, self.lanes, budget)

@@ -13,6 +13,7 @@ from torch import Tensor
 from clvp.sampling import CandidateSampler, SamplingParams
 from clvp.sampling.gpu_decoder import Attend, StaticDecoder
 from clvp.sampling.memory import default_budget
+from clvp.sampling.prefill import StaticPrefill
 
 VARIABLE = "CLVP_REHEARSE_GPU"
 REHEARSED = bool(os.environ.get(VARIABLE))
@@ -64,5 +65,6 @@ def triton_attend() -> Attend:
 
 def static_decoder(sampler: CandidateSampler, params: SamplingParams) -> StaticDecoder:
     """In place of `CandidateSampler.new_decoder`: the decoder for GPUs on a CPU."""
-    budget = sampler.config.kv_budget_bytes or default_budget(sampler.weights.device)
-    return StaticDecoder(sampler.weights, params, sampler.lanes, budget, attend_plainly)
+    weights = sampler.weights
+    budget = sampler.config.kv_budget_bytes or default_budget(weights.device)
+    return StaticDecoder(weights, params, sampler.lanes, budget, attend_plainly, StaticPrefill(weights))

@@ -8,13 +8,12 @@ from weakref import ref
 import pytest
 import torch
 
-from clvp.sampling import CandidateSampler, MemoryBudgetError, SamplingParams
+from clvp.sampling import CandidateSampler, EngineConfig, MemoryBudgetError, SamplingParams
 from clvp.sampling.decode_weights import arrange_weights
-from clvp.sampling.gpu_decoder import StaticDecoder, plan
+from clvp.sampling.gpu_decoder import plan
 from clvp.sampling.lanes import Admission, LaneOwner
 from clvp.sampling.noise import candidate_keys
-from clvp.sampling.prefill import prefill
-from tests.sampling.rehearsal import attend_plainly
+from tests.sampling.rehearsal import static_decoder
 from tests.sampling.small_models import plain, prompt, small_decoder
 
 PARAMS = SamplingParams(max_new_tokens=50, temperature=1.0, top_p=0.95, seed=3, penalized_tokens=(1,))
@@ -28,10 +27,10 @@ LANE_BYTES, SLOT_BYTES = 3 * 2 * 64 * 4 * 50, 3 * 2 * 64 * 4 * 96
 def test_the_tokens_are_those_of_the_cohorts(
     monkeypatch: pytest.MonkeyPatch, budget: int, lanes: int, slots: int
 ) -> None:
-    sampler = CandidateSampler(small_decoder())
+    sampler = CandidateSampler(small_decoder(), EngineConfig(lanes=24, kv_budget_bytes=budget))
     rows = [prompt(number) for number in range(6)]
     expected = sampler.sample(rows, PARAMS)
-    decoder = StaticDecoder(sampler.weights, PARAMS, 24, budget, attend_plainly)
+    decoder = static_decoder(sampler, PARAMS)
     assert (decoder.lanes, decoder.slots) == (lanes, slots)
     monkeypatch.setattr(sampler, "new_decoder", lambda params: decoder)
     results = sampler.sample(rows, PARAMS)
@@ -43,7 +42,7 @@ def test_logits_that_are_no_numbers_draw_no_token(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         model.lm_head.bias[7] = torch.nan
     sampler = CandidateSampler(model)
-    decoder = StaticDecoder(sampler.weights, PARAMS, 24, 10**9, attend_plainly)
+    decoder = static_decoder(sampler, PARAMS)
     monkeypatch.setattr(sampler, "new_decoder", lambda params: decoder)
     with pytest.raises(ValueError, match="logits are NaN or infinite"):
         sampler.sample([prompt(1)], PARAMS)
@@ -52,8 +51,8 @@ def test_logits_that_are_no_numbers_draw_no_token(monkeypatch: pytest.MonkeyPatc
 def test_a_prefix_is_held_once_where_no_candidate_of_its_row_waits() -> None:
     """In the budget; the copy that came from the prefill is gone."""
     sampler = CandidateSampler(small_decoder())
-    decoder = StaticDecoder(sampler.weights, PARAMS, 24, 10**9, attend_plainly)
-    prefix = prefill(sampler.weights, [prompt(1).prefix_PD])[0]
+    decoder = static_decoder(sampler, PARAMS)
+    (prefix,) = decoder.prefill([prompt(1).prefix_PD])
     alive = ref(prefix)
     for candidate in range(2):  # the second shares the slot
         assert decoder.reserve(prefix.length, 1) == 1
