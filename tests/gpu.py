@@ -26,7 +26,7 @@ from tests.sampling.rehearsal import VARIABLE
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "tests" / "benchmarks" / "results" / "gpu.md"
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pydantic")
-REHEARSAL = {VARIABLE: "1", "TRITON_INTERPRET": "1", "TORCH_COMPILE_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+REHEARSAL = {VARIABLE: "1", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
 TINY = "--size tiny --lanes 16 --repetitions 1 --tokens 4 --threads 1"
 
 

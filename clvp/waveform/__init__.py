@@ -1,7 +1,7 @@
 """From ranked speech tokens to 24 kHz waveforms: Tortoise's diffusion decoder and vocoder, or a codec.
 
 Reading order: `params`, `speaker`, `codec_decoder`, `decoder`, `bucket`; then `latents`, `mel`, `denoiser`,
-`samplers`, `noise`, `vocoder`, `invariance`; `gpu_attention` for GPUs, `files` and `convert` for
+`samplers`, `noise`, `vocoder`, `invariance`; `gpu_kernels` for GPUs, `files` and `convert` for
 checkpoints.
 """
 

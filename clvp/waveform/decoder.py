@@ -50,9 +50,9 @@ class WaveformDecoder:
         self.device = denoiser.inp_block.weight.device
         on_gpu = self.device.type == "cuda"
         if on_gpu:
-            from clvp.waveform.gpu_attention import attend  # FlexAttention compiles for CUDA alone
+            from clvp.waveform.gpu_kernels import KERNELS  # Triton is there only beside CUDA
 
-            denoiser.attend = attend
+            denoiser.kernels = KERNELS
         self.dtype = getattr(torch, dtype)
         denoiser.cast_products(self.dtype)
         self.bucket_frames = config.bucket_frames or (64 if on_gpu else 1)

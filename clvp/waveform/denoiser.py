@@ -29,9 +29,6 @@ NORM_EPS = 1e-5
 BUCKETS = 32  # of relative positions, half of them for later ones
 EXACT_DISTANCES, FARTHEST_DISTANCE = 8, 64
 
-# Queries, keys and values [R, T, 3C], the table [BUCKETS, H], lengths [R] to attended values [R, T, C].
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class DiffusionConfig(ClvpConfigBase):
@@ -62,11 +59,11 @@ class FrameConv(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, T, E] to [R, T / stride, C], as one product in the weight's dtype."""
-        taps = self.kernel_size[0]
+        taps, input = self.kernel_size[0], input.to(self.weight.dtype)
         if taps > 1:
             padded = functional.pad(input, (0, 0, taps // 2, taps // 2))
             input = padded.unfold(1, taps, self.stride[0]).flatten(2)
-        return functional.linear(input.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        return functional.linear(input, self.weight.flatten(1), self.bias)
 
 
 class FrameNorm(nn.Module):
@@ -97,6 +94,25 @@ class FrameNorm(nn.Module):
         variance_R1G = mean_of(centred_RTC.square()) - rest_R1G.square()
         scale_R1C = per_channel((variance_R1G + NORM_EPS).rsqrt()) * self.weight
         return torch.addcmul(self.bias - per_channel(rest_R1G) * scale_R1C, centred_RTC, scale_R1C)
+
+
+def normalise(
+    norm: FrameNorm,
+    x_RTC: Tensor,
+    lengths_R: Tensor,
+    dtype: torch.dtype,
+    modulation_RE: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """[R, T, C] in `dtype`: normed, scaled and shifted by [R or 1, 2C], through SiLU; zeros behind rows."""
+    mask_RT = frame_mask(lengths_R, x_RTC.shape[1])
+    x_RTC = norm(x_RTC, mask_RT)
+    if modulation_RE is not None:
+        scale_R1C, shift_R1C = modulation_RE[:, None].chunk(2, dim=2)
+        x_RTC = torch.addcmul(shift_R1C, x_RTC, 1 + scale_R1C)
+    if silu:
+        x_RTC = functional.silu(x_RTC)
+    return (x_RTC * mask_RT[:, :, None]).to(dtype)
 
 
 def distance_bias(table_KH: Tensor, head_dim: int, frames: int) -> Tensor:
@@ -136,6 +152,18 @@ def frame_mask(lengths_R: Tensor, frames: int) -> Tensor:
     return (torch.arange(frames, device=lengths_R.device) < lengths_R[:, None]).float()
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """How the sampling steps compute what is no product; `gpu_kernels` has others."""
+
+    # Queries, keys and values [R, T, 3C], the table [BUCKETS, H], lengths [R] to attended values [R, T, C].
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend_by_row
+    normalise: Callable[..., Tensor] = normalise
+
+
+PLAIN = Kernels()
+
+
 # ---- blocks ----
 
 
@@ -151,11 +179,11 @@ class AttentionBlock(nn.Module):
             {"relative_attention_bias": nn.Embedding(BUCKETS, heads)}
         )
 
-    def forward(self, x_RTC: Tensor, lengths_R: Tensor, mask_RT: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x_RTC: Tensor, lengths_R: Tensor, kernels: Kernels) -> Tensor:
         """[R, T, C], float32."""
         table_KH: Any = self.relative_pos_embeddings["relative_attention_bias"].weight
-        qkv_RTE = self.qkv(self.norm(x_RTC, mask_RT))
-        return x_RTC + self.proj_out(attend(qkv_RTE, table_KH, lengths_R))
+        qkv_RTE = self.qkv(kernels.normalise(self.norm, x_RTC, lengths_R, self.qkv.weight.dtype))
+        return x_RTC + self.proj_out(kernels.attend(qkv_RTE, table_KH, lengths_R))
 
 
 class ResidualBlock(nn.Module):
@@ -169,14 +197,14 @@ class ResidualBlock(nn.Module):
             FrameNorm(width), nn.SiLU(), nn.Dropout(0.0), FrameConv(width, width, 3)
         )
 
-    def forward(self, x_RTC: Tensor, scale_shift_RE: Tensor, mask_RT: Tensor) -> Tensor:
+    def forward(self, x_RTC: Tensor, modulation_RE: Tensor, lengths_R: Tensor, kernels: Kernels) -> Tensor:
         """[R, T, C], float32. The scale and shift of each row, or of all, are the time's: [R or 1, 2C]."""
         norm_in, _, conv_in = self.in_layers
         norm_out, _, _, conv_out = self.out_layers
-        h_RTC = conv_in(functional.silu(norm_in(x_RTC, mask_RT)))
-        scale_R1C, shift_R1C = scale_shift_RE[:, None].chunk(2, dim=2)
-        h_RTC = torch.addcmul(shift_R1C, norm_out(h_RTC, mask_RT), 1 + scale_R1C)
-        return x_RTC + conv_out(functional.silu(h_RTC) * mask_RT[:, :, None])
+        dtype = conv_in.weight.dtype
+        h_RTC = conv_in(kernels.normalise(norm_in, x_RTC, lengths_R, dtype, silu=True))
+        h_RTC = kernels.normalise(norm_out, h_RTC, lengths_R, dtype, modulation_RE, silu=True)
+        return x_RTC + conv_out(h_RTC)
 
 
 class DiffusionLayer(nn.Module):
@@ -187,12 +215,10 @@ class DiffusionLayer(nn.Module):
         self.resblk = ResidualBlock(width)
         self.attn = AttentionBlock(width, heads)
 
-    def forward(
-        self, x_RTC: Tensor, scale_shift_RE: Tensor, lengths_R: Tensor, mask_RT: Tensor, attend: Attend
-    ) -> Tensor:
+    def forward(self, x_RTC: Tensor, modulation_RE: Tensor, lengths_R: Tensor, kernels: Kernels) -> Tensor:
         """[R, T, C], float32."""
-        x_RTC = self.resblk(x_RTC, scale_shift_RE, mask_RT)
-        return self.attn(x_RTC, lengths_R, mask_RT, attend)
+        x_RTC = self.resblk(x_RTC, modulation_RE, lengths_R, kernels)
+        return self.attn(x_RTC, lengths_R, kernels)
 
 
 # ---- the whole ----
@@ -202,13 +228,13 @@ class DiffusionDecoder(nn.Module):
     """Its parts in the order of their use: `voice_latent`, `align`, `modulate`, `condition`, `denoise`.
 
     All but `denoise` can be computed before the first sampling step, and the first two once per voice and
-    once per candidate. `attend` is how attention is computed in the sampling steps.
+    once per candidate. `kernels` compute the sampling steps.
     """
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
         self.config = config
-        self.attend: Attend = attend_by_row
+        self.kernels = PLAIN
         width, heads, mels = config.hidden_size, config.num_heads, config.num_mels
         self.unconditioned_embedding = nn.Parameter(torch.zeros(1, width, 1))
         self.inp_block = FrameConv(mels, width, 3)
@@ -285,9 +311,8 @@ class DiffusionDecoder(nn.Module):
         The integrator, and its half of `integrating_conv`. `modulation_RKE` is a step's of `modulate`, or
         one of each row.
         """
-        mask_RT = frame_mask(lengths_R, aligned_RTC.shape[1])
         for number, layer in enumerate(self.conditioning_timestep_integrator):
-            aligned_RTC = layer(aligned_RTC, modulation_RKE[:, number], lengths_R, mask_RT, self.attend)
+            aligned_RTC = layer(aligned_RTC, modulation_RKE[:, number], lengths_R, self.kernels)
         weight = self.integrating_conv.weight[:, self.config.hidden_size :, 0]
         return functional.linear(aligned_RTC.to(weight.dtype), weight, self.integrating_conv.bias)
 
@@ -300,13 +325,9 @@ class DiffusionDecoder(nn.Module):
         h_RTC = functional.linear(self.inp_block(x_RTM * mask_RT[:, :, None]), weight)
         h_RTC = h_RTC.float() + condition_RTC
         for number, layer in enumerate(self.layers, start=INTEGRATOR_LAYERS):
-            scale_shift_RE = modulation_RKE[:, number]
-            if isinstance(layer, DiffusionLayer):
-                h_RTC = layer(h_RTC, scale_shift_RE, lengths_R, mask_RT, self.attend)
-            else:
-                h_RTC = layer(h_RTC, scale_shift_RE, mask_RT)
+            h_RTC = layer(h_RTC, modulation_RKE[:, number], lengths_R, self.kernels)
         norm_out, _, conv_out = self.out
-        h_RTC = functional.silu(norm_out(h_RTC, mask_RT)) * mask_RT[:, :, None]
+        h_RTC = self.kernels.normalise(norm_out, h_RTC, lengths_R, conv_out.weight.dtype, silu=True)
         noise_RTM, variance_RTM = conv_out(h_RTC).float().chunk(2, dim=2)
         return noise_RTM, variance_RTM
 
@@ -324,10 +345,9 @@ class DiffusionDecoder(nn.Module):
         """[1, T, C] of one clip or candidate alone: convolutions, then attention blocks."""
         for layer in stack[:convolutions].children():
             x_1TE = layer(x_1TE).float()
-        mask_1T = x_1TE.new_ones(x_1TE.shape[:2])
-        lengths_1 = torch.tensor([x_1TE.shape[1]])
+        lengths_1 = torch.tensor([x_1TE.shape[1]], device=x_1TE.device)
         for block in stack[convolutions:].children():
-            x_1TE = block(x_1TE, lengths_1, mask_1T, attend_by_row)
+            x_1TE = block(x_1TE, lengths_1, PLAIN)
         return x_1TE
 
 

@@ -157,7 +157,7 @@ class Products:
             return qkv_RTE[:, :, : qkv_RTE.shape[2] // 3]
 
         probe = copy.copy(model)
-        probe.attend = attend
+        probe.kernels = replace(probe.kernels, attend=attend)
         device, config = model.inp_block.weight.device, model.config
         lengths_R = torch.full((rows,), frames, device=device)
         modulation_1KE = probe.modulate(torch.tensor([100], device=device))

@@ -45,8 +45,8 @@ def attend_plainly(
     return out_WD
 
 
-def triton_attend() -> Attend:
-    """The kernel; on a CPU the interpreter's, for which TRITON_INTERPRET=1 is in the environment."""
+def ready_for_triton() -> None:
+    """On a CPU kernels are the interpreter's, for which TRITON_INTERPRET=1 is in the environment."""
     if DEVICE.type == "cpu":
         from triton.runtime import interpreter
 
@@ -58,6 +58,11 @@ def triton_attend() -> Attend:
             scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
         interpreter._patch_lang_tensor = patch_for_new_numpy
+
+
+def triton_attend() -> Attend:
+    """The sampler's kernel."""
+    ready_for_triton()
     from clvp.sampling.gpu_attention import attend
 
     return attend

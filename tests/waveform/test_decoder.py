@@ -224,7 +224,7 @@ def test_lanes_that_depend_on_neighbours_are_noticed(models, monkeypatch, caplog
     """And each candidate is decoded alone then, with the bits it has so."""
     diffusion = copy.deepcopy(models.diffusion)
     assert invariance.lanes_are_alike(diffusion, 4)
-    diffusion.attend = leaking(denoiser_module.attend_by_row)
+    diffusion.kernels = denoiser_module.Kernels(attend=leaking(denoiser_module.attend_by_row))
     assert not invariance.lanes_are_alike(diffusion, 4)
     decoder = WaveformDecoder(diffusion, models.vocoder, WaveformEngineConfig(diffusion_batch=4))
     assert decoder.facts()["width"] == 1

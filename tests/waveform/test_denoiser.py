@@ -1,7 +1,5 @@
 """The denoiser's parts against the original's, and rows of unlike length in one batch."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -102,28 +100,6 @@ def test_attention_written_out_is_the_same():
     assert relative_error(attended_RTC[0], attention_written_out(qkv_RTE[0], table_KH)) < ONE_PASS
     assert relative_error(attended_RTC[1, :70], attention_written_out(qkv_RTE[1, :70], table_KH)) < ONE_PASS
     assert not attended_RTC[1, 70:].any()
-
-
-@pytest.mark.slow  # compiles
-@pytest.mark.parametrize("device", DEVICES)
-@torch.inference_mode()
-def test_attention_for_gpus_is_the_same(device):
-    """The compiler makes a kernel for a CPU of it too; whichever length comes first."""
-    from clvp.waveform.gpu_attention import attend
-
-    if device == "cpu" and not shutil.which("g++"):
-        pytest.skip("needs a compiler")
-    generator = torch.Generator().manual_seed(0)
-    table_KH = torch.randn(module.BUCKETS, 4, generator=generator)
-    for frames, second in ((128, 70), (640, 3), (64, 64)):
-        qkv_RTE, lengths_R = (
-            torch.randn(2, frames, 3 * 64, generator=generator),
-            torch.tensor([frames, second]),
-        )
-        expected_RTC = attend_by_row(qkv_RTE, table_KH, lengths_R)
-        attended_RTC = attend(qkv_RTE.to(device), table_KH.to(device), lengths_R.to(device)).cpu()
-        for row, length in enumerate(lengths_R.tolist()):
-            assert relative_error(attended_RTC[row, :length], expected_RTC[row, :length]) < 1e-4
 
 
 @torch.no_grad()
