@@ -54,6 +54,8 @@ def processes() -> Iterator[Place]:
     """The processes that `torchrun` started, or this one alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
+    if cuda:  # cuDNN 9 gave gradients that are no numbers for clips of 64 frames in bfloat16, on an H100
+        torch.backends.cuda.enable_cudnn_sdp(False)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if world == 1:
         yield Place(0, 1, device)
