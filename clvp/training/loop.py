@@ -123,6 +123,11 @@ def train(
             if step % settings.validate_every == 0 or step == settings.steps:
                 log.validated(validate(part, settings, place.device))
             if time.monotonic() - saved > settings.checkpoint_s or step in (until, settings.steps):
+                if not norm.isfinite():  # and from then on never again: a checkpoint would be of no use
+                    raise ValueError(
+                        f"training diverged before step {step}: its gradient is not finite; start again at a "
+                        f"smaller learning rate, and it continues from the last checkpoint in {output}"
+                    )
                 _save(output / STATE_FILE, network, optimizer, step)
                 saved = time.monotonic()
 

@@ -72,6 +72,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: PartName, corpus: Corpus, 
     assert [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in parts] == without_time
 
 
+def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("codec", corpus, tmp_path, SETTINGS, until=2)
+    part = make_part("codec", tiny_sizes(), corpus)
+    batch = part.batch
+
+    def broken(rng: np.random.Generator, size: int, *share: int) -> dict:
+        return {k: v * torch.nan if v.is_floating_point() else v for k, v in batch(rng, size, *share).items()}
+
+    monkeypatch.setattr(part, "batch", broken)
+    with pytest.raises(ValueError, match=r"diverged before step 3: .* start again"):
+        train(part, tmp_path, SETTINGS, ALONE)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
 @pytest.mark.parametrize(
     ("name", "measure", "untrained", "bound"),
     # Nats a code of 18, start and stop among them; contrast among 16 sounds and 32 texts: ln 16 + ln 32.
