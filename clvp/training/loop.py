@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader, Dataset
 
 from clvp.training.corpus import Rng
 from clvp.training.settings import TrainingSettings
@@ -103,10 +104,12 @@ def train(
     whole: nn.Module = nn.parallel.DistributedDataParallel(network) if place.world > 1 else network
     log = _Log(output / LOG_FILE, step) if place.rank == 0 else None
     saved = time.monotonic()
-    while step < (until or settings.steps):
+    steps = range(step, until or settings.steps)
+    batches = DataLoader(
+        _Batches(part, settings, place), batch_size=None, sampler=steps, num_workers=settings.workers
+    )
+    for batch in batches:
         torch.manual_seed((settings.seed * _STEP_SEEDS + step) * place.world + place.rank)
-        rng = np.random.default_rng((settings.seed, step))
-        batch = part.batch(rng, settings.batch, place.rank, place.world)
         whole.train()
         for group in optimizer.param_groups:
             group["lr"] = rate(settings, step)
@@ -130,6 +133,17 @@ def train(
                     )
                 _save(output / STATE_FILE, network, optimizer, step)
                 saved = time.monotonic()
+
+
+class _Batches(Dataset[dict[str, Any]]):
+    """This process's share of the batch of each step."""
+
+    def __init__(self, part: Part, settings: TrainingSettings, place: Place) -> None:
+        self.part, self.settings, self.place = part, settings, place
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.settings.seed, step))
+        return self.part.batch(rng, self.settings.batch, self.place.rank, self.place.world)
 
 
 def losses_of(

@@ -23,6 +23,7 @@ class TrainingSettings(Checked):
     clip: Annotated[float, Field(gt=0)] = 1.0  # norm of the gradient at most
     dtype: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
     seed: Index = 0
+    workers: Index = 0  # processes that make batches ahead, the same ones; a GPU waits for none with 4
     log_every: Count = 20  # steps
     validate_every: Count = 500  # steps
     checkpoint_s: Annotated[float, Field(ge=0)] = 45.0  # seconds between checkpoints
