@@ -14,6 +14,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -98,7 +99,7 @@ class Setting:
 
 def settings_of(template: Any, path: str = "", pool: str = "") -> Iterator[Setting]:
     """The settings in a run, in their order. `pool` is set within one, to its option."""
-    hints, notes = get_type_hints(type(template)), comments(type(template))
+    hints, notes = get_type_hints(type(template)), comments(type(template))  # type: ignore[arg-type]
     for field in dataclasses.fields(template):
         place, value = f"{path}{field.name}", getattr(template, field.name)
         flag, note = f"--{field.name.replace('_', '-')}", notes.get(field.name, "")
@@ -112,6 +113,7 @@ def settings_of(template: Any, path: str = "", pool: str = "") -> Iterator[Setti
         yield Setting(place, flag, hints[field.name], value, text, none)
 
 
+@cache
 def comments(kind: type) -> dict[str, str]:
     """What the source of a dataclass says about each field: above it, or behind it."""
     found: dict[str, str] = {}

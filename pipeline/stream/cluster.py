@@ -143,6 +143,7 @@ def _watched() -> Iterator[None]:
     except Terminated:
         if not lost:
             raise
+        sys.unraisablehook = lambda _: None  # destructors of Ray find nothing left to end, and say so
         raise RunError(
             f"Ray's {lost[0]} is gone (killed, or out of memory?); the same command continues where it ended"
         ) from None
