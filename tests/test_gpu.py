@@ -11,7 +11,6 @@ from tests.gpu import PARTS, ROOT
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute of work
-@pytest.mark.xdist_group("ray")  # whose process has less to do than the other
 def test_the_rehearsal_does_every_part_once(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -88,7 +88,8 @@ def _manifest(path: Path, rows: int) -> Path:
     good = [row for row in map(json.loads, MANIFEST.read_text().splitlines()) if "bad" not in row["id"]]
     with path.open("w") as file:
         for number, row in enumerate(islice(cycle(good), rows)):
-            audio = str((MANIFEST.parent / row["audio"]).resolve())
+            clips = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+            audio = [str((MANIFEST.parent / clip).resolve()) for clip in clips]
             file.write(json.dumps({"id": f"row-{number:03}", "text": row["text"], "audio": audio}) + "\n")
     return path
 
