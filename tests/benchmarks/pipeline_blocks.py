@@ -1,19 +1,20 @@
 """Lanes in use and tokens per second through the pipeline: blocks one by one, versus several in an actor.
 
 The embedded model samples sentences of the demo, whose candidates are as long as speech is, by
-`jobs.synthesize` on Ray; in turns, every second time in reverse order. The count for the same lanes and
-blocks, with the lengths that were sampled, stands beside it. Needs no `Options`: run it by itself.
+`jobs.synthesize` on Ray. The count for the same lanes and blocks, with the lengths that were sampled, stands
+beside it. Makes no random weights, so it is run by itself.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
+import torch
 
 from jobs.demo import MANIFEST
 from jobs.options import read_run
@@ -23,7 +24,7 @@ from pipeline.run import synthesize
 from pipeline.stages import sample
 
 from .blocks_at_once import share_in_use
-from .harness import Table, add_arguments, options_from, percent, short, tell
+from .harness import Table, add_arguments, interleaved, options_from, percent
 from .report import command, header
 
 CANDIDATES = 16
@@ -41,45 +42,43 @@ def main() -> None:
 
 
 def _measured(rows: int, lanes: int, repetitions: int) -> Table:
-    rates: dict[int, list[float]] = {n: [] for n in AT_ONCE}
     shares: dict[int, list[float]] = {n: [] for n in AT_ONCE}
     tokens: dict[int, list[list[int]]] = {}
+    parser = make_parser()
     with TemporaryDirectory() as folder:
         manifest = _manifest(Path(folder) / "manifest.jsonl", rows)
-        for turn in range(repetitions):
-            for n in AT_ONCE[:: -1 if turn % 2 else 1]:
-                tell(f"pipeline_blocks: {n} at once, {turn + 1} of {repetitions}")
-                output = Path(folder) / f"{n}-{turn}"
-                sample.BLOCKS_AT_ONCE = n
-                arguments = f"--manifest {manifest} --output {output} --model demo --lanes {lanes}".split()
-                arguments += ["--num-candidates", str(CANDIDATES)]
-                rates[n].append(
-                    synthesize(
-                        read_run(make_parser(), make_parser().parse_args(arguments), TEMPLATE)
-                    ).tokens_per_second
-                )
-                figures = speed_figures(read_sessions(str(output)))
-                assert figures is not None
-                shares[n].append(figures["lanes_in_use"])
-                tokens[n] = _tokens(output)
+
+        def sampled(n: int) -> float:
+            output = Path(folder) / f"{n}-{len(shares[n])}"
+            sample.BLOCKS_AT_ONCE = n
+            arguments = f"--manifest {manifest} --output {output} --model demo --lanes {lanes}".split()
+            arguments += ["--num-candidates", str(CANDIDATES)]
+            summary = synthesize(read_run(parser, parser.parse_args(arguments), TEMPLATE))
+            figures = speed_figures(read_sessions(str(output)))
+            assert figures is not None
+            shares[n].append(figures["lanes_in_use"])
+            tokens[n] = _tokens(output)
+            return summary.totals.tokens
+
+        contestants = {str(n): partial(sampled, n) for n in AT_ONCE}
+        rates = interleaved(contestants, repetitions, torch.device("cpu"))
     lengths = [len(one) for one in tokens[AT_ONCE[0]]]
-    first = median(rates[AT_ONCE[0]])
     return Table(
         "Blocks at once, through the pipeline",
         ["", "tokens/s", "versus one by one", "lanes in use", "by count"],
         [
             [
                 f"{n} at once",
-                f"{short(median(rates[n]))} ({short(min(rates[n]))}–{short(max(rates[n]))})",
-                f"{median(rates[n]) / first:.2f}×",
+                str(rates[str(n)]),
+                f"{rates[str(n)].median / rates[str(AT_ONCE[0])].median:.2f}×",
                 percent(median(shares[n])),
                 percent(share_in_use(lengths, lanes, 2 * lanes, n)),
             ]
             for n in AT_ONCE
         ],
         notes=f"{rows} rows × {CANDIDATES} candidates in {lanes} lanes, blocks of {2 * lanes} candidates, "
-        "the start of actors and loading of weights included. Tokens the same in both: "
-        f"{'yes' if len({json.dumps(found) for found in tokens.values()}) == 1 else 'NO'}.",
+        "the whole run: its start, Ray's and the loading of weights included. Tokens the same in both: "
+        f"{'yes' if tokens[AT_ONCE[0]] == tokens[AT_ONCE[1]] else 'NO'}.",
     )
 
 
@@ -94,7 +93,7 @@ def _manifest(path: Path, rows: int) -> Path:
     return path
 
 
-def _tokens(output: Path) -> Sequence[list[int]]:
+def _tokens(output: Path) -> list[list[int]]:
     """Of all candidates, by row and number."""
     found = pq.read_table(output / "data", columns=["id", "candidates"]).sort_by("id").to_pylist()
     return [

@@ -119,7 +119,6 @@ def test_two_processes_are_one(corpus: Corpus, tmp_path: Path) -> None:
         f"""
 from pathlib import Path
 import torch
-from clvp.text.tokenizer import ClvpTokenizer
 from clvp.training.corpus import Corpus
 from clvp.training.loop import processes, train
 from clvp.training.settings import TrainingSettings
