@@ -33,8 +33,9 @@ Kind = Literal["packed", "plain"]
 # Divisors of the widest product among the multiples of what micro-kernels take at once.
 QUANTA = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 FIXED = Products(packed=False, quantum=64, widest=64)
-# Prefix length, tokens drawn, lanes of one row at most: cohorts in which attention is compared.
-ATTENTION_CASES = ((30, 1, 192), (90, 40, 192), (1000, 17, 192), (30, 500, 24))
+# Cohorts in which attention is compared: prefix length, tokens drawn, lanes of one row at most, and every how
+# manieth width.
+ATTENTION_CASES = ((30, 1, 192, 3), (90, 40, 192, 1), (1000, 17, 192, 3), (30, 500, 24, 3))
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ def _find(
     for kind in kinds:
         for quantum in QUANTA:
             probe = _Probe(model, Products(kind == "packed", quantum))
-            if probe.passes(threads):
-                return Arithmetic(probe.products, probe.digest())
+            if (digest := probe.digest(threads)) is not None:
+                return Arithmetic(probe.products, digest)
     logger.warning(
         "no width of a matrix product gives a row the same bits in any company here; tokens may depend on "
         "neighbours and threads. Import clvp before anything computes with torch"
@@ -110,6 +111,16 @@ def thread_count(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class _AttentionCase:
+    """A prefix, and what lanes of its row have drawn before; the newest position is written over."""
+
+    prefix: Prefix
+    keys_BHTN: Tensor
+    values_BHTN: Tensor
+    widths: tuple[int, ...]  # numbers of lanes to compare
+
+
 class _Probe:
     """A decoder of two layers, run with one kind of products."""
 
@@ -125,27 +136,31 @@ class _Probe:
 
         self.rows_WD = noise(products.widest, width)
         self.qkv_WE = noise(products.widest, 3 * width)
-        self.history_HTN = noise(heads, max(tokens for _, tokens, _ in ATTENTION_CASES), width // heads)
+        history_HTN = noise(heads, max(tokens for _, tokens, _, _ in ATTENTION_CASES), width // heads)
         self.prefix_PD = noise(self.weights.max_prefix, width)
         self.cases = [
-            (prefill(self.one_layer, [self.prefix_PD[:length]])[0], tokens, min(lanes, products.widest))
-            for length, tokens, lanes in ATTENTION_CASES
+            _AttentionCase(
+                prefill(self.one_layer, [self.prefix_PD[:length]])[0],
+                *(history_HTN[:, :tokens].repeat(min(lanes, products.widest), 1, 1, 1) for _ in range(2)),
+                widths=(1, 2, *(width for width in products.widths[::-every] if width <= lanes)),
+            )
+            for length, tokens, lanes, every in ATTENTION_CASES
         ]
 
-    def passes(self, threads: int) -> bool:
-        """Whether every row keeps its bits: in any width, at another place, with one thread and with all."""
+    def digest(self, threads: int) -> str | None:
+        """Of the bits of all outputs; None unless every row keeps them: in any width, at another place, with
+        one thread and with all.
+        """
         with thread_count(1):
             expected = self.outputs()
             if not self._agrees(expected):
-                return False
+                return None
         with thread_count(threads):
             again = self.outputs()
-            return all(map(torch.equal, expected, again)) and self._agrees(expected, reverse=True)
-
-    def digest(self) -> str:
-        """Of the bits of all outputs."""
+            if not all(map(torch.equal, expected, again)) or not self._agrees(expected, reverse=True):
+                return None
         bits = blake2b(digest_size=8)
-        for tensor in self.outputs():
+        for tensor in expected:
             bits.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return bits.hexdigest()
 
@@ -156,7 +171,7 @@ class _Probe:
         prefixes = [prefill(self.weights, [self.prefix_PD[:length]])[0] for length in lengths]
         return [
             self._step(self.products.widest),
-            *(self._attend(*case) for case in self.cases),
+            *(self._attend(case, len(case.keys_BHTN)) for case in self.cases),
             *(block for prefix in prefixes for block in (*prefix.keys, *prefix.values)),
         ]
 
@@ -169,9 +184,9 @@ class _Probe:
         if not all(map(torch.equal, self._prefix_in_company(reverse), attended[len(self.cases) :])):
             return False
         return all(
-            torch.equal(self._attend(prefix, tokens, lanes, reverse), attended_WD[:lanes])
-            for (prefix, tokens, most), attended_WD in zip(self.cases, attended, strict=False)
-            for lanes in (1, 2, *(width for width in widths if width <= most))
+            torch.equal(self._attend(case, lanes, reverse), attended_WD[:lanes])
+            for case, attended_WD in zip(self.cases, attended, strict=False)
+            for lanes in case.widths
         )
 
     def _prefix_in_company(self, last: bool) -> list[Tensor]:
@@ -187,12 +202,11 @@ class _Probe:
         logits_WV = decoder_logits(self.one_layer, x_WD, lambda _, qkv_WE: qkv_WE.chunk(3, dim=-1)[2])
         return logits_WV.flip(0) if reverse else logits_WV
 
-    def _attend(self, prefix: Prefix, tokens: int, lanes: int, reverse: bool = False) -> Tensor:
+    def _attend(self, case: _AttentionCase, lanes: int, reverse: bool = False) -> Tensor:
         """[lanes, D]: attention of the first lanes of one row, alone in their cohort."""
-        cohort = Cohort(self.one_layer, [prefix], [lanes], tokens)
-        history_BHTN = self.history_HTN[:, :tokens].expand(lanes, -1, -1, -1)
-        cohort.keys, cohort.values = [history_BHTN.clone()], [history_BHTN.clone()]
-        cohort.length = tokens
+        cohort = Cohort(self.one_layer, [case.prefix], [lanes], 1)
+        cohort.keys, cohort.values = [case.keys_BHTN], [case.values_BHTN]
+        cohort.length = case.keys_BHTN.shape[2]
         qkv_WE = self.qkv_WE[:lanes].flip(0) if reverse else self.qkv_WE[:lanes]
         attended_WD = cohort.attend(0, *qkv_WE.chunk(3, dim=-1))
         return attended_WD.flip(0) if reverse else attended_WD
