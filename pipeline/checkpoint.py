@@ -41,6 +41,8 @@ from clvp.checkpoint import (
 from pipeline import storage
 from pipeline.errors import RunError
 
+# They decide nothing where no candidate becomes sound.
+SOUND_FILES = (WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE, CODEC_CONFIG_FILE, CODEC_FILE)
 PIECE_BYTES = 64 << 20  # of an object; Arrow makes a request of each
 
 

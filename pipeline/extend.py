@@ -8,7 +8,8 @@ dropped cannot be among the best of more.
 
 from dataclasses import replace
 
-from pipeline.description import SOUND_FILES, Description, differences, load, retyped
+from pipeline.checkpoint import SOUND_FILES
+from pipeline.description import Description, differences, load, retyped
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import ResultSettings
