@@ -90,11 +90,8 @@ def _finish(work: Work, index: RowIndex, description: Description, held: Held) -
             with connected(execution.worker_logs):
                 work = replace(work, manifest=manifest)
                 _stream(work, index, selection.todo, description, progress, publisher)
-    finished = progress.totals.rows + progress.totals.failed
-    if finished != todo:
-        raise RunError(
-            f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
-        )
+    if progress.left:
+        raise RunError(f"{progress.left} of {todo} rows came to no end; the same command continues with them")
     _check_stored(files, index)
     write_card(output, load(output) or description)
     return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)

@@ -1,5 +1,6 @@
 """Stage 2, `validate`: text to text tokens; a text that the model cannot take is its row's error."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import pyarrow as pa
@@ -16,12 +17,12 @@ INPUT = pa.schema([TEXT, ERROR])
 OUTPUT = pa.schema([INPUT_IDS, UNKNOWN_TOKENS])
 
 
+@dataclass
 class TextToTokens:
-    """Callable on a block. `max_tokens` is the number of text tokens that the model takes."""
+    """Callable on a block."""
 
-    def __init__(self, tokenizer: ClvpTokenizer, max_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+    tokenizer: ClvpTokenizer
+    max_tokens: int  # that the model takes of a text
 
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, table = map_rows(table, "validate", lambda i: self._tokens(table["text"][i].as_py()))

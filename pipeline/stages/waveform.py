@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -152,7 +153,6 @@ class WaveformMaker:
 
     def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What the speech decoder and what makes sound take of the row's voice."""
-
         key = table["voice_key"][i].as_py()
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,22 +221,14 @@ def _without_serial(ogg: bytes) -> bytes:
         segments = data[page + 26]
         end = page + 27 + segments + sum(data[page + 27 : page + 27 + segments])
         data[page + 14 : page + 18] = data[page + 22 : page + 26] = bytes(4)
-        checksum = 0
-        for byte in data[page:end]:
-            checksum = (checksum << 8 & 0xFFFFFFFF) ^ _OGG_CRC[checksum >> 24 ^ byte]
-        data[page + 22 : page + 26] = checksum.to_bytes(4, "little")
+        # Of zlib's polynomial, with the bits the other way round and neither of its two inversions.
+        checksum = ~crc32(data[page:end].translate(_BITS_REVERSED), 0xFFFFFFFF) & 0xFFFFFFFF
+        data[page + 22 : page + 26] = checksum.to_bytes(4, "big").translate(_BITS_REVERSED)
         page = end
     return bytes(data)
 
 
-def _crc_of(byte: int) -> int:
-    value = byte << 24
-    for _ in range(8):
-        value = (value << 1 ^ (0x04C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
-    return value
-
-
-_OGG_CRC = [_crc_of(byte) for byte in range(256)]
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def file_name(row_id: str, candidate: int | None, form: str) -> str:

@@ -6,6 +6,7 @@ merges the files of many blocks into few in `data` and `errors`, which is all th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,12 +58,12 @@ def lost_row(
     return pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
 
 
+@dataclass
 class BlockWriter:
     """Callable on a block: writes its part and returns its report."""
 
-    def __init__(self, output: OutputFolder, seed: int | None) -> None:
-        self.output = output
-        self.seed = seed
+    output: OutputFolder
+    seed: int | None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if not len(table):
