@@ -212,6 +212,18 @@ def differing_fields(before: Any, now: Any, path: str = "") -> list[str]:
     )
 
 
+def check_alike(
+    expected: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
+    path: str,
+    problem: str,
+    same: str = "kind of device and the same versions",
+) -> None:
+    """Raise RunError, `problem` with what differs, unless facts are those `expected` (None: any)."""
+    if expected is not None and (differing := differing_fields(expected, facts, path)):
+        raise RunError(f"{problem} ({'; '.join(differing)}): use the same {same}, or another output")
+
+
 def load_sampled(
     output: OutputFolder, manifest: Sequence[str] = (), model: str | None = None, voices: str | None = None
 ) -> tuple[Description, Run]:
@@ -253,7 +265,6 @@ def from_json(kind: Any, value: Any, name: str = "run.json") -> Any:
         except ValidationError as error:
             raise ValueError(f"{name}={shown(value)}: {error.errors()[0]['msg']}") from None
     hints = get_type_hints(kind)
-    unknown = value.keys() - hints.keys()
-    if unknown:
+    if unknown := value.keys() - hints.keys():
         raise RunError(f"run.json has settings that this version does not know: {', '.join(sorted(unknown))}")
     return kind(**{name: from_json(hints[name], item, name) for name, item in value.items()})

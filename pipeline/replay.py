@@ -117,8 +117,7 @@ class Replayer:
 
         row = _stored_row(self.work.output, row_id)
         stored = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
-        missing = [index for index in wanted if index not in stored]
-        if missing:
+        if missing := [index for index in wanted if index not in stored]:
             raise RunError(f"row {row_id!r} has no candidate {missing[0]}; stored are {sorted(stored)}")
         indices = sorted(wanted or stored)
         found = self._run(row_id, indices)
@@ -153,9 +152,7 @@ class Replayer:
                 stage.refuses = False  # the row is stored; the candidate that was good may not be wanted
         row = self._chain(make_plan(self.index, places[:1], 1).slices_of(0)).to_pylist()[0]
         if (error := row["error"]) is not None:
-            raise RunError(
-                f"the row fails now, in stage {error['stage']}: {error['type']}: {error['message']}"
-            )
+            raise RunError("the row fails now, in stage {stage}: {type}: {message}".format_map(error))
         return row
 
 
@@ -171,8 +168,6 @@ def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:
     for table in output.matching("data", [row_id]):
         return table.to_pylist()[0]
     for table in output.matching("errors", [row_id]):
-        error = table.to_pylist()[0]
-        raise RunError(
-            f"row {row_id!r} has failed in stage {error['stage']}: {error['type']}: {error['message']}"
-        )
+        reason = "stage {stage}: {type}: {message}".format_map(table.to_pylist()[0])
+        raise RunError(f"row {row_id!r} has failed in {reason}")
     raise RunError(f"{output.uri} has no row {row_id!r}, neither in data nor in errors")

@@ -155,8 +155,7 @@ class Manifest:
     def source(self, position: int) -> str:
         """Where a row stands, for messages: file and record number from 1."""
         group = groups_of(self.groups, position)
-        counted = group["row"] + position - group["first"]
-        number = self.numbers[position] if len(self.numbers) else counted
+        number = self.numbers[position] if len(self.numbers) else group["row"] + position - group["first"]
         return f"{public(self.files[group['file']].uri)}, row {number}"
 
     def places(self, hosts: Sequence[str]) -> tuple[str, ...]:
@@ -265,19 +264,16 @@ def with_columns(file: ManifestFile, columns: Sequence[str], payload: Payload) -
     if file.reading.voiced:  # which bring the clips
         unneeded = {"audio", *(["voice"] if file.reading.voice else [])}
         names = {own: name for own, name in names.items() if own not in unneeded or name in columns}
-    missing = [name for name in dict.fromkeys(names.values()) if name not in columns]
-    if missing:
+    if missing := [name for name in dict.fromkeys(names.values()) if name not in columns]:
         raise ManifestError(
             f"manifest file {file.uri} has no column {' and no column '.join(map(repr, missing))}; "
             f"its columns are {_listed(columns)}; --columns id=NAME,text=NAME says which is which"
         )
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
         raise ManifestError(f"manifest file {file.uri} has more than one column named {_listed(repeated)}")
     file = replace(file, names=names, columns=tuple(columns))
     added = PARTS if file.reading.split_text else ()
-    clashing = [name for name in passing(file, payload) if name in (*RESERVED, *added)]
-    if clashing:
+    if clashing := [name for name in passing(file, payload) if name in (*RESERVED, *added)]:
         problem = f"the column {clashing[0]!r} clashes with the output's; rename or drop it"
         raise ManifestError(f"manifest file {file.uri}: {problem}")
     return file
@@ -335,14 +331,12 @@ def shared(manifest: Manifest, folder: str, needed: Collection[int]) -> Iterator
         storage.delete_files([storage.join(folder, name) for name in storage.list_names(folder, ".parquet")])
 
     clear()
-    files = list(manifest.files)
+    copies = {number: copy for number in needed if (copy := manifest.files[number].copy)}
+    places = {number: storage.join(folder, storage.name_of(copy)) for number, copy in copies.items()}
     try:
-        copied = [number for number in needed if files[number].copy]
-        places = [storage.join(folder, storage.name_of(files[number].copy)) for number in copied]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(storage.upload, [files[number].copy for number in copied], places))
-        for number, place in zip(copied, places, strict=True):
-            files[number] = replace(files[number], copy=place)
+            list(pool.map(storage.upload, copies.values(), places.values()))
+        files = (replace(file, copy=places.get(i, file.copy)) for i, file in enumerate(manifest.files))
         yield replace(manifest, files=tuple(files))
     finally:
         clear()

@@ -39,9 +39,8 @@ def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
     spans = [(part["begin"], part["end"]) for part in slices.to_pylist()]
     table = pa.concat_tables([table for span in spans for table in _rows(manifest, *span)]).combine_chunks()
     if block_name(table["id"].to_pylist()) != slices["name"][0].as_py():
-        raise ManifestError(
-            f"{manifest.source(spans[0][0])} has changed since the run began; start the run again"
-        )
+        where = manifest.source(spans[0][0])
+        raise ManifestError(f"{where} has changed since the run began; start the run again")
     return table
 
 

@@ -39,9 +39,8 @@ def find_voices(reading: Reading) -> Voices:
     if not voices:
         raise ManifestError(f"voices {folder}: no folder in it has a clip ({' '.join(AUDIO)})")
     if RANDOM in voices:
-        raise ManifestError(
-            f"voices {folder}: {RANDOM} is the voice that belongs to nobody; rename its clips"
-        )
+        problem = f"{RANDOM} is the voice that belongs to nobody; rename its clips"
+        raise ManifestError(f"voices {folder}: {problem}")
     voices_of_all(reading, voices)
     return voices
 
@@ -74,9 +73,8 @@ def clips_of(voice: Any, voices: Voices, name_of_random: str = "") -> list[str]:
     for name in parts:
         if name not in voices:
             known = ", ".join(sorted(voices)[:20]) + (" …" if len(voices) > 20 else "")
-            raise RowError(
-                "UnknownVoice", f"the voice {shown(name)} has no clips; those with clips are {known}"
-            )
+            problem = f"the voice {shown(name)} has no clips; those with clips are {known}"
+            raise RowError("UnknownVoice", problem)
     return [clip for name in dict.fromkeys(parts) for clip in voices[name]]
 
 

@@ -22,11 +22,7 @@ from pipeline.rows.memory import MAX_CLIPS
 
 
 def decode_clip(
-    data: bytes | None,
-    path: str | None,
-    seconds: float,
-    root: str | None = None,
-    places: Sequence[str] = (),
+    data: bytes | None, path: str | None, seconds: float, root: str | None = None, places: Sequence[str] = ()
 ) -> torch.Tensor:
     """The first `seconds` of a clip, as `read_clip` gives them.
 

@@ -17,8 +17,8 @@ import soxr
 
 from clvp.audio.mel import SAMPLING_RATE
 from clvp.quality import Measure, Value, find_measure
-from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RowError, RunError
+from pipeline.description import check_alike
+from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import CANDIDATES, ENGINE, TEXT, VOICE_KEY, map_rows, set_columns
 from pipeline.rows.payloads import AUDIO
 from pipeline.settings import AudioSettings
@@ -69,12 +69,8 @@ class Measurer:
         self.name, self.measure, self.decode = names[-1], measure, decode
         self.field = measured_field(names)
         self.facts = dict(measure.facts()) if hasattr(measure, "facts") else {}
-        expected = self.facts if expected_facts is None else expected_facts
-        if differing := differing_fields(expected, self.facts, self.name):
-            raise RunError(
-                f"what {self.name} measures here may differ from what the output holds "
-                f"({'; '.join(differing)}): use the same files and versions, or another output"
-            )
+        problem = f"what {self.name} measures here may differ from what the output holds"
+        check_alike(expected_facts, self.facts, self.name, problem, same="files and versions")
         self.references: dict[str, np.ndarray] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -77,9 +77,8 @@ class Ranker:
         limit = self.settings.scoring_length
         longest = max(map(len, tokens))
         if longest > limit:
-            raise RowError(
-                "TooManySpeechTokens", f"a candidate has {longest:,} tokens; scored are at most {limit}"
-            )
+            problem = f"a candidate has {longest:,} tokens; scored are at most {limit}"
+            raise RowError("TooManySpeechTokens", problem)
         codes_KL = pad_and_fix_codes(
             [torch.from_numpy(row.astype(np.int64)) for row in tokens], finished, limit, self.fixing_codes
         )

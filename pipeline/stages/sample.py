@@ -15,8 +15,8 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
-from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RunError
+from pipeline.description import check_alike
+from pipeline.errors import ERROR
 from pipeline.rows.columns import (
     ENGINE,
     ID,
@@ -73,12 +73,8 @@ class Sampler:
         decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         sampler = CandidateSampler(decoder, engine)  # has its own copy of the weights
         facts = sampler.facts()
-        if expected_facts is not None and (differing := differing_fields(expected_facts, facts, "engine")):
-            raise RunError(
-                "this machine's sampler may draw other tokens than the output holds "
-                f"({'; '.join(differing)}): use the same kind of device and the "
-                "same versions, or another output"
-            )
+        problem = "this machine's sampler may draw other tokens than the output holds"
+        check_alike(expected_facts, facts, "engine", problem)
         self.facts = json.dumps(facts, sort_keys=True)
         self.latents: dict[str, torch.Tensor] = {}  # of the voices used last, the latest at the end
         self.voices_cached = voices_cached

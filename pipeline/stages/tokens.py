@@ -45,10 +45,8 @@ class TextToTokens:
         if not any(map(str.isalnum, self.tokenizer.decode(tokens, skip_special_tokens=True))):
             raise RowError("UnspeakableText", f"no letter that the model knows is in the text {shown(text)}")
         if len(tokens) > self.max_tokens:
-            raise RowError(
-                "TextTooLong",
-                f"the text has {len(tokens):,} tokens, at most {self.max_tokens}: --split-text cuts it",
-            )
+            problem = f"the text has {len(tokens):,} tokens, at most {self.max_tokens}: --split-text cuts it"
+            raise RowError("TextTooLong", problem)
         return tokens
 
 

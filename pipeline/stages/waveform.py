@@ -24,8 +24,8 @@ from clvp.waveform.latents import mean_log_probability, says_nothing, speech_lat
 from clvp.waveform.measures import fade_out, measures_of, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
 from pipeline import storage
-from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RowError, RunError
+from pipeline.description import check_alike
+from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import (
     CANDIDATES,
     ENGINE,
@@ -107,18 +107,11 @@ class WaveformMaker:
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
         self.speech_decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         self.decoder = load_waveform_decoder(
-            model,
-            device=device,
-            config=execution.waveform_engine,
-            dtype=settings.audio.diffusion_dtype,
+            model, device=device, config=execution.waveform_engine, dtype=settings.audio.diffusion_dtype
         )
         self.facts = self.decoder.facts()
-        differing = differing_fields(expected_facts or self.facts, self.facts, "waveform")
-        if differing:
-            raise RunError(
-                f"this machine may make other waveforms than the output holds ({'; '.join(differing)}): use "
-                "the same kind of device and the same versions, or another output"
-            )
+        problem = "this machine may make other waveforms than the output holds"
+        check_alike(expected_facts or None, self.facts, "waveform", problem)
         self.voices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # the latest at the end
         self.voices_cached = execution.voices_cached
 
