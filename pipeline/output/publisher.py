@@ -21,14 +21,11 @@ class Publisher:
         self,
         files: Files,
         enough_bytes: int,
-        parts: Sequence[str] = (),
-        attempts: Mapping[str, int] | None = None,
-        held: Held | None = None,
+        parts: Sequence[str],
+        attempts: Mapping[str, int],
+        held: Held,
     ) -> None:
-        self.files = files
-        self.enough_bytes = enough_bytes
-        self.attempts = attempts
-        self.held = held or Held()
+        self.files, self.enough_bytes, self.attempts, self.held = files, enough_bytes, attempts, held
         self._parts = list(parts)
         self._num_bytes = 0
         self._queue: SimpleQueue[list[str] | None] = SimpleQueue()

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import ERROR
 from pipeline.output.folder import OutputFolder
-from pipeline.rows.columns import good_rows
+from pipeline.rows.columns import ID, TEXT, VOICE_KEY, good_rows
 from pipeline.rows.payloads import SAMPLED_TYPE, STORED
 
-COLUMNS = ["id", "text", "voice_key", "candidates"]
+INPUT = pa.schema([ID, TEXT, VOICE_KEY, ERROR])
+COLUMNS = ["id", "text", "voice_key", "candidates"]  # of those that are stored
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ from pipeline.rows.plan import block_name
 from pipeline.rows.stored import row_batches
 from pipeline.rows.types import convert, python_values
 
+# And the payload, and the pass-through columns.
+OUTPUT = pa.schema([ID, TEXT, SOURCE, ROW_DIGEST, ERROR])
+
 
 def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
     """The rows of a block from its SLICES, in manifest order: ID, TEXT, the payload, SOURCE, ROW_DIGEST,

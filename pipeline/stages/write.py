@@ -70,14 +70,10 @@ class BlockWriter:
             return REPORT.empty_table()
         absent = [field for field in SAMPLED if field.name not in table.column_names]
         table = set_columns(table, {field: pa.nulls(len(table), field.type) for field in absent})
-        name = part_name(table["id"].to_pylist())
+        name = block_name(table["id"].to_pylist()) + ".parquet"
         table = set_columns(table, {SEED: pa.array([self.seed] * len(table), SEED.type)})
         part = table.select([*PART.names, *(field.name for field in extra_fields(table.schema))])
         return report_of(table, name, self.output.write_table("_parts", name, part))
-
-
-def part_name(ids: list[str]) -> str:
-    return block_name(ids) + ".parquet"
 
 
 def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:
