@@ -18,12 +18,7 @@ class Publisher:
     """
 
     def __init__(
-        self,
-        files: Files,
-        enough_bytes: int,
-        parts: Sequence[str],
-        attempts: Mapping[str, int],
-        held: Held,
+        self, files: Files, enough_bytes: int, parts: Sequence[str], attempts: Mapping[str, int], held: Held
     ) -> None:
         self.files, self.enough_bytes, self.attempts, self.held = files, enough_bytes, attempts, held
         self._parts = list(parts)
@@ -39,7 +34,6 @@ class Publisher:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._parts:
             self._queue.put(self._parts)
-            self._parts = []
         self._queue.put(None)
         self._thread.join()
         if kind is None:

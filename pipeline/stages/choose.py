@@ -90,9 +90,9 @@ class Chooser:
         return {
             "candidates": [{**candidates[k], "rank": rank} for rank, k in enumerate(order, 1)],
             "sounds": [sounds[k] for k in heard],
-            "measured": [{**measured[k], "rank": rank} for rank, k in enumerate(heard, 1)]
-            if measured
-            else [],
+            "measured": [
+                {**measured[k], "rank": rank} for rank, k in enumerate(heard if measured else [], 1)
+            ],
         }
 
     def _order(self, candidates: list[dict[str, Any]], most: int, facts: list[dict[str, Any]]) -> list[int]:
@@ -118,9 +118,6 @@ def _sounds(row: dict[str, Any]) -> list[dict[str, Any]]:
     """What is stored of each candidate that has sound, the best first."""
     if not row.get(BEST.name):
         return []
-    best = {
-        "audio": row[BEST.name],
-        "candidate": row[CANDIDATES.name][0]["candidate"],
-        **row[BEST_MEASURES.name],
-    }
+    candidate = row[CANDIDATES.name][0]["candidate"]
+    best = {"audio": row[BEST.name], "candidate": candidate, **row[BEST_MEASURES.name]}
     return [best, *(row.get(OTHERS.name) or [])]
