@@ -14,15 +14,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT, set_columns
-from pipeline.rows.manifest import (
-    UNREADABLE,
-    Manifest,
-    ManifestFile,
-    columns_read,
-    own_ids,
-    passing,
-    readable,
-)
+from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, readable
 from pipeline.rows.memory import MAX_EMBEDDED_BYTES, MAX_EXTRA_BYTES, PIECE_ROWS
 from pipeline.rows.normalise import PLACE, checked
 from pipeline.rows.plan import block_name
@@ -59,7 +51,7 @@ def _rows(manifest: Manifest, begin: int, end: int) -> Iterator[pa.Table]:
                 if file.copy:
                     table = _with_clips(manifest, file, pa.Table.from_batches([batch]))
                 else:
-                    table = _checked(manifest, file, batch, failure)
+                    table = _checked(file, batch, failure)
                 yield _finished(manifest, table, begin)
                 begin += len(batch)
 
@@ -68,16 +60,15 @@ def _batches(
     manifest: Manifest, file: ManifestFile, group: int, begin: int, end: int
 ) -> Iterator[tuple[pa.RecordBatch, Exception | None]]:
     """Rows of a row group, and what has damaged them: those behind a damaged page have their ids alone."""
-    passed, only_id = passing(file, manifest.payload), [file.names["id"]]
+    only_id, failure = [file.names["id"]], None
     if file.copy:
         columns = ["id", "text", manifest.payload.field.name, "row_digest", "error"]
         columns += [PLACE.name] if file.reader == "webdataset" else []
-        columns += [EXTRA_PREFIX + name for name in passed]
+        columns += [EXTRA_PREFIX + name for name in file.passing]
         yield from ((batch, None) for batch in row_batches(file.copy, group, columns, begin, end))
         return
-    columns, failure = columns_read(file, manifest.payload), None
     # The second time row by row, with a new reader.
-    for names, max_rows in ((columns, PIECE_ROWS), (columns, 1), (only_id, PIECE_ROWS)):
+    for names, max_rows in ((file.columns_read, PIECE_ROWS), (file.columns_read, 1), (only_id, PIECE_ROWS)):
         try:
             for batch in row_batches(file.uri, group, names, begin, end, max_rows):
                 yield batch, failure if names == only_id else None
@@ -89,18 +80,16 @@ def _batches(
             failure = error
 
 
-def _checked(
-    manifest: Manifest, file: ManifestFile, batch: pa.RecordBatch, failure: Exception | None
-) -> pa.Table:
+def _checked(file: ManifestFile, batch: pa.RecordBatch, failure: Exception | None) -> pa.Table:
     """Rows as a copy would have them, but for types of pass-through columns."""
-    count, payload = len(batch), manifest.payload
-    ids, texts, values = (python_values(batch, file.names[own]) for own in payload.required)
+    count = len(batch)
+    ids, texts, values = (python_values(batch, file.names[own]) for own in file.payload.required)
     errors: dict[int, RowError] = {}
     if failure is not None:
         message = f"the file is damaged at this row or before it: {failure}"
         errors = dict.fromkeys(range(count), RowError("UnreadableRow", message))
-    table = checked(file, payload, own_ids(file, payload, ids), texts, values, errors)
-    for name in passing(file, payload):
+    table = checked(file, file.ids(ids), texts, values, errors)
+    for name in file.passing:
         constant = pa.array([file.hive.get(name)] * count, pa.string())
         column = batch.column(name) if name in batch.schema.names else constant
         table = table.append_column(EXTRA_PREFIX + name, column)
