@@ -88,10 +88,9 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
                     raise ManifestError(f"over {MAX_PROBLEMS:,} rows have no usable id; the first: {first}")
     if not position:
         raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
-    index = RowIndex(
-        pa.chunked_array(ids), np.concatenate(digests), np.array(groups, GROUP), problems, copies
-    )
-    manifest = replace(manifest, files=tuple(files), extra=types.schema(), groups=index.groups)
+    places = np.array(groups, GROUP)
+    index = RowIndex(pa.chunked_array(ids), np.concatenate(digests), places, problems, copies)
+    manifest = replace(manifest, files=tuple(files), extra=types.schema(), groups=places)
     return replace(manifest, numbers=np.concatenate(numbers)) if numbers else manifest, index
 
 

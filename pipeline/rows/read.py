@@ -47,22 +47,19 @@ def _rows(manifest: Manifest, begin: int, end: int) -> Iterator[pa.Table]:
         group, stop = manifest.groups[number], min(end, int(bounds[number]))
         file, first = manifest.files[group["file"]], int(group["first"])
         with readable(file):
-            for batch, failure in _batches(manifest, file, int(group["group"]), begin - first, stop - first):
-                if file.copy:
-                    table = _with_clips(manifest, file, pa.Table.from_batches([batch]))
-                else:
-                    table = _checked(file, batch, failure)
+            for batch, failure in _batches(file, int(group["group"]), begin - first, stop - first):
+                table = _with_clips(file, batch) if file.copy else _checked(file, batch, failure)
                 yield _finished(manifest, table, begin)
                 begin += len(batch)
 
 
 def _batches(
-    manifest: Manifest, file: ManifestFile, group: int, begin: int, end: int
+    file: ManifestFile, group: int, begin: int, end: int
 ) -> Iterator[tuple[pa.RecordBatch, Exception | None]]:
     """Rows of a row group, and what has damaged them: those behind a damaged page have their ids alone."""
     only_id, failure = [file.names["id"]], None
     if file.copy:
-        columns = ["id", "text", manifest.payload.field.name, "row_digest", "error"]
+        columns = ["id", "text", file.payload.field.name, "row_digest", "error"]
         columns += [PLACE.name] if file.reader == "webdataset" else []
         columns += [EXTRA_PREFIX + name for name in file.passing]
         yield from ((batch, None) for batch in row_batches(file.copy, group, columns, begin, end))
@@ -96,11 +93,12 @@ def _checked(file: ManifestFile, batch: pa.RecordBatch, failure: Exception | Non
     return table
 
 
-def _with_clips(manifest: Manifest, file: ManifestFile, table: pa.Table) -> pa.Table:
-    """The rows with the bytes of those clips that lie in the manifest's own file, a tar."""
+def _with_clips(file: ManifestFile, batch: pa.RecordBatch) -> pa.Table:
+    """Rows of a copy with the bytes of those clips that lie in the manifest's own file, a tar."""
+    table = pa.Table.from_batches([batch])
     if PLACE.name not in table.schema.names:
         return table
-    field, errors = manifest.payload.field, table["error"].to_pylist()
+    field, errors = file.payload.field, table["error"].to_pylist()
     clips, places = table[field.name].to_pylist(), table[PLACE.name].to_pylist()
     filesystem, path = storage.resolve(file.uri)
     with filesystem.open_input_file(path) as tar:
