@@ -5,7 +5,7 @@ A manifest's other columns have the prefix `extra.`, so that no manifest can cla
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -125,12 +125,12 @@ def _offsets(lengths: Sequence[int]) -> pa.Array:
 
 
 def struct_lists(
-    lengths: Sequence[int | None], fields: Sequence[pa.Array], dtype: pa.StructType
+    rows: Sequence[Sequence[Any] | None], fields: Sequence[pa.Array], dtype: pa.StructType
 ) -> pa.ListArray:
-    """Lists [n] of these lengths, null for None, of structs from their fields, one row after the other."""
-    mask = pa.array([length is None for length in lengths], pa.bool_())
+    """Lists [n] as long as these, null for None, of structs from their fields, one row after the other."""
+    mask = pa.array([row is None for row in rows], pa.bool_())
     values = pa.StructArray.from_arrays(fields, fields=list(dtype))
-    return pa.ListArray.from_arrays(_offsets([length or 0 for length in lengths]), values, mask=mask)
+    return pa.ListArray.from_arrays(_offsets([len(row or ()) for row in rows]), values, mask=mask)
 
 
 def token_lists(tokens: Iterable[np.ndarray]) -> pa.ListArray:

@@ -203,7 +203,7 @@ def _decoding(run: Run, results: ResultSettings) -> Stage:
             fetch(work.checkpoint),
             settings=results,
             execution=run.execution,
-            output=work.output.uri,
+            output=work.output,
             expected_facts=(work.engine or {}).get("waveform"),
         ),
         input=waveform.INPUT,

@@ -107,7 +107,7 @@ def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[s
     ranks = [rank for row in rows if row is not None for rank in range(1, len(row) + 1)]
     lengths = np.array([len(item.tokens) for item in items], np.int32)
     return struct_lists(
-        [None if row is None else len(row) for row in rows],
+        rows,
         [
             pa.array(ranks, pa.int16()),
             pa.array([item.candidate for item in items], pa.int16()),

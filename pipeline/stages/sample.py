@@ -130,7 +130,7 @@ def _candidate_column(rows: Sequence[Sequence[Candidate] | None]) -> pa.ListArra
     """The `speech_ids` column [n]; null where a row has none."""
     candidates = [candidate for row in rows if row is not None for candidate in row]
     return struct_lists(
-        [None if row is None else len(row) for row in rows],
+        rows,
         [
             pa.array([c.candidate for c in candidates], pa.int16()),
             pa.array([c.finished for c in candidates], pa.bool_()),

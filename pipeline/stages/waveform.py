@@ -23,9 +23,9 @@ from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformRequest, load_wa
 from clvp.waveform.latents import mean_log_probability, says_nothing, speech_latents
 from clvp.waveform.measures import fade_out, measures_of, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
-from pipeline import storage
 from pipeline.description import check_alike
 from pipeline.errors import ERROR, RowError
+from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import (
     CANDIDATES,
     ENGINE,
@@ -98,7 +98,7 @@ class WaveformMaker:
         model: str,
         settings: ResultSettings,
         execution: ExecutionSettings,
-        output: str,
+        output: OutputFolder,
         expected_facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self.output = settings, output
@@ -169,8 +169,7 @@ class WaveformMaker:
         name = file_name(speech.row_id, speech.candidate if audio.most > 1 else None, audio.format)
         content = encoded(waveform_N.numpy(), audio.format)
         if audio.audio_files:
-            uri = storage.join(storage.join(self.output, FOLDER), name)
-            storage.write_atomically(uri, content, storage.join(self.output, "_scratch"))
+            self.output.write(FOLDER, name, content)
         return {
             "candidate": speech.candidate,
             "audio": {"bytes": content, "path": name},

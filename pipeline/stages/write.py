@@ -5,13 +5,12 @@ name follows from the ids in it: a block that is written twice replaces itself. 
 merges the files of many blocks into few in `data` and `errors`, which is all that readers look at.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ERROR, ErrorRecord
+from pipeline.errors import ERROR
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import (
     CANDIDATES,
@@ -47,15 +46,6 @@ REPORT = pa.schema(
         ("engine", pa.string()),  # null where nothing was sampled
     ]
 )
-
-
-def lost_row(
-    row_id: str, source: str, digest: int, error: ErrorRecord, extra: Sequence[pa.Field]
-) -> pa.Table:
-    """A block [1] in the place of a row that no stage could bring to an end. `extra`: prefixed fields."""
-    known = {"id": row_id, "source": source, "row_digest": digest, "error": error}
-    fields = [*INPUT, *extra]
-    return pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
 
 
 @dataclass

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import RowError, RunError, error_record
 from pipeline.rows.columns import EXTRA_PREFIX
 from pipeline.rows.normalise import RowIndex
 from pipeline.rows.plan import Plan, make_plan
 from pipeline.stages import Work
-from pipeline.stages.write import BlockWriter, lost_row
+from pipeline.stages.write import INPUT, BlockWriter
 from pipeline.stream.cluster import LOST, TASK_RETRIES, Cluster, block_reports, summary, surviving
 from pipeline.stream.envelope import Timing
 from pipeline.stream.stream import Stream, block_numbers
@@ -113,17 +114,18 @@ def rows_alone(
 
 
 def _failed_row(work: Work, index: RowIndex, position: int, stage: str) -> Report:
-    """Written here, since the row cannot pass the stage."""
+    """Written here, since the row cannot pass the stage: a block without what later stages would add."""
     problem = RowError(
         "ProcessDied",
         f"the process of this stage died each of {1 + TASK_RETRIES} times with the row: "
         "a crash in native code, or out of memory",
     )
-    row = lost_row(
-        index.ids[position].as_py(),
-        work.manifest.source(position),
-        int(index.digests[position]),
-        error_record(stage, problem),
-        [field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra],
-    )
+    known = {
+        "id": index.ids[position].as_py(),
+        "source": work.manifest.source(position),
+        "row_digest": int(index.digests[position]),
+        "error": error_record(stage, problem),
+    }
+    fields = [*INPUT, *(field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra)]
+    row = pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
     return BlockWriter(work.output, work.seed)(row).to_pylist()[0]
