@@ -65,9 +65,13 @@ def require_columns(table: pa.Table, expected: pa.Schema) -> None:
             raise TypeError(f"stage input column {field.name!r}: expected {field.type}, found {found}")
 
 
-def set_columns(table: pa.Table, columns: Mapping[pa.Field, pa.Array | pa.ChunkedArray]) -> pa.Table:
-    """The block with these columns in the place of those of the same name, or at its end."""
+def set_columns(table: pa.Table, columns: Mapping[pa.Field, pa.Array | list[Any]]) -> pa.Table:
+    """The block with these columns, arrays or lists of Python values, in the place of those of the same name,
+    or at its end.
+    """
     for field, column in columns.items():
+        if isinstance(column, list):
+            column = pa.array(column, field.type)
         place = table.schema.get_field_index(field.name)
         if place >= 0:
             table = table.set_column(place, field, column)
@@ -98,7 +102,7 @@ def map_rows(
             if is_fatal(error):
                 raise
             errors[i] = error_record(stage, error)
-    return values, set_columns(table, {ERROR: pa.array(errors, ERROR.type)})
+    return values, set_columns(table, {ERROR: errors})
 
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:

@@ -248,7 +248,7 @@ def _table(
     if in_parts:  # a text that has become shorter ends with another part
         pauses = [row.get("pause_s") for row in rows]
         digests = map(file.payload.digest, zip(texts, pauses, strict=True), values)
-        table = set_columns(table, {ROW_DIGEST: pa.array(digests, ROW_DIGEST.type)})
+        table = set_columns(table, {ROW_DIGEST: list(digests)})
     for name, column in extra.items():
         table = table.append_column(name, column)
     return table, usable

@@ -113,7 +113,7 @@ def _with_clips(file: ManifestFile, batch: pa.RecordBatch) -> pa.Table:
             if data[:100].rstrip(b"\0").decode(errors="replace") not in clips[i][0]["path"]:
                 raise ManifestError(f"{file.uri} has changed since the run began; start the run again")
             clips[i][0]["bytes"] = data[512:]
-    return set_columns(table, {field: pa.array(clips, field.type), ERROR: pa.array(errors, ERROR.type)})
+    return set_columns(table, {field: clips, ERROR: errors})
 
 
 def _finished(manifest: Manifest, table: pa.Table, position: int) -> pa.Table:
@@ -134,8 +134,8 @@ def _finished(manifest: Manifest, table: pa.Table, position: int) -> pa.Table:
             if size > MAX_EXTRA_BYTES:
                 text = f"the row's other columns have {size:,} bytes; at most {MAX_EXTRA_BYTES:,}"
                 errors[i] = RowError("RowTooLarge", text)
-    records = table["error"].to_pylist()
-    records = [r or (error_record("read", errors[i]) if i in errors else None) for i, r in enumerate(records)]
+    misfit = {i: error_record("read", error) for i, error in errors.items()}
+    records = [record or misfit.get(i) for i, record in enumerate(table["error"].to_pylist())]
     kept = pa.array([None if i in errors else i for i in range(count)], pa.int64())
     good = pa.array([None if record else i for i, record in enumerate(records)], pa.int64())
     payload = manifest.payload.field

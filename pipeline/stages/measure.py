@@ -77,8 +77,7 @@ class Measurer:
         measured, table = map_rows(table, self.name, lambda i: self._measured(table, i))
         before = json.loads(table["engine"][0].as_py() or "{}").get("measures", {})  # in all rows alike
         facts = {"measures": {**before, self.name: self.facts}}
-        column = pa.array(measured, self.field.type)
-        return set_columns(table, {self.field: column, ENGINE: with_facts(table["engine"], facts)})
+        return set_columns(table, {self.field: measured, ENGINE: with_facts(table["engine"], facts)})
 
     def _measured(self, table: pa.Table, i: int) -> list[dict[str, Any]]:
         text, known = table["text"][i].as_py(), table[self.field.name][i].as_py()

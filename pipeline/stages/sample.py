@@ -90,8 +90,7 @@ class Sampler:
             table, "sample", lambda i: [*_stored_candidates(table, i), *sampled[i].result()]
         )
         self.lanes_in_use = (stats.live_steps - live) / max(stats.steps - steps, 1) / self.engine.lanes
-        engine = pa.array([self.facts] * len(table), ENGINE.type)
-        return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: engine})
+        return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: [self.facts] * len(table)})
 
     @torch.inference_mode()
     def _prompt(self, table: pa.Table, i: int) -> PromptRow:

@@ -27,13 +27,7 @@ class TextToTokens:
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, table = map_rows(table, "validate", lambda i: self._tokens(table["text"][i].as_py()))
         unknown = [ids and ids.count(self.tokenizer.unk_token_id) for ids in tokens]
-        return set_columns(
-            table,
-            {
-                INPUT_IDS: pa.array(tokens, INPUT_IDS.type),
-                UNKNOWN_TOKENS: pa.array(unknown, UNKNOWN_TOKENS.type),
-            },
-        )
+        return set_columns(table, {INPUT_IDS: tokens, UNKNOWN_TOKENS: unknown})
 
     def _tokens(self, text: str) -> list[int]:
         # Blanks, controls and what is unassigned: a tokenizer may well have a token for them.

@@ -70,14 +70,14 @@ class AudioToMels:
         if pc.any(pc.match_substring_regex(paths, r"\*|/$")).as_py():
             where = (self.audio_root, self.places)
             found, table = map_rows(table, "audio", lambda i: listed_clips(table["audio"][i].as_py(), *where))
-            table = set_columns(table, {AUDIO: pa.array(found, AUDIO.type)})
+            table = set_columns(table, {AUDIO: found})
         audio = table["audio"]
         clips = _Clips(self)
         names = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
         clips.flush()
         voices, table = map_rows(table, "audio", lambda i: clips.voice(names[i]))
         keys, column = _voice_columns(voices, clips.mels)
-        columns = {VOICE_KEY: pa.array(keys, VOICE_KEY.type), VOICE: column}
+        columns = {VOICE_KEY: keys, VOICE: column}
         if self.spoken_mels is not None:
             columns[SPOKEN_VOICE] = _voice_columns(voices, clips.spoken)[1]
         return set_columns(table, columns)

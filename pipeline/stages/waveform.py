@@ -122,8 +122,8 @@ class WaveformMaker:
         decoded = iter(self.decoder.decode(flat, self.settings.waveform, self.settings.sampling.seed))
         speech = [None if row is None else [(next(decoded), known) for _, known in row] for row in requests]
         made, table = map_rows(table, "waveform", lambda i: [self._stored(*item) for item in speech[i] or ()])
-        columns = sound_columns(made) | {ENGINE: with_facts(table["engine"], {"waveform": self.facts})}
-        return set_columns(table, {field: columns[field] for field in output_of(self.settings)})
+        columns = sound_columns(made) | {"engine": with_facts(table["engine"], {"waveform": self.facts})}
+        return set_columns(table, {field: columns[field.name] for field in output_of(self.settings)})
 
     def _requests(self, table: pa.Table, i: int) -> list[tuple[WaveformRequest, float]]:
         """What becomes sound, each with the mean log-probability of its tokens."""
@@ -178,24 +178,22 @@ class WaveformMaker:
         }
 
 
-def sound_columns(made: Sequence[Sequence[dict[str, Any]] | None]) -> dict[pa.Field, pa.Array]:
-    """The columns [n] of the rows' sounds, best first; null where a row has none."""
+def sound_columns(made: Sequence[Sequence[dict[str, Any]] | None]) -> dict[str, list[Any]]:
+    """The columns [n] of the rows' sounds by name, best first; null where a row has none."""
     best = [row[0] if row else None for row in made]
     ranked = [row and [{**item, "rank": rank} for rank, item in enumerate(row, 1)] for row in made]
     return {
-        BEST: pa.array([item and item["audio"] for item in best], BEST.type),
-        BEST_MEASURES: pa.array(
-            [item and {name: item[name] for name in MEASURES.names} for item in best], BEST_MEASURES.type
-        ),
-        OTHERS: pa.array([row and row[1:] for row in ranked], OTHERS.type),
-        MEASURED: pa.array(ranked, MEASURED.type),
+        BEST.name: [item and item["audio"] for item in best],
+        BEST_MEASURES.name: [item and {name: item[name] for name in MEASURES.names} for item in best],
+        OTHERS.name: [row and row[1:] for row in ranked],
+        MEASURED.name: ranked,
     }
 
 
-def with_facts(engines: pa.ChunkedArray, facts: Mapping[str, Any]) -> pa.Array:
+def with_facts(engines: pa.ChunkedArray, facts: Mapping[str, Any]) -> list[str]:
     """The column ENGINE with more facts in each row."""
     known = [json.loads(engine or "{}") for engine in engines.to_pylist()]
-    return pa.array([json.dumps({**engine, **facts}, sort_keys=True) for engine in known], ENGINE.type)
+    return [json.dumps({**engine, **facts}, sort_keys=True) for engine in known]
 
 
 def encoded(waveform_N: np.ndarray, form: str) -> bytes:

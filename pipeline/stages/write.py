@@ -59,9 +59,9 @@ class BlockWriter:
         if not len(table):
             return REPORT.empty_table()
         absent = [field for field in SAMPLED if field.name not in table.column_names]
-        table = set_columns(table, {field: pa.nulls(len(table), field.type) for field in absent})
+        table = set_columns(table, {field: [None] * len(table) for field in absent})
         name = block_name(table["id"].to_pylist()) + ".parquet"
-        table = set_columns(table, {SEED: pa.array([self.seed] * len(table), SEED.type)})
+        table = set_columns(table, {SEED: [self.seed] * len(table)})
         part = table.select([*PART.names, *(field.name for field in extra_fields(table.schema))])
         return report_of(table, name, self.output.write_table("_parts", name, part))
 
