@@ -206,10 +206,8 @@ def differing_fields(before: Any, now: Any, path: str = "") -> list[str]:
     """What differs in two nested objects, as text: the path of each field with both values."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         return [f"{path}: {shown(before)} there, {shown(now)} here"] if before != now else []
-    paths = {key: f"{path}.{key}" if path else key for key in before.keys() | now.keys()}
-    return sorted(
-        text for key in paths for text in differing_fields(before.get(key), now.get(key), paths[key])
-    )
+    at = {key: f"{path}.{key}" if path else key for key in before.keys() | now.keys()}
+    return sorted(text for key in at for text in differing_fields(before.get(key), now.get(key), at[key]))
 
 
 def check_alike(

@@ -172,10 +172,8 @@ class Progress:
         totals = self.totals
         if not totals.candidates:
             return []
-        overall = f"{totals.tokens / max(self.elapsed, 1e-9):,.0f}"
-        speeds = (
-            f"{overall} tokens/s" if current is None else f"{current:,.0f} tokens/s now, {overall} overall"
-        )
+        mean = f"{totals.tokens / max(self.elapsed, 1e-9):,.0f}"
+        speeds = f"{mean} tokens/s" if current is None else f"{current:,.0f} tokens/s now, {mean} overall"
         speech = f"speech: {hours(totals.best_s / 3600)} best, {hours(totals.audio_hours)} all"
         lanes = [f"{totals.lanes_s / totals.busy_s['sample']:.0%} of lanes in use"] if totals.lanes_s else []
         return [f"{totals.candidates:,} candidates", speeds, *lanes, speech]

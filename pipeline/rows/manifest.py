@@ -279,9 +279,8 @@ def _chosen(pattern: str, found: Sequence[str], payload: Payload, reading: Readi
         raise ManifestError(f"manifest file {unread[0]} has no reader; known are {KNOWN}. Move or convert it")
     tier = next((tier for tier in TIERS if set(tier) & set(readers.values())), ())
     if found and not tier:
-        raise ManifestError(
-            f"manifest {pattern}: no file of a known kind ({KNOWN}); --manifest-format names another file's"
-        )
+        problem = f"no file of a known kind ({KNOWN}); --manifest-format names another file's"
+        raise ManifestError(f"manifest {pattern}: {problem}")
     if tier == ("txt",) and place not in found and storage.exists(place):
         yield ManifestFile(place, "txt", payload, reading)
         return

@@ -91,11 +91,8 @@ def rejected_rows(
     """What the error table says of the rows without an id of their own, in manifest order."""
     for position in np.sort(np.concatenate([selection.repeated, selection.unusable])).tolist():
         row_id = index.ids[position].as_py()
-        error = index.problems.get(position)
-        if error is None:
-            error = RowError(
-                "DuplicateId", f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
-            )
+        repeated = f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
+        error = index.problems.get(position) or RowError("DuplicateId", repeated)
         yield {"id": row_id, "source": manifest.source(position), **error_record("manifest", error)}
 
 

@@ -83,12 +83,11 @@ class Chooser:
             for candidate, sound, measures in zip_longest(candidates, sounds, measured, fillvalue=nothing)
         ]
         order = self._order(candidates, len(sounds) or len(candidates), facts)
-        heard = order[: len(sounds)]
         return {
             CANDIDATES.name: [{**candidates[k], "rank": rank} for rank, k in enumerate(order, 1)],
-            "sounds": [sounds[k] for k in heard],
+            "sounds": [sounds[k] for k in order[: len(sounds)]],
             MEASURED.name: [
-                {**measured[k], "rank": rank} for rank, k in enumerate(heard if measured else [], 1)
+                {**measured[k], "rank": rank} for rank, k in enumerate(order[: len(measured)], 1)
             ],
         }
 

@@ -86,9 +86,7 @@ class Sampler:
         stats = self.engine.stats
         live, steps = stats.live_steps, stats.steps
         sampled = {i: self.engine.submit(partial(self._prompt, table, i)) for i in good_rows(table)}
-        rows, table = map_rows(
-            table, "sample", lambda i: [*_stored_candidates(table, i), *sampled[i].result()]
-        )
+        rows, table = map_rows(table, "sample", lambda i: [*_stored(table, i), *sampled[i].result()])
         self.lanes_in_use = (stats.live_steps - live) / max(stats.steps - steps, 1) / self.engine.lanes
         return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: [self.facts] * len(table)})
 
@@ -114,7 +112,7 @@ def _has_stored(table: pa.Table, i: int) -> bool:
     return STORED.name in table.column_names and bool(table[STORED.name][i].is_valid)
 
 
-def _stored_candidates(table: pa.Table, i: int) -> list[Candidate]:
+def _stored(table: pa.Table, i: int) -> list[Candidate]:
     """The candidates that an earlier run has sampled for the row."""
     if not _has_stored(table, i):
         return []

@@ -65,9 +65,7 @@ MEASURED_TYPE = pa.struct(
 )
 MEASURED = pa.field(f"{EXTRA_PREFIX}measures", pa.list_(MEASURED_TYPE))
 
-SOUND_COLUMNS = tuple(
-    field.name.removeprefix(EXTRA_PREFIX) for field in (BEST, BEST_MEASURES, OTHERS, MEASURED)
-)
+SOUND_COLUMNS = tuple(f.name.removeprefix(EXTRA_PREFIX) for f in (BEST, BEST_MEASURES, OTHERS, MEASURED))
 
 INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR])
 
