@@ -238,7 +238,7 @@ def _table(
     extra: dict[str, pa.Array] = {}
     for name in file.passing:
         cells = [row.get(name, file.hive.get(name)) for row in rows]
-        kind = types.known(name) if name in stated else types.observe(name, cells, file.uri)
+        kind = types.known[name] if name in stated else types.observe(name, cells, file.uri)
         column, misfits = convert(name, cells, kind)
         extra[EXTRA_PREFIX + name], errors = column, misfits | errors
     if file.reader == "webdataset":

@@ -64,8 +64,7 @@ class Sampler:
         sampled_before: int = 0,
         expected_facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.settings = settings
-        self.sampled_before = sampled_before
+        self.settings, self.sampled_before = settings, sampled_before
         self.candidates: Sequence[int] = range(settings.num_candidates)  # a replay asks for some of them
         device = pick_device(torch_threads)
         dtype = settings.model.dtype

@@ -62,11 +62,9 @@ class Stream:
     """The stages of a run as operators on the blocks of a plan; nothing runs until a dataset is consumed."""
 
     def __init__(self, work: Work, cluster: Cluster, plan: Plan) -> None:
-        self.work = work
-        self.cluster = cluster
+        self.work, self.cluster, self.plan = work, cluster, plan
         self.stages = stages_of(work.run)
         self.shares = gpu_shares(self.stages)
-        self.plan = plan
         self.references = ray.put(work), ray.put(plan)  # read once per process
 
     def whole(self) -> Dataset:
