@@ -45,13 +45,8 @@ class Envelope:
     def seal(self) -> pa.Table:
         """The row [1] that ENVELOPE describes."""
         timings = [vars(timing) for timing in self.timings]
-        columns = [
-            pa.array([self.block], ENVELOPE.field("block").type),
-            _cell(self.table),
-            pa.array([timings], ENVELOPE.field("timings").type),
-            pa.array([self.stopped], ENVELOPE.field("stopped").type),
-        ]
-        return pa.table(columns, schema=ENVELOPE)
+        told = {"block": [self.block], "timings": [timings], "stopped": [self.stopped]}
+        return pa.table({**told, "table": _cell(self.table)}, schema=ENVELOPE)
 
     @classmethod
     def open(cls, row: pa.Table) -> "Envelope":
