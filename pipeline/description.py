@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, get_type_hints
 
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json as parsed
 
 from clvp.checkpoint import RANDOM_VOICES_FILE
+from clvp.fields import Checked
 from pipeline import storage
 from pipeline.checkpoint import SOUND_FILES, Checkpoint
 from pipeline.errors import RunError, shown
@@ -34,7 +34,7 @@ ADDED_FACTS = ("waveform", "measures")  # of an engine's: of what comes after it
 
 
 @dataclass(frozen=True)
-class About:
+class About(Checked):
     """For people; a run that differs here may continue the output."""
 
     manifest: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Checked):
     """The fields of run.json, as they are named and nested there."""
 
     schema_version: int
@@ -252,17 +252,14 @@ def trusted(uri: str, output: OutputFolder) -> str:
     return found
 
 
-def from_json(kind: Any, value: Any, name: str = "run.json") -> Any:
-    """A frozen dataclass from what `dataclasses.asdict` and JSON have made of it.
+def from_json(kind: Any, value: Any) -> Any:
+    """A dataclass of checked fields from what `dataclasses.asdict` and JSON have made of it.
 
     Raises RunError for unknown fields, TypeError for missing ones, ValueError for one of another type.
     """
-    if not isinstance(kind, type) or not is_dataclass(kind) or not isinstance(value, dict):
-        try:
-            return TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{name}={shown(value)}: {error.errors()[0]['msg']}") from None
+    if not is_dataclass(kind) or not isinstance(value, dict):
+        return value
     hints = get_type_hints(kind)
     if unknown := value.keys() - hints.keys():
         raise RunError(f"run.json has settings that this version does not know: {', '.join(sorted(unknown))}")
-    return kind(**{name: from_json(hints[name], item, name) for name, item in value.items()})
+    return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
