@@ -257,7 +257,7 @@ def from_json(kind: Any, value: Any) -> Any:
 
     Raises RunError for unknown fields, TypeError for missing ones, ValueError for one of another type.
     """
-    if not is_dataclass(kind) or not isinstance(value, dict):
+    if not isinstance(kind, type) or not is_dataclass(kind) or not isinstance(value, dict):
         return value
     hints = get_type_hints(kind)
     if unknown := value.keys() - hints.keys():

@@ -69,7 +69,7 @@ class Chooser:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         chosen, table = map_rows(table, "choose", lambda i: self._chosen(table, i))
-        columns = sound_columns([row and row["sounds"] for row in chosen])
+        columns = sound_columns([None if row is None else row["sounds"] for row in chosen])
         columns |= {name: [row and row[name] for row in chosen] for name in (CANDIDATES.name, MEASURED.name)}
         return set_columns(table, {field: columns[field.name] for field in self.fields if field != ERROR})
 
