@@ -123,7 +123,7 @@ def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
     return first & ids.is_valid().to_numpy()
 
 
-def _offsets(lengths: Sequence[int]) -> pa.Array:
+def offsets_of(lengths: Sequence[int]) -> pa.Array:
     """List offsets [n + 1] int32 for lists of these lengths."""
     return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32))
 
@@ -134,11 +134,11 @@ def struct_lists(
     """Lists [n] as long as these, null for None, of structs from their fields, one row after the other."""
     mask = pa.array([row is None for row in rows], pa.bool_())
     values = pa.StructArray.from_arrays(fields, fields=list(dtype))
-    return pa.ListArray.from_arrays(_offsets([len(row or ()) for row in rows]), values, mask=mask)
+    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)
 
 
 def token_lists(tokens: Iterable[np.ndarray]) -> pa.ListArray:
     """list<uint16> from integer arrays, without a Python object for every token."""
     arrays = [np.asarray(t) for t in tokens]
     flat = np.concatenate(arrays) if arrays else np.zeros(0)
-    return pa.ListArray.from_arrays(_offsets([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))
+    return pa.ListArray.from_arrays(offsets_of([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))
