@@ -233,8 +233,6 @@ def open_manifest(
         raise ManifestError(f"columns can name {', '.join(known)}, not {shown(min(unknown))}")
     files: dict[str, ManifestFile] = {}
     for pattern in patterns:
-        if not pattern:
-            raise ManifestError("a manifest's name is empty")
         try:
             found = storage.expand(pattern)
         except Exception as error:  # filesystems of fsspec raise their own kinds

@@ -48,7 +48,6 @@ def reports(
     finished_any = False
     while len(todo):
         plan = make_plan(index, todo, rows_per_block)
-        size = min(rows_per_block, plan.rows_per_block)
         most_lost = max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
         written: set[str] = set()
         failure = None
@@ -65,12 +64,12 @@ def reports(
         if failure is not None and not finished_any:
             raise RunError(f"every process that was given a block has died: {summary(failure)}")
         # Rows that die alone while others live are to blame themselves; where none lives, something else is.
-        single = size == 1 and (len(todo) <= MAX_ROWS_ALONE or not written)
+        single = rows_per_block == 1 and (len(todo) <= MAX_ROWS_ALONE or not written)
         if len(todo) <= ROWS_ALONE or single:
             note(f"{len(todo):,} rows were lost with their processes: they are tried one by one")
             yield from rows_alone(work, cluster, index, todo, None if written else DEATHS_BEFORE_GIVING_UP)
             return
-        rows_per_block = max(1, size // SHRINK)
+        rows_per_block = max(1, rows_per_block // SHRINK)
         note(
             f"{len(todo):,} rows were lost with their processes or nodes: they are tried again, "
             f"in blocks of {rows_per_block}"
