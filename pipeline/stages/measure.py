@@ -60,11 +60,7 @@ class Measurer:
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        measure: Measure,
-        decode: Decode,
-        expected_facts: Mapping[str, Any] | None = None,
+        self, names: Sequence[str], measure: Measure, decode: Decode, expected_facts: Mapping[str, Any] | None
     ) -> None:
         self.name, self.measure, self.decode = names[-1], measure, decode
         self.field = measured_field(names)
@@ -91,13 +87,11 @@ class Measurer:
         return items
 
     def _reference(self, table: pa.Table, i: int, rate: int) -> np.ndarray:
-        """The clips of the row's voice one after the other, float32 [N]; none where they are not needed."""
-        if not _needs_reference(self.measure):
+        """The clips of the row's voice one after the other, float32 [N]; empty without any, or need."""
+        if not _needs_reference(self.measure) or table["voice_key"][i].as_py().startswith(RANDOM_KEY):
             return np.zeros(0, np.float32)
 
         def make() -> np.ndarray:
-            if table["voice_key"][i].as_py().startswith(RANDOM_KEY):
-                return np.zeros(0, np.float32)
             clips = [np.asarray(self.decode(clip)) for clip in table["audio"][i].as_py()]
             return np.asarray(soxr.resample(np.concatenate(clips), SAMPLING_RATE, rate), np.float32)
 
