@@ -174,15 +174,14 @@ def _voice_columns(
     sizes = [sum(mels[name].nbytes for name in names) for names in entries]
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     data = np.empty(offsets[-1], np.uint8)
-    uses = Counter(name for names in entries for name in names)
-    for names, begin in zip(entries, offsets, strict=False):
-        position = begin
-        for name in names:
-            data[position : position + mels[name].nbytes] = mels[name]
-            position += mels[name].nbytes
-            uses[name] -= 1
-            if not uses[name]:
-                del mels[name]
+    order, position = [name for names in entries for name in names], 0
+    uses = Counter(order)
+    for name in order:
+        data[position : position + mels[name].nbytes] = mels[name]
+        position += mels[name].nbytes
+        uses[name] -= 1
+        if not uses[name]:
+            del mels[name]
     digests = [
         RANDOM_KEY * bool(_random_name(names[0]))
         + hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest()
