@@ -65,7 +65,6 @@ def run_session(inputs: Inputs, output: OutputFolder, seed: int | None) -> Summa
 
 
 def _finish(work: Work, index: RowIndex, description: Description, held: Held) -> Summary:
-    """Do what is left to do in an output that is held."""
     output, execution = work.output, work.run.execution
     files = Files(output)
     recovered, selection = _recovered(work, index, files, description)

@@ -47,7 +47,6 @@ class StoredCandidates:
         return table.append_column(STORED, pa.array(values, STORED.type))
 
     def _find(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The stored rows by id."""
         wanted = _hashes(ids)
         ends = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
         places = {tuple(place) for a, b in zip(*ends, strict=True) for place in self.places[a:b].tolist()}

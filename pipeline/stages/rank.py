@@ -38,8 +38,6 @@ OUTPUT = pa.schema([CANDIDATES])
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate with its score."""
-
     candidate: int
     finished: bool
     tokens: np.ndarray  # [T] uint16

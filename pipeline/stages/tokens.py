@@ -46,5 +46,4 @@ class TextToTokens:
 
 @lru_cache(maxsize=2)
 def load_tokenizer(model: str, normalizer: Normalizer) -> ClvpTokenizer:
-    """The tokenizer of a checkpoint, loaded once per process."""
     return ClvpTokenizer.from_pretrained(model, normalizer=normalizer)

@@ -76,7 +76,6 @@ MAX_NAME = 200  # bytes
 
 
 def output_of(settings: ResultSettings) -> pa.Schema:
-    """The columns that the stage gives."""
     measured = [MEASURED] if settings.measuring.measure else []
     return pa.schema([*sound_fields(settings.audio), *measured, ENGINE])
 
