@@ -67,9 +67,8 @@ def write_card(output: OutputFolder, description: Description) -> None:
     card.data["dataset_info"] = {"features": features} if names and None not in features else None
     above, mark, rest = card.text.partition(BEGIN)
     below = rest.partition(END)[2] if mark else LICENCES
-    card.text = (
-        f"{above.strip()}\n{BEGIN}\n{_body(output, names, description)}\n{END}\n{below.lstrip()}".lstrip()
-    )
+    body = _body(output, names, description)
+    card.text = f"{above.strip()}\n{BEGIN}\n{body}\n{END}\n{below.lstrip()}".lstrip()
     output.write("", NAME, str(card).encode())
 
 

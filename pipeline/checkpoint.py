@@ -41,6 +41,8 @@ from clvp.checkpoint import (
 from pipeline import storage
 from pipeline.errors import RunError
 
+# They decide nothing where no candidate becomes sound.
+SOUND_FILES = (WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE, CODEC_CONFIG_FILE, CODEC_FILE)
 PIECE_BYTES = 64 << 20  # of an object; Arrow makes a request of each
 
 
@@ -204,8 +206,7 @@ def _download(uri: str, version: str, digests: Mapping[str, str] | None = None) 
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         try:
             used_files(lambda name: _copied(uri, name, partial))
-            changed = (digests or {}).items() ^ (_digests(partial).items() if digests else ())
-            if changed:
+            if digests and (changed := digests.items() ^ _digests(partial).items()):
                 names = ", ".join(sorted({name for name, _ in changed}))
                 raise ValueError(f"{names}: not the files that the run began with; they were replaced")
             os.rename(partial, target)

@@ -10,42 +10,31 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, get_type_hints
 
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json as parsed
 
-from clvp.checkpoint import (
-    CODEC_CONFIG_FILE,
-    CODEC_FILE,
-    DIFFUSION_FILE,
-    RANDOM_VOICES_FILE,
-    VOCODER_FILE,
-    WAVEFORM_CONFIG_FILE,
-)
+from clvp.checkpoint import RANDOM_VOICES_FILE
+from clvp.fields import Checked
 from pipeline import storage
+from pipeline.checkpoint import SOUND_FILES, Checkpoint
 from pipeline.errors import RunError, shown
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import REJECTED_FILE, RETRIED
 from pipeline.output.retype import retype, without_values
-
-if TYPE_CHECKING:
-    from pipeline.checkpoint import Checkpoint
-    from pipeline.settings import RankingSettings, ResultSettings, Run
+from pipeline.rows.manifest import Reading
+from pipeline.settings import RankingSettings, ResultSettings, Run
 
 SCHEMA_VERSION = 4
 NAME = "run.json"
-# Of a checkpoint; they decide nothing where no candidate becomes sound.
-SOUND_FILES = (WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE, CODEC_CONFIG_FILE, CODEC_FILE)
 ADDED_FACTS = ("waveform", "measures")  # of an engine's: of what comes after its tokens
-PACKAGE = "clvp"
 
 
 @dataclass(frozen=True)
-class About:
+class About(Checked):
     """For people; a run that differs here may continue the output."""
 
     manifest: tuple[str, ...] = ()
@@ -58,7 +47,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Checked):
     """The fields of run.json, as they are named and nested there."""
 
     schema_version: int
@@ -71,17 +60,15 @@ class Description:
     about: About = field(default_factory=About)
 
     @property
-    def results(self) -> "ResultSettings | RankingSettings":
+    def results(self) -> ResultSettings | RankingSettings:
         """Raises RunError for settings that this version does not know, or that no run can have."""
-        from pipeline.settings import RankingSettings, ResultSettings
-
         try:
             return from_json(ResultSettings if self.job == "synthesize" else RankingSettings, self.settings)
         except ValueError as error:
             raise RunError(f"the settings in run.json are damaged: {error}") from error
 
 
-def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Description:
+def describe(run: Run, checkpoint: Checkpoint, columns: pa.Schema) -> Description:
     """The description of a run about to begin. `columns` are those of the output beside its own."""
     settings = json.loads(json.dumps(dataclasses.asdict(run.results)))
     voices = run.reading.voices and storage.public(storage.absolute(run.reading.voices))
@@ -89,7 +76,7 @@ def describe(run: "Run", checkpoint: "Checkpoint", columns: pa.Schema) -> Descri
     unused = {*(() if sound else SOUND_FILES), *(() if run.reading.voiced else (RANDOM_VOICES_FILE,))}
     return Description(
         SCHEMA_VERSION,
-        importlib.metadata.version(PACKAGE),
+        importlib.metadata.version("clvp"),
         "synthesize" if "sampling" in settings else "rank",
         settings,
         {name: digest for name, digest in checkpoint.files.items() if name not in unused},
@@ -156,7 +143,7 @@ def retype_empty(output: OutputFolder, now: Description, columns: pa.Schema) -> 
         save(output, after)
 
 
-def check_continues(output: OutputFolder, run: "Run", checkpoint: "Checkpoint") -> None:
+def check_continues(output: OutputFolder, run: Run, checkpoint: Checkpoint) -> None:
     """Raise RunError where `settle` would, for all but the columns, which take longer to know."""
     before, now = load(output), describe(run, checkpoint, pa.schema([]))
     _continued(output, before, now if before is None else replace(now, columns=before.columns))
@@ -215,25 +202,34 @@ def differences(before: Description, now: Description) -> list[str]:
     return differing_fields(left, right)
 
 
-def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+def differing_fields(before: Any, now: Any, path: str = "") -> list[str]:
     """What differs in two nested objects, as text: the path of each field with both values."""
-    return sorted(_differences(before, now, path))
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [f"{path}: {shown(before)} there, {shown(now)} here"] if before != now else []
+    at = {key: f"{path}.{key}" if path else key for key in before.keys() | now.keys()}
+    return sorted(text for key in at for text in differing_fields(before.get(key), now.get(key), at[key]))
+
+
+def check_alike(
+    expected: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
+    path: str,
+    problem: str,
+    same: str = "kind of device and the same versions",
+) -> None:
+    """Raise RunError, `problem` with what differs, unless facts are those `expected` (None: any)."""
+    if expected is not None and (differing := differing_fields(expected, facts, path)):
+        raise RunError(f"{problem} ({'; '.join(differing)}): use the same {same}, or another output")
 
 
 def load_sampled(
-    output: OutputFolder,
-    manifest: Sequence[str] = (),
-    model: str | None = None,
-    voices: str | None = None,
-) -> tuple[Description, "Run"]:
+    output: OutputFolder, manifest: Sequence[str] = (), model: str | None = None, voices: str | None = None
+) -> tuple[Description, Run]:
     """The description of a run that sampled, and the run, with `ResultSettings`; manifest, voices and model
     are where they are given, or where the run had them.
 
     Raises RunError when `output` holds no such run.
     """
-    from pipeline.rows.manifest import Reading
-    from pipeline.settings import ResultSettings, Run
-
     before = load(output)
     if before is None or not isinstance(before.results, ResultSettings):
         raise RunError(f"{output.uri} holds no run that sampled: no run.json with its settings")
@@ -256,27 +252,14 @@ def trusted(uri: str, output: OutputFolder) -> str:
     return found
 
 
-def from_json(kind: Any, value: Any, name: str = "run.json") -> Any:
-    """A frozen dataclass from what `dataclasses.asdict` and JSON have made of it.
+def from_json(kind: Any, value: Any) -> Any:
+    """A dataclass of checked fields from what `dataclasses.asdict` and JSON have made of it.
 
     Raises RunError for unknown fields, TypeError for missing ones, ValueError for one of another type.
     """
     if not isinstance(kind, type) or not is_dataclass(kind) or not isinstance(value, dict):
-        try:
-            return TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{name}={shown(value)}: {error.errors()[0]['msg']}") from None
+        return value
     hints = get_type_hints(kind)
-    unknown = value.keys() - hints.keys()
-    if unknown:
+    if unknown := value.keys() - hints.keys():
         raise RunError(f"run.json has settings that this version does not know: {', '.join(sorted(unknown))}")
-    given = [item.name for item in fields(kind) if item.name in value]
-    return kind(**{name: from_json(hints[name], value[name], name) for name in given})
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield f"{path}: {shown(before)} there, {shown(now)} here"
+    return kind(**{name: from_json(hints[name], item) for name, item in value.items()})

@@ -8,7 +8,8 @@ dropped cannot be among the best of more.
 
 from dataclasses import replace
 
-from pipeline.description import SOUND_FILES, Description, differences, load, retyped
+from pipeline.checkpoint import SOUND_FILES
+from pipeline.description import Description, differences, load, retyped
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import ResultSettings
@@ -27,21 +28,17 @@ def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Descripti
     if not isinstance(old, ResultSettings) or not isinstance(new, ResultSettings):
         raise RunError(f"{earlier.uri} was not sampled but ranked only; there is nothing to extend")
     if new.num_candidates < old.num_candidates:
-        raise RunError(
-            f"{earlier.uri} has {old.num_candidates} candidates a row, more than {new.num_candidates}"
-        )
+        counts = f"{old.num_candidates} candidates a row, more than {new.num_candidates}"
+        raise RunError(f"{earlier.uri} has {counts}")
     kept, keep = old.scoring.keep, new.scoring.keep
     if kept is not None and (keep is None or keep > kept):
         raise RunError(
             f"{earlier.uri} kept the best {kept} candidates: a run that extends it can keep no more"
         )
-    more = {
-        "num_candidates": new.num_candidates,
-        "scoring": {**before.settings.get("scoring", {}), "keep": keep},
-    }
+    scoring = {**before.settings.get("scoring", {}), "keep": keep}
+    more = {"num_candidates": new.num_candidates, "scoring": scoring}
     told = replace(before, settings={**before.settings, **more})
-    differing = differences(_without_sound(told), _without_sound(now))
-    if differing:
+    if differing := differences(_without_sound(told), _without_sound(now)):
         raise RunError(f"{earlier.uri} cannot be extended with other settings: {'; '.join(differing)}")
     return replace(before, settings={**before.settings, "num_candidates": old.num_candidates})
 

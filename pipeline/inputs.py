@@ -81,8 +81,6 @@ def check_model(checkpoint: Checkpoint, run: Run) -> None:
         raise RunError(f"the model {checkpoint.location} cannot be used: {error}") from error
     if isinstance(run.results, ResultSettings):
         sampling = run.results.sampling
-        positions = config.decoder_config.max_position_embeddings - (sampling.mel_positions == "skip_one")
-        if sampling.max_new_tokens > positions:
-            raise RunError(
-                f"max_new_tokens={sampling.max_new_tokens} exceeds the model's {positions} positions"
-            )
+        most = config.decoder_config.max_position_embeddings - (sampling.mel_positions == "skip_one")
+        if sampling.max_new_tokens > most:
+            raise RunError(f"max_new_tokens={sampling.max_new_tokens} exceeds the model's {most} positions")

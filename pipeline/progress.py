@@ -44,6 +44,11 @@ class Totals:
             self.lanes_s += timing.seconds * timing.lanes
 
     @property
+    def ended(self) -> int:
+        """Rows that have succeeded or failed."""
+        return self.rows + self.failed
+
+    @property
     def audio_hours(self) -> float:
         """Of all candidates."""
         return self.tokens / TOKENS_PER_SECOND / 3600
@@ -51,8 +56,6 @@ class Totals:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run has done."""
-
     output: str
     totals: Totals
     rejected: int  # manifest rows without an id of their own; their errors are not in `totals`
@@ -107,7 +110,7 @@ class Progress:
     def add(self, report: Mapping[str, Any], timings: Sequence[Timing] = ()) -> None:
         with self._lock:
             self.totals.add(report, timings)
-            self._first = self._first or (time.monotonic(), self.totals.rows + self.totals.failed)
+            self._first = self._first or (time.monotonic(), self.totals.ended)
 
     def see(self, states: list[StageState]) -> None:
         """What the stages are at, now."""
@@ -143,8 +146,7 @@ class Progress:
 
     @property
     def left(self) -> int:
-        """Rows that are left to do."""
-        return self.todo - self.totals.rows - self.totals.failed
+        return self.todo - self.totals.ended
 
     @property
     def elapsed(self) -> float:
@@ -160,32 +162,27 @@ class Progress:
             return ", ".join([self._counts(), *self._amounts(current), *self._doing()])
 
     def _counts(self) -> str:
-        rows = self.totals.rows + self.totals.failed
-        return f"{rows:,}/{self.todo:,} rows, {self.totals.failed:,} failed"
+        return f"{self.totals.ended:,}/{self.todo:,} rows, {self.totals.failed:,} failed"
 
     def _amounts(self, current: float | None = None) -> list[str]:
         """Once there are any."""
         totals = self.totals
         if not totals.candidates:
             return []
-        overall = f"{totals.tokens / max(self.elapsed, 1e-9):,.0f}"
-        speeds = (
-            f"{overall} tokens/s" if current is None else f"{current:,.0f} tokens/s now, {overall} overall"
-        )
+        mean = f"{totals.tokens / max(self.elapsed, 1e-9):,.0f}"
+        speeds = f"{mean} tokens/s" if current is None else f"{current:,.0f} tokens/s now, {mean} overall"
         speech = f"speech: {hours(totals.best_s / 3600)} best, {hours(totals.audio_hours)} all"
         lanes = [f"{totals.lanes_s / totals.busy_s['sample']:.0%} of lanes in use"] if totals.lanes_s else []
         return [f"{totals.candidates:,} candidates", speeds, *lanes, speech]
 
     def _doing(self) -> list[str]:
         """The time that is left, what stages wait for, and how many workers of those ready are at work."""
-        rows = self.totals.rows + self.totals.failed
-        waiting, busy = waits_for(self.states), busy_now(self.states)
-        found = [f"{clock(self._time_left(rows))} left" if rows else "", waiting, busy]
-        return [text for text in found if text] or ["starting"]
+        left = f"{clock(self._time_left())} left" if self.totals.ended else ""
+        return [*filter(None, (left, waits_for(self.states), busy_now(self.states)))] or ["starting"]
 
-    def _time_left(self, rows: int) -> float:
+    def _time_left(self) -> float:
         """Seconds, at the pace since the first block: models were loaded before."""
-        when, first = self._first or (self.started, 0)
+        rows, (when, first) = self.totals.ended, self._first or (self.started, 0)
         if rows == first:
             when, first = self.started, 0
         return (time.monotonic() - when) / (rows - first) * self.left
@@ -194,8 +191,7 @@ class Progress:
         """The bar, and what else there is to say below it."""
         with self._lock:
             grid = Table.grid(padding=(0, 1))
-            completed = self.totals.rows + self.totals.failed
-            bar = ProgressBar(total=max(self.todo, 1), completed=completed, width=40)
+            bar = ProgressBar(total=max(self.todo, 1), completed=self.totals.ended, width=40)
             grid.add_row(f"[{clock(time.monotonic() - self.began)}]", bar, Text(self._counts()))
             below = (", ".join(self._amounts()), ", ".join(self._doing()))
             return Group(grid, *(Text(text) for text in below if text))

@@ -8,8 +8,9 @@ part, the facts that differ are named.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,9 +29,6 @@ from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
 from pipeline.settings import ExecutionSettings, ResultSettings
-
-if TYPE_CHECKING:
-    from pipeline.stages import Chain
 
 
 @dataclass(frozen=True)
@@ -100,25 +98,24 @@ class Replayer:
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
 
-        from pipeline.stages import Work, output_columns  # with torch: seconds
+        from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of  # with torch
 
         # Loose files of the output stay as they are.
         quiet = replace(results, audio=replace(results.audio, audio_files=False))
         self.work = Work(replace(run, results=quiet), opened, checkpoint, folder, quiet.sampling.seed)
         self.now = describe(run, checkpoint, output_columns(run, opened))
-        self._chain: Chain | None = None
+        stages = stages_of(self.work.run)
+        self._computed = [column.name for column in computed_columns(stages)]
+        self._chain = cache(lambda: Chain(stages[:-1], self.work))  # loads the models
 
     def replay(self, row_id: str, wanted: Sequence[int] = ()) -> Replay:
         """Sample the `wanted` candidates of a row again (none: all that are stored) and compare.
 
         Raises RunError when the output has no such row or candidate, or the row fails now.
         """
-        from pipeline.stages import computed_columns, stages_of
-
         row = _stored_row(self.work.output, row_id)
         stored = {c["candidate"]: c["speech_ids"] for c in row["candidates"]}
-        missing = [index for index in wanted if index not in stored]
-        if missing:
+        if missing := [index for index in wanted if index not in stored]:
             raise RunError(f"row {row_id!r} has no candidate {missing[0]}; stored are {sorted(stored)}")
         indices = sorted(wanted or stored)
         found = self._run(row_id, indices)
@@ -126,7 +123,7 @@ class Replayer:
         now = replace(self.now, engine=json.loads(found["engine"]))
         compared = ["text", "voice_key"]
         if len(indices) == len(stored):  # what stages have computed is of all candidates
-            compared += [column.name for column in computed_columns(stages_of(self.work.run))]
+            compared += self._computed
         differing = differences(self.before, now)
         for name in compared:
             there, here = row[name], found.get(EXTRA_PREFIX + name, found.get(name))
@@ -136,7 +133,6 @@ class Replayer:
 
     def _run(self, row_id: str, candidates: Sequence[int]) -> dict[str, Any]:
         """The row as it would be written, with these candidates."""
-        from pipeline.stages import Chain, stages_of
         from pipeline.stages.choose import Chooser
         from pipeline.stages.sample import Sampler
 
@@ -144,18 +140,15 @@ class Replayer:
         if not len(places):
             names = ", ".join(dict.fromkeys(file.uri for file in self.work.manifest.files))
             raise RunError(f"row {row_id!r} is not in the manifest any more: {names}")
-        if self._chain is None:
-            self._chain = Chain(stages_of(self.work.run)[:-1], self.work)
-        for _, stage in self._chain.steps:
+        chain = self._chain()
+        for _, stage in chain.steps:
             if isinstance(stage, Sampler):
                 stage.candidates = candidates
             if isinstance(stage, Chooser):
                 stage.refuses = False  # the row is stored; the candidate that was good may not be wanted
-        row = self._chain(make_plan(self.index, places[:1], 1).slices_of(0)).to_pylist()[0]
+        row = chain(make_plan(self.index, places[:1], 1).slices_of(0)).to_pylist()[0]
         if (error := row["error"]) is not None:
-            raise RunError(
-                f"the row fails now, in stage {error['stage']}: {error['type']}: {error['message']}"
-            )
+            raise RunError("the row fails now, in stage {stage}: {type}: {message}".format_map(error))
         return row
 
 
@@ -171,8 +164,6 @@ def _stored_row(output: OutputFolder, row_id: str) -> dict[str, Any]:
     for table in output.matching("data", [row_id]):
         return table.to_pylist()[0]
     for table in output.matching("errors", [row_id]):
-        error = table.to_pylist()[0]
-        raise RunError(
-            f"row {row_id!r} has failed in stage {error['stage']}: {error['type']}: {error['message']}"
-        )
+        reason = "stage {stage}: {type}: {message}".format_map(table.to_pylist()[0])
+        raise RunError(f"row {row_id!r} has failed in {reason}")
     raise RunError(f"{output.uri} has no row {row_id!r}, neither in data nor in errors")

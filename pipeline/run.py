@@ -64,12 +64,11 @@ def decode(run: Run, source: str) -> Summary:
     Raises RunError when `source` holds no run that sampled.
     """
     folder = OutputFolder(storage.absolute(source))
-    given = (run.manifest, run.model, run.reading.voices)
-    _, sampled = load_sampled(folder, *given)
+    sampled = load_sampled(folder, run.manifest, run.model, run.reading.voices)[1]
     told, results = run.results, sampled.results
     assert isinstance(told, ResultSettings)
     assert isinstance(results, ResultSettings)
     audio = told.audio if told.audio.audio != "auto" else replace(told.audio, audio=sounding(told))
     results = replace(results, waveform=told.waveform, audio=audio, measuring=told.measuring)
-    run = replace(run, manifest=sampled.manifest, reading=sampled.reading, model=sampled.model)
-    return synthesize(replace(run, results=results, extend=folder.uri))
+    found = replace(run, manifest=sampled.manifest, reading=sampled.reading, model=sampled.model)
+    return synthesize(replace(found, results=results, extend=folder.uri))

@@ -65,7 +65,6 @@ def run_session(inputs: Inputs, output: OutputFolder, seed: int | None) -> Summa
 
 
 def _finish(work: Work, index: RowIndex, description: Description, held: Held) -> Summary:
-    """Do what is left to do in an output that is held."""
     output, execution = work.output, work.run.execution
     files = Files(output)
     recovered, selection = _recovered(work, index, files, description)
@@ -90,11 +89,8 @@ def _finish(work: Work, index: RowIndex, description: Description, held: Held) -
             with connected(execution.worker_logs):
                 work = replace(work, manifest=manifest)
                 _stream(work, index, selection.todo, description, progress, publisher)
-    finished = progress.totals.rows + progress.totals.failed
-    if finished != todo:
-        raise RunError(
-            f"{todo - finished} of {todo} rows came to no end; the same command continues with them"
-        )
+    if progress.left:
+        raise RunError(f"{progress.left} of {todo} rows came to no end; the same command continues with them")
     _check_stored(files, index)
     write_card(output, load(output) or description)
     return Summary(output.uri, progress.totals, rejected, recovered.done, recovered.failed, progress.elapsed)

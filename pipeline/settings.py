@@ -31,11 +31,6 @@ Amount = Annotated[float, Field(ge=0, le=1024)]  # of GPUs or cores, for one act
 TORTOISE_SAMPLING = SamplingParams(penalized_tokens=(1,))
 
 
-def _check(name: str, value: object, good: bool) -> None:
-    if not good:
-        raise ValueError(f"{name}={value!r} is out of range")
-
-
 @dataclass(frozen=True)
 class ModelSettings(Checked):
     """How the checkpoint is used. Like all settings, raises ValueError naming a field out of range."""
@@ -141,7 +136,8 @@ class Pool(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("max_size", self.max_size, self.max_size is None or self.max_size >= self.min_size)
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ValueError(f"max_size={self.max_size!r} is out of range")
 
 
 @dataclass(frozen=True)
@@ -191,4 +187,5 @@ class Run(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("extend", self.extend, self.extend is None or isinstance(self.results, ResultSettings))
+        if self.extend is not None and not isinstance(self.results, ResultSettings):
+            raise ValueError(f"extend={self.extend!r} is out of range")

@@ -22,7 +22,8 @@ from pipeline.errors import ManifestError, RunError
 from pipeline.inputs import find_inputs
 from pipeline.metrics import read_sessions
 from pipeline.output.folder import OutputFolder
-from pipeline.rows.columns import EXTRA_PREFIX
+from pipeline.progress import Summary
+from pipeline.rows.columns import ID, TEXT
 from pipeline.rows.manifest import NATURAL, Manifest
 from pipeline.rows.normalise import RowIndex
 from pipeline.rows.payloads import AUDIO_PAYLOAD
@@ -126,8 +127,8 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
             report_seconds=min(execution.report_seconds, 1.0),
         )
         output = storage.join(folder, "output")
-        synthesize(replace(run, manifest=(sample,), reading=NATURAL, output=output, execution=at_hand))
-        return Forecast(_measured(OutputFolder(output)), len(todo), cluster, planned)
+        tried = replace(run, manifest=(sample,), reading=NATURAL, output=output, execution=at_hand)
+        return Forecast(_measured(synthesize(tried)), len(todo), cluster, planned)
 
 
 @contextmanager
@@ -147,36 +148,30 @@ def _scratch_folder(scratch: str | None) -> Iterator[str]:
 def _write_sample(uri: str, manifest: Manifest, index: RowIndex, positions: np.ndarray) -> None:
     """A manifest of the rows at these positions. What cannot be read is null there, and fails again."""
     plan = make_plan(index, positions, rows_per_block=64)
+    schema = pa.schema([ID, TEXT, manifest.payload.field, *manifest.extra])
     filesystem, path = storage.resolve(uri)
-    writer: pq.ParquetWriter | None = None
-    with filesystem.open_output_stream(path) as stream:
+    with filesystem.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema) as writer:
         for number in range(plan.num_blocks):
             table = read_block(manifest, plan.slices_of(number))
             table = table.drop_columns(["source", "row_digest", "error"])
-            table = table.rename_columns([name.removeprefix(EXTRA_PREFIX) for name in table.schema.names])
-            writer = writer or pq.ParquetWriter(stream, table.schema)
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
+            writer.write_table(table.rename_columns(schema.names))
 
 
-def _measured(output: OutputFolder) -> Trial:
+def _measured(summary: Summary) -> Trial:
+    output = OutputFolder(summary.output)
     (session,) = read_sessions(output.uri)
     first, last = session.samples[0], session.samples[-1]
-    rows, best_s = last.rows + last.failed, 0.0
+    rows = last.rows + last.failed
     # Between the first finished block and the last, or over all where there is but one.
     since = rows - first.rows - first.failed
     pace = (last.elapsed_s - first.elapsed_s) / since if since else last.elapsed_s / rows
-    for name in output.parquet_files("data"):
-        table = output.read_table("data", name, ["candidates.list.element.duration_s"])
-        best_s += sum(row[0]["duration_s"] for row in table["candidates"].to_pylist())
     files = [(folder, name) for folder in ("data", "errors") for name in output.parquet_files(folder)]
     return Trial(
         rows=rows,
         failed=last.failed,
         candidates=last.candidates,
         all_s=last.audio_s,
-        best_s=best_s,
+        best_s=summary.totals.best_s,
         num_bytes=sum(stored_bytes(output, *file) for file in files),
         seconds=last.elapsed_s,
         pace=pace,

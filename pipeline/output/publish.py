@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from typing import Any
 
 import numpy as np
@@ -210,18 +210,17 @@ def recover(files: Files, engine: str | None = None) -> Recovered:
     _delete(output, "_scratch", storage.list_names(output.folder("_scratch"), ""))
     data, failed = _stored(output)
     names = output.parquet_files("_parts")
-    parts = _read_columns(output, "_parts", names, ["id", "row_digest", "error", "engine"])
-    foreign = [engine is not None and pc.any(pc.not_equal(t["engine"], engine)).as_py() for t in parts]
-    _delete(output, "_parts", [name for name, other in zip(names, foreign, strict=True) if other])
-    names = [name for name, other in zip(names, foreign, strict=True) if not other]
-    parts = [table for table, other in zip(parts, foreign, strict=True) if not other]
-    tables = (*data, *failed, *parts)
+    tables = _read_columns(output, "_parts", names, ["id", "row_digest", "error", "engine"])
+    is_foreign = [engine is not None and pc.any(pc.not_equal(t["engine"], engine)).as_py() for t in tables]
+    _delete(output, "_parts", list(compress(names, is_foreign)))
+    parts = {name: t for name, t, foreign in zip(names, tables, is_foreign, strict=True) if not foreign}
+    tables = [*data, *failed, *parts.values()]
     ids, digests = _joined(tables, "id", pa.large_string()), _joined(tables, "row_digest", ROW_DIGEST.type)
     first = first_occurrences(ids)
     begin = sum(map(len, (*data, *failed)))
     num_failed = sum(map(len, failed))
     kept: list[str] = []
-    for name, table in zip(names, parts, strict=True):
+    for name, table in parts.items():
         new = first[begin : begin + len(table)]
         begin += len(table)
         num_failed += int((table["error"].is_valid().to_numpy() & new).sum())

@@ -18,17 +18,9 @@ class Publisher:
     """
 
     def __init__(
-        self,
-        files: Files,
-        enough_bytes: int,
-        parts: Sequence[str] = (),
-        attempts: Mapping[str, int] | None = None,
-        held: Held | None = None,
+        self, files: Files, enough_bytes: int, parts: Sequence[str], attempts: Mapping[str, int], held: Held
     ) -> None:
-        self.files = files
-        self.enough_bytes = enough_bytes
-        self.attempts = attempts
-        self.held = held or Held()
+        self.files, self.enough_bytes, self.attempts, self.held = files, enough_bytes, attempts, held
         self._parts = list(parts)
         self._num_bytes = 0
         self._queue: SimpleQueue[list[str] | None] = SimpleQueue()
@@ -42,7 +34,6 @@ class Publisher:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._parts:
             self._queue.put(self._parts)
-            self._parts = []
         self._queue.put(None)
         self._thread.join()
         if kind is None:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.output.folder import OutputFolder
-from pipeline.rows.columns import EXTRA_PREFIX
+from pipeline.rows.columns import EXTRA_PREFIX, set_columns
 
 
 def without_values(output: OutputFolder, names: set[str]) -> set[str]:
@@ -25,17 +25,13 @@ def retype(output: OutputFolder, columns: pa.Schema) -> None:
     Ended anywhere, some files are done; the rest is what the next call finds.
     """
     for folder, file in _files(output):
-        schema, changed = output.schema(folder, file), {}
-        for field in columns:
-            place = schema.get_field_index(EXTRA_PREFIX * (folder == "_parts") + field.name)
-            if place >= 0 and schema.field(place).type != field.type:
-                changed[place] = field.type
-        if changed:
+        schema, prefix = output.schema(folder, file), EXTRA_PREFIX * (folder == "_parts")
+        there = [field.with_name(prefix + field.name) for field in columns]
+        there = [field for field in there if field.name in schema.names]
+        if changed := [field for field in there if schema.field(field.name).type != field.type]:
             table = output.read_table(folder, file)
-            for place, dtype in changed.items():  # lists may be empty rather than null
-                values = pa.array(table.column(place).to_pylist(), dtype)
-                table = table.set_column(place, schema.field(place).with_type(dtype), values)
-            output.write_table(folder, file, table)
+            values = {field: table[field.name].to_pylist() for field in changed}  # lists may be empty
+            output.write_table(folder, file, set_columns(table, values))
 
 
 def _files(output: OutputFolder) -> Iterator[tuple[str, str]]:

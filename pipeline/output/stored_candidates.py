@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import ERROR
 from pipeline.output.folder import OutputFolder
-from pipeline.rows.columns import good_rows
+from pipeline.rows.columns import ID, TEXT, VOICE_KEY, good_rows
 from pipeline.rows.payloads import SAMPLED_TYPE, STORED
 
-COLUMNS = ["id", "text", "voice_key", "candidates"]
+INPUT = pa.schema([ID, TEXT, VOICE_KEY, ERROR])
+COLUMNS = ["id", "text", "voice_key", "candidates"]  # of those that are stored
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class StoredCandidates:
         return table.append_column(STORED, pa.array(values, STORED.type))
 
     def _find(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The stored rows by id."""
         wanted = _hashes(ids)
         ends = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
         places = {tuple(place) for a, b in zip(*ends, strict=True) for place in self.places[a:b].tolist()}

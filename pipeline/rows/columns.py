@@ -5,7 +5,7 @@ A manifest's other columns have the prefix `extra.`, so that no manifest can cla
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -65,9 +65,13 @@ def require_columns(table: pa.Table, expected: pa.Schema) -> None:
             raise TypeError(f"stage input column {field.name!r}: expected {field.type}, found {found}")
 
 
-def set_columns(table: pa.Table, columns: Mapping[pa.Field, pa.Array | pa.ChunkedArray]) -> pa.Table:
-    """The block with these columns in the place of those of the same name, or at its end."""
+def set_columns(table: pa.Table, columns: Mapping[pa.Field, pa.Array | list[Any]]) -> pa.Table:
+    """The block with these columns, arrays or lists of Python values, in the place of those of the same name,
+    or at its end.
+    """
     for field, column in columns.items():
+        if isinstance(column, list):
+            column = pa.array(column, field.type)
         place = table.schema.get_field_index(field.name)
         if place >= 0:
             table = table.set_column(place, field, column)
@@ -98,7 +102,7 @@ def map_rows(
             if is_fatal(error):
                 raise
             errors[i] = error_record(stage, error)
-    return values, set_columns(table, {ERROR: pa.array(errors, ERROR.type)})
+    return values, set_columns(table, {ERROR: errors})
 
 
 def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
@@ -119,22 +123,22 @@ def first_occurrences(ids: pa.ChunkedArray) -> np.ndarray:
     return first & ids.is_valid().to_numpy()
 
 
-def _offsets(lengths: Sequence[int]) -> pa.Array:
+def offsets_of(lengths: Sequence[int]) -> pa.Array:
     """List offsets [n + 1] int32 for lists of these lengths."""
     return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32))
 
 
 def struct_lists(
-    lengths: Sequence[int | None], fields: Sequence[pa.Array], dtype: pa.StructType
+    rows: Sequence[Sequence[Any] | None], fields: Sequence[pa.Array], dtype: pa.StructType
 ) -> pa.ListArray:
-    """Lists [n] of these lengths, null for None, of structs from their fields, one row after the other."""
-    mask = pa.array([length is None for length in lengths], pa.bool_())
+    """Lists [n] as long as these, null for None, of structs from their fields, one row after the other."""
+    mask = pa.array([row is None for row in rows], pa.bool_())
     values = pa.StructArray.from_arrays(fields, fields=list(dtype))
-    return pa.ListArray.from_arrays(_offsets([length or 0 for length in lengths]), values, mask=mask)
+    return pa.ListArray.from_arrays(offsets_of([len(row or ()) for row in rows]), values, mask=mask)
 
 
 def token_lists(tokens: Iterable[np.ndarray]) -> pa.ListArray:
     """list<uint16> from integer arrays, without a Python object for every token."""
     arrays = [np.asarray(t) for t in tokens]
     flat = np.concatenate(arrays) if arrays else np.zeros(0)
-    return pa.ListArray.from_arrays(_offsets([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))
+    return pa.ListArray.from_arrays(offsets_of([len(t) for t in arrays]), pa.array(flat.astype(np.uint16)))

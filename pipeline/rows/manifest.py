@@ -124,13 +124,14 @@ NATURAL = Reading()
 @dataclass(frozen=True)
 class ManifestFile:
     uri: str
-    reader: str = "parquet"  # a key of SUFFIXES
+    reader: str  # a key of SUFFIXES
+    payload: Payload
+    reading: Reading
     hive: Mapping[str, str] = field(default_factory=dict)  # columns that folders like speaker=ada/ give
     names: Mapping[str, str] = field(default_factory=dict)  # where it has its own columns: id, text, payload
     columns: tuple[str, ...] = ()  # all that are there
     copy: str = ""  # Parquet of some of its rows
     voices: str = ""  # what clips are relative to, where it is another folder than the file's
-    reading: Reading = NATURAL
 
     @property
     def folder(self) -> str:
@@ -141,6 +142,54 @@ class ManifestFile:
             return self.uri
         common_voice = "sentence" in self.names.values() and self.names.get("audio") == "path"
         return storage.join(storage.parent(self.uri), "clips") if common_voice else storage.parent(self.uri)
+
+    @property
+    def passing(self) -> list[str]:
+        """Columns that pass through to the output."""
+        own = {*self.names.values(), *self.payload.required, *self.payload.replaced}
+        return [name for name in dict.fromkeys([*self.columns, *self.hive]) if name not in own]
+
+    @property
+    def columns_read(self) -> list[str]:
+        """The columns of a Parquet or Arrow file that are needed."""
+        names = dict(self.names)
+        if self.reading.voiced and names.get(self.payload.column) != names["id"]:
+            names.pop(self.payload.column, None)
+        passed = (name for name in self.passing if name in self.columns)
+        return [*dict.fromkeys([*names.values(), *passed])]
+
+    def ids(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Ids as the file has them; where clips name the rows, the name of the first without its suffix."""
+        if self.names["id"] != self.names.get(self.payload.column):
+            return values
+        first = [next(iter(paths_in(value)), None) for value in values]
+        return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
+
+    def with_columns(self, columns: Sequence[str]) -> "ManifestFile":
+        """The file with the columns that it has. Raises ManifestError for such as cannot be used."""
+        where, reading, needed = f"manifest file {self.uri}", self.reading, self.payload.required
+        if len(columns) > MAX_COLUMNS:
+            raise ManifestError(f"{where} has {len(columns):,} columns; at most {MAX_COLUMNS:,}")
+        names = {n: next((c for c in (n, *_OTHERS.get(n, ())) if c in columns), n) for n in needed}
+        if names.get("audio") in _OTHERS["audio"] and "id" not in columns:
+            names["id"] = names["audio"]
+        names |= ({"voice": "voice"} if reading.voiced else {}) | reading.named
+        if reading.voiced:  # which bring the clips
+            unneeded = {"audio", *(["voice"] if reading.voice else [])}
+            names = {own: name for own, name in names.items() if own not in unneeded or name in columns}
+        if missing := [name for name in dict.fromkeys(names.values()) if name not in columns]:
+            raise ManifestError(
+                f"{where} has no column {' and no column '.join(map(repr, missing))}; "
+                f"its columns are {_listed(columns)}; --columns id=NAME,text=NAME says which is which"
+            )
+        if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+            raise ManifestError(f"{where} has more than one column named {_listed(repeated)}")
+        file = replace(self, names=names, columns=tuple(columns))
+        reserved = (*RESERVED, *(PARTS if reading.split_text else ()))
+        if clashing := [name for name in file.passing if name in reserved]:
+            problem = f"the column {clashing[0]!r} clashes with the output's; rename or drop it"
+            raise ManifestError(f"{where}: {problem}")
+        return file
 
 
 @dataclass(frozen=True)
@@ -155,8 +204,7 @@ class Manifest:
     def source(self, position: int) -> str:
         """Where a row stands, for messages: file and record number from 1."""
         group = groups_of(self.groups, position)
-        counted = group["row"] + position - group["first"]
-        number = self.numbers[position] if len(self.numbers) else counted
+        number = self.numbers[position] if len(self.numbers) else group["row"] + position - group["first"]
         return f"{public(self.files[group['file']].uri)}, row {number}"
 
     def places(self, hosts: Sequence[str]) -> tuple[str, ...]:
@@ -185,8 +233,6 @@ def open_manifest(
         raise ManifestError(f"columns can name {', '.join(known)}, not {shown(min(unknown))}")
     files: dict[str, ManifestFile] = {}
     for pattern in patterns:
-        if not pattern:
-            raise ManifestError("a manifest's name is empty")
         try:
             found = storage.expand(pattern)
         except Exception as error:  # filesystems of fsspec raise their own kinds
@@ -195,7 +241,8 @@ def open_manifest(
         if output is not None:
             inside = storage.split_query(output)[0].rstrip("/") + "/"
             found = [uri for uri in found if not storage.split_query(uri)[0].startswith(inside)]
-        files |= {file.uri: file for file in _chosen(pattern, found, reading) if file.uri not in files}
+        chosen = _chosen(pattern, found, payload, reading)
+        files |= {file.uri: file for file in chosen if file.uri not in files}
     if not files:
         raise ManifestError(f"no manifest was given, or all of it lies in the output folder {output}")
     types, opened = ColumnTypes(NOTHING), []
@@ -203,9 +250,9 @@ def open_manifest(
         with readable(file):
             if file.reader in STORED:
                 schema = open_rows(file.uri).schema
-                file = with_columns(file, schema.names, payload)
-                _check_types(file, schema, payload)
-                for name in passing(file, payload):
+                file = file.with_columns(schema.names)
+                _check_types(file, schema)
+                for name in file.passing:
                     dtype = schema.field(name).type if name in schema.names else pa.string()
                     types.declare(name, dtype, file.uri)
         opened.append(file)
@@ -218,7 +265,7 @@ def _reader_of(uri: str) -> str:
     return next((reader for reader, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
 
 
-def _chosen(pattern: str, found: Sequence[str], reading: Reading) -> Iterator[ManifestFile]:
+def _chosen(pattern: str, found: Sequence[str], payload: Payload, reading: Reading) -> Iterator[ManifestFile]:
     """The files that a pattern has found which are manifests. Raises ManifestError for those that may be."""
     asked = READERS.get(reading.manifest_format, reading.manifest_format)
     place = storage.absolute(pattern)
@@ -230,17 +277,16 @@ def _chosen(pattern: str, found: Sequence[str], reading: Reading) -> Iterator[Ma
         raise ManifestError(f"manifest file {unread[0]} has no reader; known are {KNOWN}. Move or convert it")
     tier = next((tier for tier in TIERS if set(tier) & set(readers.values())), ())
     if found and not tier:
-        raise ManifestError(
-            f"manifest {pattern}: no file of a known kind ({KNOWN}); --manifest-format names another file's"
-        )
+        problem = f"no file of a known kind ({KNOWN}); --manifest-format names another file's"
+        raise ManifestError(f"manifest {pattern}: {problem}")
     if tier == ("txt",) and place not in found and storage.exists(place):
-        yield ManifestFile(place, "txt", reading=reading)
+        yield ManifestFile(place, "txt", payload, reading)
         return
     for uri, reader in readers.items():
         if reader in tier:
             below = uri.removeprefix(place.partition("*")[0].rpartition("/")[0])
             hive = {name: unquote(value) for name, value in _HIVE.findall(below)}
-            yield ManifestFile(uri, reader, hive, reading=reading)
+            yield ManifestFile(uri, reader, payload, reading, hive)
 
 
 @contextmanager
@@ -252,71 +298,17 @@ def readable(file: ManifestFile) -> Iterator[None]:
         raise ManifestError(f"manifest file {file.uri} cannot be read: {error}") from error
 
 
-def with_columns(file: ManifestFile, columns: Sequence[str], payload: Payload) -> ManifestFile:
-    """The file with the columns that it has. Raises ManifestError for such as cannot be used."""
-    if len(columns) > MAX_COLUMNS:
-        raise ManifestError(f"manifest file {file.uri} has {len(columns):,} columns; at most {MAX_COLUMNS:,}")
-    names = {
-        own: next((c for c in (own, *_OTHERS.get(own, ())) if c in columns), own) for own in payload.required
-    }
-    if names.get("audio") in _OTHERS["audio"] and "id" not in columns:
-        names["id"] = names["audio"]
-    names |= ({"voice": "voice"} if file.reading.voiced else {}) | file.reading.named
-    if file.reading.voiced:  # which bring the clips
-        unneeded = {"audio", *(["voice"] if file.reading.voice else [])}
-        names = {own: name for own, name in names.items() if own not in unneeded or name in columns}
-    missing = [name for name in dict.fromkeys(names.values()) if name not in columns]
-    if missing:
-        raise ManifestError(
-            f"manifest file {file.uri} has no column {' and no column '.join(map(repr, missing))}; "
-            f"its columns are {_listed(columns)}; --columns id=NAME,text=NAME says which is which"
-        )
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise ManifestError(f"manifest file {file.uri} has more than one column named {_listed(repeated)}")
-    file = replace(file, names=names, columns=tuple(columns))
-    added = PARTS if file.reading.split_text else ()
-    clashing = [name for name in passing(file, payload) if name in (*RESERVED, *added)]
-    if clashing:
-        problem = f"the column {clashing[0]!r} clashes with the output's; rename or drop it"
-        raise ManifestError(f"manifest file {file.uri}: {problem}")
-    return file
-
-
-def passing(file: ManifestFile, payload: Payload) -> list[str]:
-    """Columns of a file that pass through to the output."""
-    own = {*file.names.values(), *payload.required, *payload.replaced}
-    return [name for name in dict.fromkeys([*file.columns, *file.hive]) if name not in own]
-
-
-def columns_read(file: ManifestFile, payload: Payload) -> list[str]:
-    """The columns of a Parquet or Arrow file that are needed."""
-    names = dict(file.names)
-    if file.reading.voiced and names.get(payload.column) != names["id"]:
-        names.pop(payload.column, None)
-    passed = (name for name in passing(file, payload) if name in file.columns)
-    return [*dict.fromkeys([*names.values(), *passed])]
-
-
-def own_ids(file: ManifestFile, payload: Payload, values: Sequence[Any]) -> Sequence[Any]:
-    """Ids as the file has them; where its clips name the rows, the name of the first without its suffix."""
-    if file.names["id"] != file.names.get(payload.column):
-        return values
-    first = [next(iter(paths_in(value)), None) for value in values]
-    return [os.path.splitext(name)[0] if isinstance(name, str) else name for name in first]
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
-def _check_types(file: ManifestFile, schema: pa.Schema, payload: Payload) -> None:
+def _check_types(file: ManifestFile, schema: pa.Schema) -> None:
     """Raises ManifestError for a column of a type that no row's value can have."""
-    names, value = file.names, file.names.get(payload.column)
+    names, value = file.names, file.names.get(file.payload.column)
     checks: dict[str, Any] = {} if names["id"] == value else {names["id"]: checked_id}
     checks |= {names["text"]: checked_text}
     if value is not None and not file.reading.voiced:
-        checks |= {value: lambda value: payload.convert(value, "")}
+        checks |= {value: lambda value: file.payload.convert(value, "")}
     for name, check in checks.items():
         dtype = schema.field(name).type
         problem = taken(check, example(dtype))
@@ -335,14 +327,12 @@ def shared(manifest: Manifest, folder: str, needed: Collection[int]) -> Iterator
         storage.delete_files([storage.join(folder, name) for name in storage.list_names(folder, ".parquet")])
 
     clear()
-    files = list(manifest.files)
+    copies = {number: copy for number in needed if (copy := manifest.files[number].copy)}
+    places = {number: storage.join(folder, storage.name_of(copy)) for number, copy in copies.items()}
     try:
-        copied = [number for number in needed if files[number].copy]
-        places = [storage.join(folder, storage.name_of(files[number].copy)) for number in copied]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(storage.upload, [files[number].copy for number in copied], places))
-        for number, place in zip(copied, places, strict=True):
-            files[number] = replace(files[number], copy=place)
+            list(pool.map(storage.upload, copies.values(), places.values()))
+        files = (replace(file, copy=places.get(i, file.copy)) for i, file in enumerate(manifest.files))
         yield replace(manifest, files=tuple(files))
     finally:
         clear()

@@ -24,21 +24,9 @@ from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
 from pipeline.rows import formats
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, TEXT, set_columns
-from pipeline.rows.manifest import (
-    GROUP,
-    NATURAL,
-    STORED,
-    UNREADABLE,
-    Manifest,
-    ManifestFile,
-    columns_read,
-    own_ids,
-    passing,
-    readable,
-    with_columns,
-)
+from pipeline.rows.manifest import GROUP, NATURAL, STORED, UNREADABLE, Manifest, ManifestFile, readable
 from pipeline.rows.memory import MIB
-from pipeline.rows.payloads import Payload, checked_id, checked_text, taken
+from pipeline.rows.payloads import checked_id, checked_text, taken
 from pipeline.rows.several import Voices, clips_of, find_voices, rows_made_of, voices_of_all
 from pipeline.rows.stored import Rows, open_rows, row_batches
 from pipeline.rows.types import ColumnTypes, convert, python_values
@@ -73,8 +61,7 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
 
     Raises ManifestError for a file that cannot be read or lacks a column.
     """
-    types, payload = ColumnTypes(manifest.extra), manifest.payload
-    reading = manifest.files[0].reading
+    types, reading = ColumnTypes(manifest.extra), manifest.files[0].reading
     voices = find_voices(reading)
     copies = tempfile.TemporaryDirectory(prefix="clvp-manifest-")
     files: list[ManifestFile] = []
@@ -83,11 +70,8 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
     problems: dict[int, RowError] = {}
     for file in manifest.files:
         with readable(file):
-            found = (
-                _stored(file, payload)
-                if file.reader in STORED and not reading.makes_rows
-                else _copied(file, payload, types, copies.name, voices)
-            )
+            lies = file.reader in STORED and not reading.makes_rows
+            found = _stored(file) if lies else _copied(file, types, copies.name, voices)
             for place, group, rows, num_bytes, group_ids, group_digests in found:
                 files += [place] if files[-1:] != [place] else []
                 row = rows[0] if len(rows) else 1
@@ -106,64 +90,58 @@ def scan(manifest: Manifest) -> tuple[Manifest, RowIndex]:
         raise ManifestError(f"the manifest has no rows: {', '.join(file.uri for file in manifest.files)}")
     places = np.array(groups, GROUP)
     index = RowIndex(pa.chunked_array(ids), np.concatenate(digests), places, problems, copies)
-    found_numbers = np.concatenate(numbers) if numbers else manifest.numbers
-    return replace(
-        manifest, files=tuple(files), extra=types.schema(), groups=places, numbers=found_numbers
-    ), index
+    manifest = replace(manifest, files=tuple(files), extra=types.schema(), groups=places)
+    return replace(manifest, numbers=np.concatenate(numbers)) if numbers else manifest, index
 
 
 # ---- rows that stay where they are ----
 
 
-def _stored(file: ManifestFile, payload: Payload) -> Iterator[Group]:
+def _stored(file: ManifestFile) -> Iterator[Group]:
     rows, row = open_rows(file.uri), 1
     for group, (num_rows, num_bytes) in enumerate(rows.sizes):
         ids: list[str | RowError] = []
         for batch in rows.batches(group, [file.names["id"]], SCAN_ROWS, without_bytes=True):
-            values = own_ids(file, payload, python_values(batch, file.names["id"]))
-            ids += [taken(checked_id, value) for value in values]
+            values = python_values(batch, file.names["id"])
+            ids += [taken(checked_id, value) for value in file.ids(values)]
         if len(ids) != num_rows:
             raise OSError(f"row group {group} has {len(ids):,} of {num_rows:,} rows; it is damaged")
-        digests = list(islice(_digests(rows, group, file, payload), num_rows))
+        digests = list(islice(_digests(rows, group, file), num_rows))
         yield file, group, range(row, row + num_rows), num_bytes, ids, digests
         row += num_rows
 
 
-def _digests(rows: Rows, group: int, file: ManifestFile, payload: Payload) -> Iterator[int]:
+def _digests(rows: Rows, group: int, file: ManifestFile) -> Iterator[int]:
     """ROW_DIGEST of each row of a row group, without a look at bytes of clips; 0 from a damaged page on."""
-    text, value = file.names["text"], file.names[payload.column]
-    columns = [text, value] if payload.named else [text]
+    text, value = file.names["text"], file.names[file.payload.column]
+    columns = [text, value] if file.payload.named else [text]
     with suppress(*UNREADABLE):
         for batch in rows.batches(group, columns, SCAN_ROWS, without_bytes=True):
-            yield from map(payload.digest, python_values(batch, text), python_values(batch, value))
+            yield from map(file.payload.digest, python_values(batch, text), python_values(batch, value))
     yield from repeat(0)
 
 
 # ---- rows that are copied ----
 
 
-def _copied(
-    file: ManifestFile, payload: Payload, types: ColumnTypes, folder: str, voices: Voices
-) -> Iterator[Group]:
+def _copied(file: ManifestFile, types: ColumnTypes, folder: str, voices: Voices) -> Iterator[Group]:
     """The rows of a file, copied into a local folder some at a time. `types` learns of their columns.
 
     Raises ManifestError for a file that lacks a column or whose types do not go with those of earlier files.
     """
     reading, stated = file.reading, list[str]()
-    rows: Iterator[Numbered] = (
-        (row, size, number) for number, (row, size) in enumerate(_rows_of(file, payload), 1)
-    )
+    rows: Iterator[Numbered] = ((*row, number) for number, row in enumerate(_rows_of(file), 1))
     if reading.makes_rows:
-        stated = passing(file, payload) if file.reader in STORED else []
-        rows = _several(rows, file, payload, voices)
+        stated = file.passing if file.reader in STORED else []
+        rows = _several(rows, file, voices)
         where = storage.absolute(reading.voices) if reading.voices else ""
         file = replace(file, reading=NATURAL, hive={}, voices=where)
     if reading.split_text:
         types.declare("pause_s", pa.float64(), file.uri)  # null in all rows, if no text is long
-    for place, chunk in _headed(rows, file, payload):
+    for place, chunk in _headed(rows, file):
         values, sizes, numbers = zip(*chunk, strict=True)
         num_bytes = sum(sizes)
-        table, ids = _table(values, place, payload, types, stated, bool(reading.split_text))
+        table, ids = _table(values, place, types, stated, bool(reading.split_text))
         if PLACE.name in table.schema.names:  # what a block will hold
             num_bytes += pc.sum(pc.struct_field(table[PLACE.name], "size")).as_py() or 0
         copy = os.path.join(folder, f"{uuid.uuid4().hex}.parquet")
@@ -171,23 +149,23 @@ def _copied(
         yield replace(place, copy=copy), 0, numbers, num_bytes, ids, table["row_digest"].to_numpy()
 
 
-def _rows_of(file: ManifestFile, payload: Payload) -> formats.Rows:
+def _rows_of(file: ManifestFile) -> formats.Rows:
     reading = file.reading
     if file.reader in STORED:
-        return _stored_rows(file, payload)
+        return _stored_rows(file)
     if file.reader == "txt":
         return formats.text_rows(file.uri, whole=bool(reading.split_text), voiced=reading.voiced)
     if file.reader in formats.READERS:
         return formats.READERS[file.reader](file.uri)
-    named = {*payload.required, *reading.named.values()}
+    named = {*file.payload.required, *reading.named.values()}
     separator = reading.separator and reading.separator.replace("\\t", "\t")
     if reading.manifest_format == "ljspeech":
         named, separator = set(), "|"
     return formats.csv_rows(file.uri, separator, named)
 
 
-def _stored_rows(file: ManifestFile, payload: Payload) -> formats.Rows:
-    columns = columns_read(file, payload)
+def _stored_rows(file: ManifestFile) -> formats.Rows:
+    columns = file.columns_read
     for group, (num_rows, _) in enumerate(open_rows(file.uri).sizes):
         for batch in row_batches(file.uri, group, columns, 0, num_rows):
             values = [python_values(batch, name) for name in columns]
@@ -195,12 +173,10 @@ def _stored_rows(file: ManifestFile, payload: Payload) -> formats.Rows:
                 yield dict(zip(columns, row, strict=True)), batch.nbytes // len(batch)
 
 
-def _several(
-    rows: Iterator[Numbered], file: ManifestFile, payload: Payload, voices: Voices
-) -> Iterator[Numbered]:
+def _several(rows: Iterator[Numbered], file: ManifestFile, voices: Voices) -> Iterator[Numbered]:
     """The rows that are made of those of a file. Raises ManifestError where none of its first has a voice."""
     of_all = voices_of_all(file.reading, voices)
-    for place, chunk in _headed(rows, file, payload):
+    for place, chunk in _headed(rows, file):
         if "voice" in place.names and not of_all and chunk[0][2] == 1:
             told = [row if isinstance(row, RowError) else row.get(place.names["voice"]) for row, *_ in chunk]
             found = [taken(lambda name: clips_of(name, voices), name) for name in told]
@@ -210,13 +186,11 @@ def _several(
             if isinstance(row, RowError):
                 yield row, size, number
                 continue
-            for made, made_size in rows_made_of(row, size, place, payload, voices, of_all):
+            for made, made_size in rows_made_of(row, size, place, voices, of_all):
                 yield made, made_size, number
 
 
-def _headed(
-    rows: Iterator[Numbered], file: ManifestFile, payload: Payload
-) -> Iterator[tuple[ManifestFile, list[Numbered]]]:
+def _headed(rows: Iterator[Numbered], file: ManifestFile) -> Iterator[tuple[ManifestFile, list[Numbered]]]:
     """Some records at a time, with the file, whose columns are known by then."""
     seen = dict.fromkeys(file.hive)
     for chunk in _chunks(rows):
@@ -226,7 +200,7 @@ def _headed(
             problem = f"no row can be read as {file.reader}; the first: {chunk[0][0]}"
             raise ManifestError(f"manifest file {file.uri}: {problem}")
         if known < len(seen):
-            file = with_columns(file, list(seen), payload)
+            file = file.with_columns(list(seen))
         yield file, chunk
 
 
@@ -246,7 +220,6 @@ def _chunks(rows: Iterator[Numbered]) -> Iterator[list[Numbered]]:
 def _table(
     chunk: Sequence[formats.Row],
     file: ManifestFile,
-    payload: Payload,
     types: ColumnTypes,
     stated: Sequence[str],
     in_parts: bool,
@@ -257,25 +230,25 @@ def _table(
     """
     errors = {i: value for i, value in enumerate(chunk) if isinstance(value, RowError)}
     rows: list[Mapping[str, Any]] = [{} if isinstance(value, RowError) else value for value in chunk]
-    ids, texts, values = ([row.get(file.names[own]) for row in rows] for own in payload.required)
+    ids, texts, values = ([row.get(file.names[own]) for row in rows] for own in file.payload.required)
     if file.reader == "csv":  # which knows no null
         texts = [text or None for text in texts]
-    usable = [errors.get(i) or taken(checked_id, v) for i, v in enumerate(own_ids(file, payload, ids))]
+    usable = [errors.get(i) or taken(checked_id, v) for i, v in enumerate(file.ids(ids))]
     errors |= {i: value for i, value in enumerate(usable) if isinstance(value, RowError)}
     extra: dict[str, pa.Array] = {}
-    for name in passing(file, payload):
+    for name in file.passing:
         cells = [row.get(name, file.hive.get(name)) for row in rows]
-        kind = types.known(name) if name in stated else types.observe(name, cells, file.uri)
+        kind = types.known[name] if name in stated else types.observe(name, cells, file.uri)
         column, misfits = convert(name, cells, kind)
         extra[EXTRA_PREFIX + name], errors = column, misfits | errors
     if file.reader == "webdataset":
         places = [value if isinstance(value, dict) else None for value in values]
         extra[PLACE.name] = pa.array(places, PLACE.type)
-    table = checked(file, payload, usable, texts, values, errors)
+    table = checked(file, usable, texts, values, errors)
     if in_parts:  # a text that has become shorter ends with another part
         pauses = [row.get("pause_s") for row in rows]
-        digests = map(payload.digest, zip(texts, pauses, strict=True), values)
-        table = set_columns(table, {ROW_DIGEST: pa.array(digests, ROW_DIGEST.type)})
+        digests = map(file.payload.digest, zip(texts, pauses, strict=True), values)
+        table = set_columns(table, {ROW_DIGEST: list(digests)})
     for name, column in extra.items():
         table = table.append_column(name, column)
     return table, usable
@@ -283,7 +256,6 @@ def _table(
 
 def checked(
     file: ManifestFile,
-    payload: Payload,
     ids: Sequence[Any],
     texts: Sequence[Any],
     values: Sequence[Any],
@@ -293,8 +265,8 @@ def checked(
 
     The one place that knows what a value may be. `errors` are of rows that are known to be bad.
     """
+    payload, folder = file.payload, storage.bare(file.folder)
     digests = list(map(payload.digest, texts, values))
-    folder = storage.bare(file.folder)
 
     def passed(check: Callable[[Any], Any], cells: Sequence[Any]) -> list[Any]:
         found = [errors.get(i) or taken(check, cell) for i, cell in enumerate(cells)]

@@ -34,7 +34,6 @@ class Plan:
     names: list[str]  # [num_blocks], `block_name` of the ids that the driver saw there
     starts: np.ndarray  # [num_blocks], which of the planned rows is the first of each block
     num_blocks: int
-    num_rows: int
     rows_per_block: int  # at most
 
     def slices_of(self, number: int) -> pa.Table:
@@ -92,11 +91,8 @@ def rejected_rows(
     """What the error table says of the rows without an id of their own, in manifest order."""
     for position in np.sort(np.concatenate([selection.repeated, selection.unusable])).tolist():
         row_id = index.ids[position].as_py()
-        error = index.problems.get(position)
-        if error is None:
-            error = RowError(
-                "DuplicateId", f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
-            )
+        repeated = f"the id {row_id!r:.80} occurs further up in the manifest; that row counts"
+        error = index.problems.get(position) or RowError("DuplicateId", repeated)
         yield {"id": row_id, "source": manifest.source(position), **error_record("manifest", error)}
 
 
@@ -109,9 +105,9 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
     limit = unit * rows_per_block
     weight = np.clip(groups_of(index.groups, todo)["num_bytes"], unit, limit)
     blocks = np.unique((np.cumsum(weight) - weight) // limit, return_inverse=True)[1]
-    begins = np.flatnonzero(np.diff(blocks, prepend=-1))
-    apart = np.diff(blocks, prepend=-1).astype(bool) | (np.diff(todo, prepend=-2) != 1)
-    starts = np.flatnonzero(apart)
+    is_first = np.diff(blocks, prepend=-1) != 0
+    begins = np.flatnonzero(is_first)
+    starts = np.flatnonzero(is_first | (np.diff(todo, prepend=-2) != 1))
     chosen_ids = index.ids.take(pa.array(todo))
     bounds = zip(begins, np.append(begins[1:], len(todo)), strict=False)
     names = [block_name(chosen_ids[a:b].to_pylist()) for a, b in bounds]
@@ -123,4 +119,4 @@ def make_plan(index: RowIndex, todo: np.ndarray, rows_per_block: int) -> Plan:
         },
         schema=SLICES,
     )
-    return Plan(slices, blocks[starts], names, begins, len(begins), len(todo), rows_per_block)
+    return Plan(slices, blocks[starts], names, begins, len(begins), rows_per_block)

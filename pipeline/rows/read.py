@@ -14,20 +14,15 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ERROR, ManifestError, RowError, error_record
 from pipeline.rows.columns import EXTRA_PREFIX, ID, ROW_DIGEST, SOURCE, TEXT, set_columns
-from pipeline.rows.manifest import (
-    UNREADABLE,
-    Manifest,
-    ManifestFile,
-    columns_read,
-    own_ids,
-    passing,
-    readable,
-)
+from pipeline.rows.manifest import UNREADABLE, Manifest, ManifestFile, readable
 from pipeline.rows.memory import MAX_EMBEDDED_BYTES, MAX_EXTRA_BYTES, PIECE_ROWS
 from pipeline.rows.normalise import PLACE, checked
 from pipeline.rows.plan import block_name
 from pipeline.rows.stored import row_batches
 from pipeline.rows.types import convert, python_values
+
+# And the payload, and the pass-through columns.
+OUTPUT = pa.schema([ID, TEXT, SOURCE, ROW_DIGEST, ERROR])
 
 
 def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
@@ -39,9 +34,8 @@ def read_block(manifest: Manifest, slices: pa.Table) -> pa.Table:
     spans = [(part["begin"], part["end"]) for part in slices.to_pylist()]
     table = pa.concat_tables([table for span in spans for table in _rows(manifest, *span)]).combine_chunks()
     if block_name(table["id"].to_pylist()) != slices["name"][0].as_py():
-        raise ManifestError(
-            f"{manifest.source(spans[0][0])} has changed since the run began; start the run again"
-        )
+        where = manifest.source(spans[0][0])
+        raise ManifestError(f"{where} has changed since the run began; start the run again")
     return table
 
 
@@ -53,29 +47,25 @@ def _rows(manifest: Manifest, begin: int, end: int) -> Iterator[pa.Table]:
         group, stop = manifest.groups[number], min(end, int(bounds[number]))
         file, first = manifest.files[group["file"]], int(group["first"])
         with readable(file):
-            for batch, failure in _batches(manifest, file, int(group["group"]), begin - first, stop - first):
-                if file.copy:
-                    table = _with_clips(manifest, file, pa.Table.from_batches([batch]))
-                else:
-                    table = _checked(manifest, file, batch, failure)
+            for batch, failure in _batches(file, int(group["group"]), begin - first, stop - first):
+                table = _with_clips(file, batch) if file.copy else _checked(file, batch, failure)
                 yield _finished(manifest, table, begin)
                 begin += len(batch)
 
 
 def _batches(
-    manifest: Manifest, file: ManifestFile, group: int, begin: int, end: int
+    file: ManifestFile, group: int, begin: int, end: int
 ) -> Iterator[tuple[pa.RecordBatch, Exception | None]]:
     """Rows of a row group, and what has damaged them: those behind a damaged page have their ids alone."""
-    passed, only_id = passing(file, manifest.payload), [file.names["id"]]
+    only_id, failure = [file.names["id"]], None
     if file.copy:
-        columns = ["id", "text", manifest.payload.field.name, "row_digest", "error"]
+        columns = ["id", "text", file.payload.field.name, "row_digest", "error"]
         columns += [PLACE.name] if file.reader == "webdataset" else []
-        columns += [EXTRA_PREFIX + name for name in passed]
+        columns += [EXTRA_PREFIX + name for name in file.passing]
         yield from ((batch, None) for batch in row_batches(file.copy, group, columns, begin, end))
         return
-    columns, failure = columns_read(file, manifest.payload), None
     # The second time row by row, with a new reader.
-    for names, max_rows in ((columns, PIECE_ROWS), (columns, 1), (only_id, PIECE_ROWS)):
+    for names, max_rows in ((file.columns_read, PIECE_ROWS), (file.columns_read, 1), (only_id, PIECE_ROWS)):
         try:
             for batch in row_batches(file.uri, group, names, begin, end, max_rows):
                 yield batch, failure if names == only_id else None
@@ -87,29 +77,28 @@ def _batches(
             failure = error
 
 
-def _checked(
-    manifest: Manifest, file: ManifestFile, batch: pa.RecordBatch, failure: Exception | None
-) -> pa.Table:
+def _checked(file: ManifestFile, batch: pa.RecordBatch, failure: Exception | None) -> pa.Table:
     """Rows as a copy would have them, but for types of pass-through columns."""
-    count, payload = len(batch), manifest.payload
-    ids, texts, values = (python_values(batch, file.names[own]) for own in payload.required)
+    count = len(batch)
+    ids, texts, values = (python_values(batch, file.names[own]) for own in file.payload.required)
     errors: dict[int, RowError] = {}
     if failure is not None:
         message = f"the file is damaged at this row or before it: {failure}"
         errors = dict.fromkeys(range(count), RowError("UnreadableRow", message))
-    table = checked(file, payload, own_ids(file, payload, ids), texts, values, errors)
-    for name in passing(file, payload):
+    table = checked(file, file.ids(ids), texts, values, errors)
+    for name in file.passing:
         constant = pa.array([file.hive.get(name)] * count, pa.string())
         column = batch.column(name) if name in batch.schema.names else constant
         table = table.append_column(EXTRA_PREFIX + name, column)
     return table
 
 
-def _with_clips(manifest: Manifest, file: ManifestFile, table: pa.Table) -> pa.Table:
-    """The rows with the bytes of those clips that lie in the manifest's own file, a tar."""
+def _with_clips(file: ManifestFile, batch: pa.RecordBatch) -> pa.Table:
+    """Rows of a copy with the bytes of those clips that lie in the manifest's own file, a tar."""
+    table = pa.Table.from_batches([batch])
     if PLACE.name not in table.schema.names:
         return table
-    field, errors = manifest.payload.field, table["error"].to_pylist()
+    field, errors = file.payload.field, table["error"].to_pylist()
     clips, places = table[field.name].to_pylist(), table[PLACE.name].to_pylist()
     filesystem, path = storage.resolve(file.uri)
     with filesystem.open_input_file(path) as tar:
@@ -124,7 +113,7 @@ def _with_clips(manifest: Manifest, file: ManifestFile, table: pa.Table) -> pa.T
             if data[:100].rstrip(b"\0").decode(errors="replace") not in clips[i][0]["path"]:
                 raise ManifestError(f"{file.uri} has changed since the run began; start the run again")
             clips[i][0]["bytes"] = data[512:]
-    return set_columns(table, {field: pa.array(clips, field.type), ERROR: pa.array(errors, ERROR.type)})
+    return set_columns(table, {field: clips, ERROR: errors})
 
 
 def _finished(manifest: Manifest, table: pa.Table, position: int) -> pa.Table:
@@ -145,8 +134,8 @@ def _finished(manifest: Manifest, table: pa.Table, position: int) -> pa.Table:
             if size > MAX_EXTRA_BYTES:
                 text = f"the row's other columns have {size:,} bytes; at most {MAX_EXTRA_BYTES:,}"
                 errors[i] = RowError("RowTooLarge", text)
-    records = table["error"].to_pylist()
-    records = [r or (error_record("read", errors[i]) if i in errors else None) for i, r in enumerate(records)]
+    misfit = {i: error_record("read", error) for i, error in errors.items()}
+    records = [record or misfit.get(i) for i, record in enumerate(table["error"].to_pylist())]
     kept = pa.array([None if i in errors else i for i in range(count)], pa.int64())
     good = pa.array([None if record else i for i, record in enumerate(records)], pa.int64())
     payload = manifest.payload.field

@@ -11,8 +11,8 @@ from clvp.text.split import DESIRED_CHARACTERS, split_text
 from pipeline import storage
 from pipeline.errors import ManifestError, RowError, shown
 from pipeline.rows.formats import AUDIO, Row
-from pipeline.rows.manifest import RANDOM, ManifestFile, Reading, own_ids, passing
-from pipeline.rows.payloads import RANDOM_CLIP, Payload, checked_id, taken
+from pipeline.rows.manifest import RANDOM, ManifestFile, Reading
+from pipeline.rows.payloads import RANDOM_CLIP, checked_id, taken
 
 Voices = Mapping[str, Sequence[str]]  # the clips of each, relative to the folder of all
 
@@ -39,9 +39,8 @@ def find_voices(reading: Reading) -> Voices:
     if not voices:
         raise ManifestError(f"voices {folder}: no folder in it has a clip ({' '.join(AUDIO)})")
     if RANDOM in voices:
-        raise ManifestError(
-            f"voices {folder}: {RANDOM} is the voice that belongs to nobody; rename its clips"
-        )
+        problem = f"{RANDOM} is the voice that belongs to nobody; rename its clips"
+        raise ManifestError(f"voices {folder}: {problem}")
     voices_of_all(reading, voices)
     return voices
 
@@ -74,31 +73,25 @@ def clips_of(voice: Any, voices: Voices, name_of_random: str = "") -> list[str]:
     for name in parts:
         if name not in voices:
             known = ", ".join(sorted(voices)[:20]) + (" …" if len(voices) > 20 else "")
-            raise RowError(
-                "UnknownVoice", f"the voice {shown(name)} has no clips; those with clips are {known}"
-            )
+            problem = f"the voice {shown(name)} has no clips; those with clips are {known}"
+            raise RowError("UnknownVoice", problem)
     return [clip for name in dict.fromkeys(parts) for clip in voices[name]]
 
 
 def rows_made_of(
-    row: Mapping[str, Any],
-    size: int,
-    file: ManifestFile,
-    payload: Payload,
-    voices: Voices,
-    of_all: Sequence[str],
+    row: Mapping[str, Any], size: int, file: ManifestFile, voices: Voices, of_all: Sequence[str]
 ) -> Iterator[tuple[Row, int]]:
     """What a row of a manifest becomes, in columns of our own names, and the bytes of each.
 
     A row without a usable id becomes the RowError that says so; where there is no such voice, its clips do.
     """
-    names, reading = file.names, file.reading
-    row_id = taken(checked_id, own_ids(file, payload, [row.get(names["id"])])[0])
+    names, reading, clips_column = file.names, file.reading, file.payload.column
+    row_id = taken(checked_id, file.ids([row.get(names["id"])])[0])
     if isinstance(row_id, RowError):
         yield row_id, size
         return
-    made = {name: row.get(name, file.hive.get(name)) for name in passing(file, payload)}
-    made |= {"text": row.get(names["text"]), payload.column: row.get(names.get(payload.column, ""))}
+    made = {name: row.get(name, file.hive.get(name)) for name in file.passing}
+    made |= {"text": row.get(names["text"]), clips_column: row.get(names.get(clips_column, ""))}
     is_text, length = isinstance(made["text"], str), reading.split_text
     length = DESIRED_CHARACTERS if length is True else length
     utterances = split_text(made["text"], length, length * 3 // 2) if length and is_text else []
@@ -108,7 +101,7 @@ def rows_made_of(
         if reading.voiced:
             # The parts of a text have one voice, also a random one.
             clips = taken(partial(clips_of, voices=voices, name_of_random=made["id"]), voice)
-            made |= {"voice": voice, payload.column: clips}
+            made |= {"voice": voice, clips_column: clips}
         if not length:
             yield made.copy(), size
             continue

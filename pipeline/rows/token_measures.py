@@ -35,9 +35,8 @@ def quality_columns(texts: Sequence[str | None], tokens: Sequence[Sequence[np.nd
         repeated_ngram_shares(flat, offsets),
         lengths * SECONDS_PER_TOKEN / characters,
     ]
-    return [
-        pa.array(c.astype(f.type.to_pandas_dtype())) for c, f in zip(columns, QUALITY_FIELDS, strict=True)
-    ]
+    fields = zip(columns, QUALITY_FIELDS, strict=True)
+    return [pa.array(column.astype(field.type.to_pandas_dtype())) for column, field in fields]
 
 
 def count_characters(text: str) -> int:

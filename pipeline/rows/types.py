@@ -20,20 +20,20 @@ class ColumnTypes:
     """Collects the one type of every pass-through column over all files of a manifest."""
 
     def __init__(self, known: pa.Schema) -> None:
-        self._types: dict[str, pa.DataType] = {field.name: field.type for field in known}
-        self._origin: dict[str, str] = dict.fromkeys(self._types, "")  # the file that named a column first
+        self.known: dict[str, pa.DataType] = {field.name: field.type for field in known}
+        self._origin: dict[str, str] = dict.fromkeys(self.known, "")  # the file that named a column first
 
     def declare(self, name: str, dtype: pa.DataType, uri: str) -> None:
         """Merge a type that a file states.
 
         Raises ManifestError when it does not go with the files before, or Parquet cannot store it.
         """
-        if dtype == self._types.get(name):
+        if dtype == self.known.get(name):
             return
-        merged = _merge(self._types.get(name), dtype)
+        merged = _merge(self.known.get(name), dtype)
         problem = None
         if merged is None:
-            problem = f"column {name!r} holds {dtype}; in the files before it held {self._types[name]}"
+            problem = f"column {name!r} holds {dtype}; in the files before it held {self.known[name]}"
         elif num_fields(merged) > MAX_FIELDS:
             fields = f"the objects of column {name!r} have over {MAX_FIELDS:,} different fields"
             problem = f"{fields}; store them as text"
@@ -44,7 +44,7 @@ class ColumnTypes:
                 problem = f"column {name!r} cannot be written to Parquet: {error}"
         if problem is not None:
             raise ManifestError(f"manifest file {uri}: {problem}")
-        self._types[name] = merged
+        self.known[name] = merged
         self._origin.setdefault(name, uri)
 
     def observe(self, name: str, values: Sequence[Any], uri: str) -> pa.DataType:
@@ -53,23 +53,20 @@ class ColumnTypes:
         A value that does not go with the ones before it in this file is left to `convert`, which makes it an
         error of its row. Raises ManifestError when another file's type for the column is a different one.
         """
-        if name not in self._types:
+        if name not in self.known:
             self.declare(name, pa.null(), uri)  # what no value decides: all are null, or unusable
         whole = infer(values)
         for kind in [whole] if whole is not None else map(infer, ([value] for value in values)):
             if kind is None:
                 continue
-            fits = _merge(self._types[name], kind) is not None
+            fits = _merge(self.known[name], kind) is not None
             if fits or (whole is not None and self._origin[name] != uri):
                 self.declare(name, kind, uri)
-        return self._types[name]
-
-    def known(self, name: str) -> pa.DataType:
-        return self._types[name]
+        return self.known[name]
 
     def schema(self) -> pa.Schema:
         """All columns; those that no value decides are text, since readers of Parquet stumble over null."""
-        return pa.schema([(name, _without_null(dtype)) for name, dtype in self._types.items()])
+        return pa.schema([(name, _without_null(dtype)) for name, dtype in self.known.items()])
 
 
 def convert(

@@ -21,25 +21,15 @@ from clvp.waveform.mel import clip_mels
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, fetch
 from pipeline.description import ADDED_FACTS
-from pipeline.errors import ERROR, ManifestError
+from pipeline.errors import ManifestError
+from pipeline.output import stored_candidates
 from pipeline.output.folder import OutputFolder
-from pipeline.output.stored_candidates import StoredCandidates
-from pipeline.rows.columns import (
-    ENGINE,
-    EXTRA_PREFIX,
-    ID,
-    ROW_DIGEST,
-    SOURCE,
-    TEXT,
-    VOICE_KEY,
-    extra_fields,
-    require_columns,
-)
+from pipeline.rows import read
+from pipeline.rows.columns import ENGINE, EXTRA_PREFIX, extra_fields, require_columns
 from pipeline.rows.manifest import NOTHING, Manifest
 from pipeline.rows.memory import reading_memory
 from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
 from pipeline.rows.plan import SLICES
-from pipeline.rows.read import read_block
 from pipeline.settings import Pool, ResultSettings, Run
 from pipeline.stages import choose, measure, rank, sample, tokens, voices, waveform, write
 from pipeline.stages.choose import Chooser
@@ -67,7 +57,7 @@ class Work:
     output: OutputFolder
     seed: int | None  # that the candidates are or were sampled with
     engine: Mapping[str, Any] | None = None  # facts of the one that has sampled what the output holds already
-    stored: StoredCandidates | None = None  # of the run that this one extends
+    stored: stored_candidates.StoredCandidates | None = None  # of the run that this one extends
 
 
 @dataclass(frozen=True)
@@ -122,9 +112,9 @@ def _reading(run: Run) -> Stage:
     payload = AUDIO if isinstance(run.results, ResultSettings) else SPEECH_IDS
     return Stage(
         "read",
-        lambda work: lambda slices: read_block(work.manifest, slices),
+        lambda work: lambda slices: read.read_block(work.manifest, slices),
         input=SLICES,
-        output=pa.schema([ID, TEXT, payload, SOURCE, ROW_DIGEST, ERROR]),
+        output=pa.schema([*read.OUTPUT, payload]),
         group="prepare",
         memory=lambda work, rows: reading_memory(rows, None),
     )
@@ -145,14 +135,11 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
         extractor = ClvpFeatureExtractor.from_pretrained(model)
         spoken = partial(clip_mels, whole=results.audio.whole_clips) if results.audio.most else None
         root, places = run.execution.audio_root, work.manifest.places(run.execution.audio_hosts)
-        return AudioToMels(
-            extractor.log_mel,
-            results.audio_seconds,
-            root,
-            places,
-            spoken,
-            random_voice=lambda name: load(model).voice(name, results.sampling.seed),
-        )
+
+        def random_voice(name: str) -> Any:
+            return load(model).voice(name, results.sampling.seed)
+
+        return AudioToMels(extractor.log_mel, results.audio_seconds, root, places, spoken, random_voice)
 
     return Stage(
         "audio",
@@ -169,8 +156,7 @@ def _extension() -> Stage:
         assert work.stored is not None
         return work.stored.attach
 
-    needed = pa.schema([ID, TEXT, VOICE_KEY, ERROR])
-    return Stage("extend", make, needed, pa.schema([STORED]), group="prepare")
+    return Stage("extend", make, stored_candidates.INPUT, pa.schema([STORED]), group="prepare")
 
 
 def _sampling(run: Run, results: ResultSettings) -> Stage:
@@ -217,7 +203,7 @@ def _decoding(run: Run, results: ResultSettings) -> Stage:
             fetch(work.checkpoint),
             settings=results,
             execution=run.execution,
-            output=work.output.uri,
+            output=work.output,
             expected_facts=(work.engine or {}).get("waveform"),
         ),
         input=waveform.INPUT,

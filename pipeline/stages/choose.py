@@ -61,6 +61,7 @@ class Chooser:
 
     def __init__(self, settings: ResultSettings) -> None:
         self.settings, self.columns = settings, formula_columns(settings)
+        self.fields = choice_columns(settings)
         rank_by, keep_if = settings.measuring.rank_by, settings.measuring.keep_if
         self.rank_by = Formula(rank_by, self.columns, pa.float64()) if rank_by else None
         self.keep_if = Formula(keep_if, self.columns, pa.bool_()) if keep_if else None
@@ -68,16 +69,12 @@ class Chooser:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         chosen, table = map_rows(table, "choose", lambda i: self._chosen(table, i))
-        fields = choice_columns(self.settings)
         columns = sound_columns([None if row is None else row["sounds"] for row in chosen])
-        columns[CANDIDATES] = pa.array([row and row["candidates"] for row in chosen], CANDIDATES.type)
-        if MEASURED.name in fields.names:
-            measured = fields.field(MEASURED.name)
-            columns[measured] = pa.array([row and row["measured"] for row in chosen], measured.type)
-        return set_columns(table, {field: columns[field] for field in fields if field != ERROR})
+        columns |= {name: [row and row[name] for row in chosen] for name in (CANDIDATES.name, MEASURED.name)}
+        return set_columns(table, {field: columns[field.name] for field in self.fields if field != ERROR})
 
     def _chosen(self, table: pa.Table, i: int) -> dict[str, list[dict[str, Any]]]:
-        row = {name: table[name][i].as_py() for name in choice_columns(self.settings).names}
+        row = {name: table[name][i].as_py() for name in self.fields.names}
         candidates, sounds = row[CANDIDATES.name], _sounds(row)
         measured = row.get(MEASURED.name) or []
         nothing: dict[str, Any] = {}
@@ -86,13 +83,12 @@ class Chooser:
             for candidate, sound, measures in zip_longest(candidates, sounds, measured, fillvalue=nothing)
         ]
         order = self._order(candidates, len(sounds) or len(candidates), facts)
-        heard = order[: len(sounds)]
         return {
-            "candidates": [{**candidates[k], "rank": rank} for rank, k in enumerate(order, 1)],
-            "sounds": [sounds[k] for k in heard],
-            "measured": [{**measured[k], "rank": rank} for rank, k in enumerate(heard, 1)]
-            if measured
-            else [],
+            CANDIDATES.name: [{**candidates[k], "rank": rank} for rank, k in enumerate(order, 1)],
+            "sounds": [sounds[k] for k in order[: len(sounds)]],
+            MEASURED.name: [
+                {**measured[k], "rank": rank} for rank, k in enumerate(order[: len(measured)], 1)
+            ],
         }
 
     def _order(self, candidates: list[dict[str, Any]], most: int, facts: list[dict[str, Any]]) -> list[int]:
@@ -118,9 +114,6 @@ def _sounds(row: dict[str, Any]) -> list[dict[str, Any]]:
     """What is stored of each candidate that has sound, the best first."""
     if not row.get(BEST.name):
         return []
-    best = {
-        "audio": row[BEST.name],
-        "candidate": row[CANDIDATES.name][0]["candidate"],
-        **row[BEST_MEASURES.name],
-    }
+    candidate = row[CANDIDATES.name][0]["candidate"]
+    best = {"audio": row[BEST.name], "candidate": candidate, **row[BEST_MEASURES.name]}
     return [best, *(row.get(OTHERS.name) or [])]

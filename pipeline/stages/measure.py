@@ -17,8 +17,8 @@ import soxr
 
 from clvp.audio.mel import SAMPLING_RATE
 from clvp.quality import Measure, Value, find_measure
-from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RowError, RunError
+from pipeline.description import check_alike
+from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import CANDIDATES, ENGINE, TEXT, VOICE_KEY, map_rows, set_columns
 from pipeline.rows.payloads import AUDIO
 from pipeline.settings import AudioSettings
@@ -60,29 +60,20 @@ class Measurer:
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        measure: Measure,
-        decode: Decode,
-        expected_facts: Mapping[str, Any] | None = None,
+        self, names: Sequence[str], measure: Measure, decode: Decode, expected_facts: Mapping[str, Any] | None
     ) -> None:
         self.name, self.measure, self.decode = names[-1], measure, decode
         self.field = measured_field(names)
         self.facts = dict(measure.facts()) if hasattr(measure, "facts") else {}
-        expected = self.facts if expected_facts is None else expected_facts
-        if differing := differing_fields(expected, self.facts, self.name):
-            raise RunError(
-                f"what {self.name} measures here may differ from what the output holds "
-                f"({'; '.join(differing)}): use the same files and versions, or another output"
-            )
+        problem = f"what {self.name} measures here may differ from what the output holds"
+        check_alike(expected_facts, self.facts, self.name, problem, same="files and versions")
         self.references: dict[str, np.ndarray] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         measured, table = map_rows(table, self.name, lambda i: self._measured(table, i))
         before = json.loads(table["engine"][0].as_py() or "{}").get("measures", {})  # in all rows alike
         facts = {"measures": {**before, self.name: self.facts}}
-        column = pa.array(measured, self.field.type)
-        return set_columns(table, {self.field: column, ENGINE: with_facts(table["engine"], facts)})
+        return set_columns(table, {self.field: measured, ENGINE: with_facts(table["engine"], facts)})
 
     def _measured(self, table: pa.Table, i: int) -> list[dict[str, Any]]:
         text, known = table["text"][i].as_py(), table[self.field.name][i].as_py()
@@ -96,13 +87,11 @@ class Measurer:
         return items
 
     def _reference(self, table: pa.Table, i: int, rate: int) -> np.ndarray:
-        """The clips of the row's voice one after the other, float32 [N]; none where they are not needed."""
-        if not _needs_reference(self.measure):
+        """The clips of the row's voice one after the other, float32 [N]; empty without any, or need."""
+        if not _needs_reference(self.measure) or table["voice_key"][i].as_py().startswith(RANDOM_KEY):
             return np.zeros(0, np.float32)
 
         def make() -> np.ndarray:
-            if table["voice_key"][i].as_py().startswith(RANDOM_KEY):
-                return np.zeros(0, np.float32)
             clips = [np.asarray(self.decode(clip)) for clip in table["audio"][i].as_py()]
             return np.asarray(soxr.resample(np.concatenate(clips), SAMPLING_RATE, rate), np.float32)
 

@@ -38,8 +38,6 @@ OUTPUT = pa.schema([CANDIDATES])
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate with its score."""
-
     candidate: int
     finished: bool
     tokens: np.ndarray  # [T] uint16
@@ -77,9 +75,8 @@ class Ranker:
         limit = self.settings.scoring_length
         longest = max(map(len, tokens))
         if longest > limit:
-            raise RowError(
-                "TooManySpeechTokens", f"a candidate has {longest:,} tokens; scored are at most {limit}"
-            )
+            problem = f"a candidate has {longest:,} tokens; scored are at most {limit}"
+            raise RowError("TooManySpeechTokens", problem)
         codes_KL = pad_and_fix_codes(
             [torch.from_numpy(row.astype(np.int64)) for row in tokens], finished, limit, self.fixing_codes
         )
@@ -108,7 +105,7 @@ def _candidate_column(rows: Sequence[Sequence[Scored] | None], texts: Sequence[s
     ranks = [rank for row in rows if row is not None for rank in range(1, len(row) + 1)]
     lengths = np.array([len(item.tokens) for item in items], np.int32)
     return struct_lists(
-        [None if row is None else len(row) for row in rows],
+        rows,
         [
             pa.array(ranks, pa.int16()),
             pa.array([item.candidate for item in items], pa.int16()),

@@ -15,8 +15,8 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
-from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RunError
+from pipeline.description import check_alike
+from pipeline.errors import ERROR
 from pipeline.rows.columns import (
     ENGINE,
     ID,
@@ -64,8 +64,7 @@ class Sampler:
         sampled_before: int = 0,
         expected_facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.settings = settings
-        self.sampled_before = sampled_before
+        self.settings, self.sampled_before = settings, sampled_before
         self.candidates: Sequence[int] = range(settings.num_candidates)  # a replay asks for some of them
         device = pick_device(torch_threads)
         dtype = settings.model.dtype
@@ -73,12 +72,8 @@ class Sampler:
         decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         sampler = CandidateSampler(decoder, engine)  # has its own copy of the weights
         facts = sampler.facts()
-        if expected_facts is not None and (differing := differing_fields(expected_facts, facts, "engine")):
-            raise RunError(
-                "this machine's sampler may draw other tokens than the output holds "
-                f"({'; '.join(differing)}): use the same kind of device and the "
-                "same versions, or another output"
-            )
+        problem = "this machine's sampler may draw other tokens than the output holds"
+        check_alike(expected_facts, facts, "engine", problem)
         self.facts = json.dumps(facts, sort_keys=True)
         self.latents: dict[str, torch.Tensor] = {}  # of the voices used last, the latest at the end
         self.voices_cached = voices_cached
@@ -90,12 +85,9 @@ class Sampler:
         stats = self.engine.stats
         live, steps = stats.live_steps, stats.steps
         sampled = {i: self.engine.submit(partial(self._prompt, table, i)) for i in good_rows(table)}
-        rows, table = map_rows(
-            table, "sample", lambda i: [*_stored_candidates(table, i), *sampled[i].result()]
-        )
+        rows, table = map_rows(table, "sample", lambda i: [*_stored(table, i), *sampled[i].result()])
         self.lanes_in_use = (stats.live_steps - live) / max(stats.steps - steps, 1) / self.engine.lanes
-        engine = pa.array([self.facts] * len(table), ENGINE.type)
-        return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: engine})
+        return set_columns(table, {SPEECH_IDS: _candidate_column(rows), ENGINE: [self.facts] * len(table)})
 
     @torch.inference_mode()
     def _prompt(self, table: pa.Table, i: int) -> PromptRow:
@@ -119,7 +111,7 @@ def _has_stored(table: pa.Table, i: int) -> bool:
     return STORED.name in table.column_names and bool(table[STORED.name][i].is_valid)
 
 
-def _stored_candidates(table: pa.Table, i: int) -> list[Candidate]:
+def _stored(table: pa.Table, i: int) -> list[Candidate]:
     """The candidates that an earlier run has sampled for the row."""
     if not _has_stored(table, i):
         return []
@@ -134,7 +126,7 @@ def _candidate_column(rows: Sequence[Sequence[Candidate] | None]) -> pa.ListArra
     """The `speech_ids` column [n]; null where a row has none."""
     candidates = [candidate for row in rows if row is not None for candidate in row]
     return struct_lists(
-        [None if row is None else len(row) for row in rows],
+        rows,
         [
             pa.array([c.candidate for c in candidates], pa.int16()),
             pa.array([c.finished for c in candidates], pa.bool_()),

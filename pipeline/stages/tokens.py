@@ -1,5 +1,6 @@
 """Stage 2, `validate`: text to text tokens; a text that the model cannot take is its row's error."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import pyarrow as pa
@@ -16,23 +17,17 @@ INPUT = pa.schema([TEXT, ERROR])
 OUTPUT = pa.schema([INPUT_IDS, UNKNOWN_TOKENS])
 
 
+@dataclass
 class TextToTokens:
-    """Callable on a block. `max_tokens` is the number of text tokens that the model takes."""
+    """Callable on a block."""
 
-    def __init__(self, tokenizer: ClvpTokenizer, max_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+    tokenizer: ClvpTokenizer
+    max_tokens: int  # that the model takes of a text
 
     def __call__(self, table: pa.Table) -> pa.Table:
         tokens, table = map_rows(table, "validate", lambda i: self._tokens(table["text"][i].as_py()))
         unknown = [ids and ids.count(self.tokenizer.unk_token_id) for ids in tokens]
-        return set_columns(
-            table,
-            {
-                INPUT_IDS: pa.array(tokens, INPUT_IDS.type),
-                UNKNOWN_TOKENS: pa.array(unknown, UNKNOWN_TOKENS.type),
-            },
-        )
+        return set_columns(table, {INPUT_IDS: tokens, UNKNOWN_TOKENS: unknown})
 
     def _tokens(self, text: str) -> list[int]:
         # Blanks, controls and what is unassigned: a tokenizer may well have a token for them.
@@ -44,14 +39,11 @@ class TextToTokens:
         if not any(map(str.isalnum, self.tokenizer.decode(tokens, skip_special_tokens=True))):
             raise RowError("UnspeakableText", f"no letter that the model knows is in the text {shown(text)}")
         if len(tokens) > self.max_tokens:
-            raise RowError(
-                "TextTooLong",
-                f"the text has {len(tokens):,} tokens, at most {self.max_tokens}: --split-text cuts it",
-            )
+            problem = f"the text has {len(tokens):,} tokens, at most {self.max_tokens}: --split-text cuts it"
+            raise RowError("TextTooLong", problem)
         return tokens
 
 
 @lru_cache(maxsize=2)
 def load_tokenizer(model: str, normalizer: Normalizer) -> ClvpTokenizer:
-    """The tokenizer of a checkpoint, loaded once per process."""
     return ClvpTokenizer.from_pretrained(model, normalizer=normalizer)

@@ -9,6 +9,7 @@ and only a few of them exist at a time. A random voice has no clips: its latents
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -53,42 +54,30 @@ def kept(cache: dict[str, Value], key: str, most: int, make: Callable[[], Value]
     return value
 
 
+@dataclass
 class AudioToMels:
-    """Callable on a block. `seconds` of each clip are used: longer ones are cut, shorter ones zero-padded.
+    """Callable on a block."""
 
-    `audio_root` and `places` are where clips may come from (`decode_clip`). With `spoken_mels` the block gets
-    the column SPOKEN_VOICE too. `random_voice` makes the voices that belong to nobody.
-    """
-
-    def __init__(
-        self,
-        log_mel: LogMel,
-        seconds: float,
-        audio_root: str | None = None,
-        places: Sequence[str] = (),
-        spoken_mels: SpokenMels | None = None,
-        random_voice: RandomVoice | None = None,
-    ) -> None:
-        self.log_mel = log_mel
-        self.spoken_mels = spoken_mels
-        self.random_voice = random_voice
-        self.seconds = seconds
-        self.audio_root = audio_root
-        self.places = places
+    log_mel: LogMel
+    seconds: float  # of each clip that are used: longer ones are cut, shorter ones zero-padded
+    audio_root: str | None = None  # with `places`: where clips may come from (`decode_clip`)
+    places: Sequence[str] = ()
+    spoken_mels: SpokenMels | None = None  # with it the block gets the column SPOKEN_VOICE too
+    random_voice: RandomVoice | None = None  # makes the voices that belong to nobody
 
     def __call__(self, table: pa.Table) -> pa.Table:
         paths = pc.struct_field(pc.list_flatten(table["audio"]), "path")
         if pc.any(pc.match_substring_regex(paths, r"\*|/$")).as_py():
             where = (self.audio_root, self.places)
             found, table = map_rows(table, "audio", lambda i: listed_clips(table["audio"][i].as_py(), *where))
-            table = set_columns(table, {AUDIO: pa.array(found, AUDIO.type)})
+            table = set_columns(table, {AUDIO: found})
         audio = table["audio"]
         clips = _Clips(self)
         names = {i: tuple(clips.add(clip) for clip in audio[i].as_py()) for i in good_rows(table)}
         clips.flush()
         voices, table = map_rows(table, "audio", lambda i: clips.voice(names[i]))
         keys, column = _voice_columns(voices, clips.mels)
-        columns = {VOICE_KEY: pa.array(keys, VOICE_KEY.type), VOICE: column}
+        columns = {VOICE_KEY: keys, VOICE: column}
         if self.spoken_mels is not None:
             columns[SPOKEN_VOICE] = _voice_columns(voices, clips.spoken)[1]
         return set_columns(table, columns)
@@ -103,15 +92,15 @@ class AudioToMels:
             return RowError(type(error).__name__, f"{clip_name(clip['path'])}: {error}")
 
 
+@dataclass
 class _Clips:
     """The different clips of a block: log-mels as bytes [80, frames] float32, or why there are none."""
 
-    def __init__(self, stage: AudioToMels) -> None:
-        self.stage = stage
-        self.mels: dict[Identity, np.ndarray] = {}
-        self.spoken: dict[Identity, np.ndarray] = {}
-        self.failures: dict[Identity, RowError] = {}
-        self.waiting: dict[Identity, torch.Tensor] = {}
+    stage: AudioToMels
+    mels: dict[Identity, np.ndarray] = field(default_factory=dict)
+    spoken: dict[Identity, np.ndarray] = field(default_factory=dict)
+    failures: dict[Identity, RowError] = field(default_factory=dict)
+    waiting: dict[Identity, torch.Tensor] = field(default_factory=dict)
 
     def add(self, clip: dict[str, Any]) -> Identity:
         name = _identity(clip)
@@ -185,15 +174,14 @@ def _voice_columns(
     sizes = [sum(mels[name].nbytes for name in names) for names in entries]
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     data = np.empty(offsets[-1], np.uint8)
-    uses = Counter(name for names in entries for name in names)
-    for names, begin in zip(entries, offsets, strict=False):
-        position = begin
-        for name in names:
-            data[position : position + mels[name].nbytes] = mels[name]
-            position += mels[name].nbytes
-            uses[name] -= 1
-            if not uses[name]:
-                del mels[name]
+    order, position = [name for names in entries for name in names], 0
+    uses = Counter(order)
+    for name in order:
+        data[position : position + mels[name].nbytes] = mels[name]
+        position += mels[name].nbytes
+        uses[name] -= 1
+        if not uses[name]:
+            del mels[name]
     digests = [
         RANDOM_KEY * bool(_random_name(names[0]))
         + hashlib.blake2b(data[begin:end].data, digest_size=16).hexdigest()

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +23,9 @@ from clvp.waveform import DecodedSpeech, DecodeFailure, WaveformRequest, load_wa
 from clvp.waveform.latents import mean_log_probability, says_nothing, speech_latents
 from clvp.waveform.measures import fade_out, measures_of, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
-from pipeline import storage
-from pipeline.description import differing_fields
-from pipeline.errors import ERROR, RowError, RunError
+from pipeline.description import check_alike
+from pipeline.errors import ERROR, RowError
+from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import (
     CANDIDATES,
     ENGINE,
@@ -64,9 +65,7 @@ MEASURED_TYPE = pa.struct(
 )
 MEASURED = pa.field(f"{EXTRA_PREFIX}measures", pa.list_(MEASURED_TYPE))
 
-SOUND_COLUMNS = tuple(
-    field.name.removeprefix(EXTRA_PREFIX) for field in (BEST, BEST_MEASURES, OTHERS, MEASURED)
-)
+SOUND_COLUMNS = tuple(f.name.removeprefix(EXTRA_PREFIX) for f in (BEST, BEST_MEASURES, OTHERS, MEASURED))
 
 INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR])
 
@@ -77,7 +76,6 @@ MAX_NAME = 200  # bytes
 
 
 def output_of(settings: ResultSettings) -> pa.Schema:
-    """The columns that the stage gives."""
     measured = [MEASURED] if settings.measuring.measure else []
     return pa.schema([*sound_fields(settings.audio), *measured, ENGINE])
 
@@ -97,7 +95,7 @@ class WaveformMaker:
         model: str,
         settings: ResultSettings,
         execution: ExecutionSettings,
-        output: str,
+        output: OutputFolder,
         expected_facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self.output = settings, output
@@ -106,18 +104,11 @@ class WaveformMaker:
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
         self.speech_decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
         self.decoder = load_waveform_decoder(
-            model,
-            device=device,
-            config=execution.waveform_engine,
-            dtype=settings.audio.diffusion_dtype,
+            model, device=device, config=execution.waveform_engine, dtype=settings.audio.diffusion_dtype
         )
         self.facts = self.decoder.facts()
-        differing = differing_fields(expected_facts or self.facts, self.facts, "waveform")
-        if differing:
-            raise RunError(
-                f"this machine may make other waveforms than the output holds ({'; '.join(differing)}): use "
-                "the same kind of device and the same versions, or another output"
-            )
+        problem = "this machine may make other waveforms than the output holds"
+        check_alike(expected_facts or None, self.facts, "waveform", problem)
         self.voices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # the latest at the end
         self.voices_cached = execution.voices_cached
 
@@ -128,8 +119,8 @@ class WaveformMaker:
         decoded = iter(self.decoder.decode(flat, self.settings.waveform, self.settings.sampling.seed))
         speech = [None if row is None else [(next(decoded), known) for _, known in row] for row in requests]
         made, table = map_rows(table, "waveform", lambda i: [self._stored(*item) for item in speech[i] or ()])
-        columns = sound_columns(made) | {ENGINE: with_facts(table["engine"], {"waveform": self.facts})}
-        return set_columns(table, {field: columns[field] for field in output_of(self.settings)})
+        columns = sound_columns(made) | {"engine": with_facts(table["engine"], {"waveform": self.facts})}
+        return set_columns(table, {field: columns[field.name] for field in output_of(self.settings)})
 
     def _requests(self, table: pa.Table, i: int) -> list[tuple[WaveformRequest, float]]:
         """What becomes sound, each with the mean log-probability of its tokens."""
@@ -152,7 +143,6 @@ class WaveformMaker:
 
     def _voice(self, table: pa.Table, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What the speech decoder and what makes sound take of the row's voice."""
-
         key = table["voice_key"][i].as_py()
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,8 +166,7 @@ class WaveformMaker:
         name = file_name(speech.row_id, speech.candidate if audio.most > 1 else None, audio.format)
         content = encoded(waveform_N.numpy(), audio.format)
         if audio.audio_files:
-            uri = storage.join(storage.join(self.output, FOLDER), name)
-            storage.write_atomically(uri, content, storage.join(self.output, "_scratch"))
+            self.output.write(FOLDER, name, content)
         return {
             "candidate": speech.candidate,
             "audio": {"bytes": content, "path": name},
@@ -186,24 +175,22 @@ class WaveformMaker:
         }
 
 
-def sound_columns(made: Sequence[Sequence[dict[str, Any]] | None]) -> dict[pa.Field, pa.Array]:
-    """The columns [n] of the rows' sounds, best first; null where a row has none."""
+def sound_columns(made: Sequence[Sequence[dict[str, Any]] | None]) -> dict[str, list[Any]]:
+    """The columns [n] of the rows' sounds by name, best first; null where a row has none."""
     best = [row[0] if row else None for row in made]
     ranked = [row and [{**item, "rank": rank} for rank, item in enumerate(row, 1)] for row in made]
     return {
-        BEST: pa.array([item and item["audio"] for item in best], BEST.type),
-        BEST_MEASURES: pa.array(
-            [item and {name: item[name] for name in MEASURES.names} for item in best], BEST_MEASURES.type
-        ),
-        OTHERS: pa.array([row and row[1:] for row in ranked], OTHERS.type),
-        MEASURED: pa.array(ranked, MEASURED.type),
+        BEST.name: [item and item["audio"] for item in best],
+        BEST_MEASURES.name: [item and {name: item[name] for name in MEASURES.names} for item in best],
+        OTHERS.name: [row and row[1:] for row in ranked],
+        MEASURED.name: ranked,
     }
 
 
-def with_facts(engines: pa.ChunkedArray, facts: Mapping[str, Any]) -> pa.Array:
+def with_facts(engines: pa.ChunkedArray, facts: Mapping[str, Any]) -> list[str]:
     """The column ENGINE with more facts in each row."""
     known = [json.loads(engine or "{}") for engine in engines.to_pylist()]
-    return pa.array([json.dumps({**engine, **facts}, sort_keys=True) for engine in known], ENGINE.type)
+    return [json.dumps({**engine, **facts}, sort_keys=True) for engine in known]
 
 
 def encoded(waveform_N: np.ndarray, form: str) -> bytes:
@@ -221,22 +208,14 @@ def _without_serial(ogg: bytes) -> bytes:
         segments = data[page + 26]
         end = page + 27 + segments + sum(data[page + 27 : page + 27 + segments])
         data[page + 14 : page + 18] = data[page + 22 : page + 26] = bytes(4)
-        checksum = 0
-        for byte in data[page:end]:
-            checksum = (checksum << 8 & 0xFFFFFFFF) ^ _OGG_CRC[checksum >> 24 ^ byte]
-        data[page + 22 : page + 26] = checksum.to_bytes(4, "little")
+        # Of zlib's polynomial, with the bits the other way round and neither of its two inversions.
+        checksum = ~crc32(data[page:end].translate(_BITS_REVERSED), 0xFFFFFFFF) & 0xFFFFFFFF
+        data[page + 22 : page + 26] = checksum.to_bytes(4, "big").translate(_BITS_REVERSED)
         page = end
     return bytes(data)
 
 
-def _crc_of(byte: int) -> int:
-    value = byte << 24
-    for _ in range(8):
-        value = (value << 1 ^ (0x04C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
-    return value
-
-
-_OGG_CRC = [_crc_of(byte) for byte in range(256)]
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def file_name(row_id: str, candidate: int | None, form: str) -> str:

@@ -5,12 +5,12 @@ name follows from the ids in it: a block that is written twice replaces itself. 
 merges the files of many blocks into few in `data` and `errors`, which is all that readers look at.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ERROR, ErrorRecord
+from pipeline.errors import ERROR
 from pipeline.output.folder import OutputFolder
 from pipeline.rows.columns import (
     CANDIDATES,
@@ -48,35 +48,22 @@ REPORT = pa.schema(
 )
 
 
-def lost_row(
-    row_id: str, source: str, digest: int, error: ErrorRecord, extra: Sequence[pa.Field]
-) -> pa.Table:
-    """A block [1] in the place of a row that no stage could bring to an end. `extra`: prefixed fields."""
-    known = {"id": row_id, "source": source, "row_digest": digest, "error": error}
-    fields = [*INPUT, *extra]
-    return pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
-
-
+@dataclass
 class BlockWriter:
     """Callable on a block: writes its part and returns its report."""
 
-    def __init__(self, output: OutputFolder, seed: int | None) -> None:
-        self.output = output
-        self.seed = seed
+    output: OutputFolder
+    seed: int | None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if not len(table):
             return REPORT.empty_table()
         absent = [field for field in SAMPLED if field.name not in table.column_names]
-        table = set_columns(table, {field: pa.nulls(len(table), field.type) for field in absent})
-        name = part_name(table["id"].to_pylist())
-        table = set_columns(table, {SEED: pa.array([self.seed] * len(table), SEED.type)})
+        table = set_columns(table, {field: [None] * len(table) for field in absent})
+        name = block_name(table["id"].to_pylist()) + ".parquet"
+        table = set_columns(table, {SEED: [self.seed] * len(table)})
         part = table.select([*PART.names, *(field.name for field in extra_fields(table.schema))])
         return report_of(table, name, self.output.write_table("_parts", name, part))
-
-
-def part_name(ids: list[str]) -> str:
-    return block_name(ids) + ".parquet"
 
 
 def report_of(table: pa.Table, name: str, num_bytes: int) -> pa.Table:

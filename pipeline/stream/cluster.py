@@ -65,16 +65,14 @@ class Cluster:
         """For a task that decodes audio: a whole core, unless the only one must be shared with the actors."""
         return 0.25 if 0 < self.cpus < 2 else 1
 
-    def cpus_of(self, group: Sequence[Stage]) -> float:
-        """For a task of some stages."""
-        return max(self.task_cpus if stage.num_cpus is None else stage.num_cpus for stage in group)
-
-    def task_memory(self, wanted: int) -> dict[str, Any]:
-        """`map_batches` arguments of tasks that take `wanted` bytes at most.
+    def task(self, group: Sequence[Stage], num_bytes: int) -> dict[str, Any]:
+        """`map_batches` arguments of tasks of some stages, which take `num_bytes` at most.
 
         One that is larger than the largest node would wait for ever; it runs alone there instead.
         """
-        return {"memory": min(wanted, self.node_memory)} if wanted and self.node_memory else {}
+        num_cpus = max(self.task_cpus if stage.num_cpus is None else stage.num_cpus for stage in group)
+        memory = {"memory": min(num_bytes, self.node_memory)} if num_bytes and self.node_memory else {}
+        return {"num_cpus": num_cpus, **memory, "max_retries": TASK_RETRIES}
 
     def resources(self, pool: Pool, gpu_share: float) -> dict[str, float]:
         """What one actor of the pool reserves.

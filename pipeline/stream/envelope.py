@@ -6,16 +6,14 @@ different columns can follow each other. Beside the table travel what every stag
 the run must end, if there is one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ERROR_TYPE, ErrorRecord
 
-_TIMING = pa.struct(
-    [("stage", pa.string()), ("seconds", pa.float64()), ("worker", pa.string()), ("lanes", pa.float64())]
-)
+_TIMING = pa.struct([("stage", pa.string()), ("seconds", pa.float64()), ("lanes", pa.float64())])
 
 ENVELOPE = pa.schema(
     [
@@ -34,7 +32,6 @@ class Timing:
 
     stage: str
     seconds: float
-    worker: str
     lanes: float = 0.0  # share of its lanes that a sampler had in use meanwhile
 
 
@@ -45,22 +42,11 @@ class Envelope:
     timings: tuple[Timing, ...] = ()
     stopped: ErrorRecord | None = None  # an error that concerns the run, not a row
 
-    def with_result(self, table: pa.Table, timing: Timing) -> "Envelope":
-        return replace(self, table=table, timings=(*self.timings, timing))
-
-    def stop(self, reason: ErrorRecord) -> "Envelope":
-        return replace(self, table=None, stopped=reason)
-
     def seal(self) -> pa.Table:
         """The row [1] that ENVELOPE describes."""
         timings = [vars(timing) for timing in self.timings]
-        columns = [
-            pa.array([self.block], ENVELOPE.field("block").type),
-            _cell(self.table),
-            pa.array([timings], ENVELOPE.field("timings").type),
-            pa.array([self.stopped], ENVELOPE.field("stopped").type),
-        ]
-        return pa.table(columns, schema=ENVELOPE)
+        told = {"block": [self.block], "timings": [timings], "stopped": [self.stopped]}
+        return pa.table({**told, "table": _cell(self.table)}, schema=ENVELOPE)
 
     @classmethod
     def open(cls, row: pa.Table) -> "Envelope":

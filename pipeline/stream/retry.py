@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import RowError, RunError, error_record
 from pipeline.rows.columns import EXTRA_PREFIX
 from pipeline.rows.normalise import RowIndex
 from pipeline.rows.plan import Plan, make_plan
 from pipeline.stages import Work
-from pipeline.stages.write import BlockWriter, lost_row
+from pipeline.stages.write import INPUT, BlockWriter
 from pipeline.stream.cluster import LOST, TASK_RETRIES, Cluster, block_reports, summary, surviving
 from pipeline.stream.envelope import Timing
 from pipeline.stream.stream import Stream, block_numbers
@@ -47,7 +48,6 @@ def reports(
     finished_any = False
     while len(todo):
         plan = make_plan(index, todo, rows_per_block)
-        size = min(rows_per_block, plan.rows_per_block)
         most_lost = max(MIN_LOST_BLOCKS, plan.num_blocks // 10)
         written: set[str] = set()
         failure = None
@@ -64,12 +64,12 @@ def reports(
         if failure is not None and not finished_any:
             raise RunError(f"every process that was given a block has died: {summary(failure)}")
         # Rows that die alone while others live are to blame themselves; where none lives, something else is.
-        single = size == 1 and (len(todo) <= MAX_ROWS_ALONE or not written)
+        single = rows_per_block == 1 and (len(todo) <= MAX_ROWS_ALONE or not written)
         if len(todo) <= ROWS_ALONE or single:
             note(f"{len(todo):,} rows were lost with their processes: they are tried one by one")
             yield from rows_alone(work, cluster, index, todo, None if written else DEATHS_BEFORE_GIVING_UP)
             return
-        rows_per_block = max(1, size // SHRINK)
+        rows_per_block = max(1, rows_per_block // SHRINK)
         note(
             f"{len(todo):,} rows were lost with their processes or nodes: they are tried again, "
             f"in blocks of {rows_per_block}"
@@ -113,17 +113,18 @@ def rows_alone(
 
 
 def _failed_row(work: Work, index: RowIndex, position: int, stage: str) -> Report:
-    """Written here, since the row cannot pass the stage."""
+    """Written here, since the row cannot pass the stage: a block without what later stages would add."""
     problem = RowError(
         "ProcessDied",
         f"the process of this stage died each of {1 + TASK_RETRIES} times with the row: "
         "a crash in native code, or out of memory",
     )
-    row = lost_row(
-        index.ids[position].as_py(),
-        work.manifest.source(position),
-        int(index.digests[position]),
-        error_record(stage, problem),
-        [field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra],
-    )
+    known = {
+        "id": index.ids[position].as_py(),
+        "source": work.manifest.source(position),
+        "row_digest": int(index.digests[position]),
+        "error": error_record(stage, problem),
+    }
+    fields = [*INPUT, *(field.with_name(EXTRA_PREFIX + field.name) for field in work.manifest.extra)]
+    row = pa.table([pa.array([known.get(f.name)], f.type) for f in fields], schema=pa.schema(fields))
     return BlockWriter(work.output, work.seed)(row).to_pylist()[0]

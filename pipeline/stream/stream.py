@@ -28,7 +28,7 @@ from clvp.sampling.sampler import DEFAULT_LANES
 from pipeline.rows.plan import Plan
 from pipeline.settings import ExecutionSettings
 from pipeline.stages import Stage, Work, gpu_shares, grouped, stages_of
-from pipeline.stream.cluster import TASK_RETRIES, Cluster
+from pipeline.stream.cluster import Cluster
 from pipeline.stream.workers import stage_actor, stage_task
 
 LANES_PER_BLOCK = {"cpu": 2, "cuda": 4}  # blocks hold this many times the candidates that run at once
@@ -62,11 +62,9 @@ class Stream:
     """The stages of a run as operators on the blocks of a plan; nothing runs until a dataset is consumed."""
 
     def __init__(self, work: Work, cluster: Cluster, plan: Plan) -> None:
-        self.work = work
-        self.cluster = cluster
+        self.work, self.cluster, self.plan = work, cluster, plan
         self.stages = stages_of(work.run)
         self.shares = gpu_shares(self.stages)
-        self.plan = plan
         self.references = ray.put(work), ray.put(plan)  # read once per process
 
     def whole(self) -> Dataset:
@@ -81,7 +79,8 @@ class Stream:
         arguments: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a block is one row
         pool = group[0].pool
         if pool is None:
-            arguments |= self._task_arguments(group)
+            num_bytes = max(stage.memory(self.work, self.plan.rows_per_block) for stage in group)
+            arguments |= self.cluster.task(group, num_bytes)
             if alone:
                 arguments["compute"] = TaskPoolStrategy(size=1)
             function: Any = stage_task(name, group, *self.references)
@@ -95,11 +94,6 @@ class Stream:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RayDeprecationWarning)
             return blocks.map_batches(function, **arguments)
-
-    def _task_arguments(self, group: Sequence[Stage]) -> dict[str, Any]:
-        memory = max(stage.memory(self.work, self.plan.rows_per_block) for stage in group)
-        resources = {"num_cpus": self.cluster.cpus_of(group), **self.cluster.task_memory(memory)}
-        return {**resources, "max_retries": TASK_RETRIES}
 
 
 def block_numbers(num_blocks: int) -> Dataset:

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,17 @@ def guarded(
         envelope = Envelope.open(row)
         if envelope.stopped is not None:
             return row
-        started, worker = time.perf_counter(), f"{socket.gethostname()}:{os.getpid()}"
+        started = time.perf_counter()
         try:
             table = envelope.table if envelope.table is not None else shared(plan).slices_of(envelope.block)
             result = stage(table)
             started, last = max(started, last), time.perf_counter()
-            timing = Timing(name, last - started, worker, lanes())
-            return envelope.with_result(result, timing).seal()
+            timing = Timing(name, last - started, lanes())
+            return replace(envelope, table=result, timings=(*envelope.timings, timing)).seal()
         except Exception as error:
             leave_if_fatal(name, error)
             logger.error("stage %s, block %d\n%s", name, envelope.block, safe(traceback.format_exc()))
-            return envelope.stop(stop_reason(name, error)).seal()
+            return replace(envelope, table=None, stopped=stop_reason(name, error)).seal()
 
     run_stage.__name__ = run_stage.__qualname__ = name
     return run_stage

@@ -53,7 +53,7 @@ def test_what_a_block_adds(seen: dict[str, dict[str, float]]) -> None:
     metrics = Exported()
     states = [StageState("prepare", 2, None), StageState("sample", 1, 4)]
     for left in (5, 2):
-        metrics.add(REPORT, [Timing("sample", 1.5, "a:1", 0.75), Timing("write", 0.0, "a:2")], left, states)
+        metrics.add(REPORT, [Timing("sample", 1.5, 0.75), Timing("write", 0.0)], left, states)
     metrics.add(REPORT | dict.fromkeys(REPORT, 0) | {"failed": 2, "best_score": None}, [], 0, [])
     assert {name: values[""] for name, values in seen.items() if "" in values} == {
         "clvp_rows": 6,

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -23,7 +24,7 @@ TABLE = pa.table(
 
 
 def test_an_envelope_brings_its_table_back() -> None:
-    sent = Envelope(7).with_result(TABLE, Timing("sample", 1.5, "host:1"))
+    sent = Envelope(7, TABLE, (Timing("sample", 1.5, 0.5),))
     row = sent.seal()
     assert row.schema == ENVELOPE
     assert len(row) == 1
@@ -32,7 +33,7 @@ def test_an_envelope_brings_its_table_back() -> None:
     assert found.table.schema == TABLE.schema
     assert (found.block, found.timings, found.stopped) == (7, sent.timings, None)
     reason = {"stage": "rank", "type": "RunError", "message": "no"}
-    stopped = Envelope.open(sent.stop(reason).seal())
+    stopped = Envelope.open(replace(sent, table=None, stopped=reason).seal())
     assert (stopped.table, stopped.stopped) == (None, reason)
     assert Envelope.open(pa.table({"id": [3]})) == Envelope(3)
 
@@ -75,7 +76,7 @@ def test_stages_are_timed_and_named() -> None:
     found = Envelope.open(guarded("rank", lambda table: table)(stage(Envelope(0, TABLE).seal())))
     assert found.table["id"].to_pylist() == ["b"]
     assert [(timing.stage, timing.lanes) for timing in found.timings] == [("sample", 0.5), ("rank", 0.0)]
-    assert all(timing.worker.endswith(f":{os.getpid()}") and timing.seconds >= 0 for timing in found.timings)
+    assert all(timing.seconds >= 0 for timing in found.timings)
 
 
 def test_the_time_of_blocks_at_once_is_counted_once() -> None:

@@ -12,8 +12,7 @@ import ray
 from pipeline.errors import RunError
 from pipeline.rows.manifest import GROUP
 from pipeline.rows.normalise import RowIndex
-from pipeline.rows.plan import Plan
-from pipeline.stages.write import part_name
+from pipeline.rows.plan import Plan, block_name
 from pipeline.stream import retry
 from pipeline.stream.cluster import Cluster
 from pipeline.stream.envelope import Envelope
@@ -61,7 +60,10 @@ class FakeRay:
                 if lost > lost_blocks:
                     raise ray.exceptions.WorkerCrashedError
             else:
-                yield Envelope(number), {"part": part_name([f"r{row}" for row in rows]), "rows": rows}
+                yield (
+                    Envelope(number),
+                    {"part": block_name([f"r{row}" for row in rows]) + ".parquet", "rows": rows},
+                )
 
     def rows_alone(
         self, work: Any, _: Any, index: RowIndex, todo: np.ndarray, most_deaths: int | None

@@ -13,7 +13,7 @@ REPORT = {
     **{"part": "x", "num_bytes": 10, "rows": 3, "failed": 1, "candidates": 48},
     **{"tokens": 4500, "unfinished": 2, "engine": None, "best_s": 30.0, "best_score": 1.5},
 }
-TIMINGS = (Timing("sample", 1.5, "a:1", 0.75), Timing("rank", 0.5, "a:2"))
+TIMINGS = (Timing("sample", 1.5, 0.75), Timing("rank", 0.5))
 
 
 def test_totals_are_sums() -> None:
@@ -21,7 +21,7 @@ def test_totals_are_sums() -> None:
     for _ in range(2):
         totals.add(REPORT, TIMINGS)
     nothing = dict.fromkeys(("rows", "failed", "candidates", "tokens", "unfinished", "best_s"), 0)
-    totals.add(REPORT | nothing, [Timing("sample", 1.0, "a:1", 0.25)])
+    totals.add(REPORT | nothing, [Timing("sample", 1.0, 0.25)])
     assert totals.busy_s == {"sample": 4.0, "rank": 1.0}
     assert totals.lanes_s == 2.5
     assert (totals.rows, totals.failed, totals.candidates, totals.tokens, totals.unfinished) == (

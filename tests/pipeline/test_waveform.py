@@ -20,8 +20,8 @@ from clvp.tortoise import convert_tortoise
 from clvp.waveform import WaveformParams, load_waveform_models
 from clvp.waveform.convert import convert_waveform
 from clvp.waveform.files import DIFFUSION_FILE, VOCODER_FILE, WAVEFORM_CONFIG_FILE
-from pipeline.checkpoint import describe_checkpoint
-from pipeline.description import SOUND_FILES, describe, differing_fields
+from pipeline.checkpoint import SOUND_FILES, describe_checkpoint
+from pipeline.description import describe, differing_fields
 from pipeline.errors import RunError
 from pipeline.inputs import decided
 from pipeline.output.folder import OutputFolder
