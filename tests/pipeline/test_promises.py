@@ -18,6 +18,7 @@ from pipeline.rows import stored as stored_rows
 from pipeline.rows.manifest import Reading
 from tests.pipeline.clips import write_jsonl
 from tests.pipeline.driver_only import candidate_of, driver_only, run
+from tests.soak.processes import wait_until
 
 ROWS = [{"id": f"r{i:02}", "text": f"text {i:02}", "audio": f"{i:02}.wav"} for i in range(40)]
 
@@ -172,7 +173,9 @@ def test_what_is_deleted_during_a_run_is_missed_at_its_end(tmp_path: Path, folde
 
     def between(number: int) -> None:
         if number == 12:
-            shutil.rmtree(output / folder, ignore_errors=True)
+            wait_until(lambda: any((output / folder).glob("*.parquet")), 60, "a file to be there")
+            for path in (output / folder).glob("*.parquet"):
+                path.unlink(missing_ok=True)
 
     with driver_only(between), pytest.raises((RunError, FileNotFoundError)) as caught:
         run(str(tmp_path / "m.jsonl"), str(output), publish_bytes=1 if folder == "data" else 10**9)
