@@ -26,7 +26,6 @@ from pipeline.rows.token_measures import count_characters
 from pipeline.settings import RankingSettings, ResultSettings
 
 REPORT_VERSION = 1
-MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
 BATCH_ROWS = 4096
 
 # Tortoise takes more than 8 silent tokens in a row (0.37 s) for the end of the speech and cuts there.
@@ -72,11 +71,8 @@ DISTRIBUTIONS = {
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 # Columns of each folder's files that are the run's own; others were passed through.
-_OWN = {
-    "data": ("id", "text", "candidates"),
-    "_parts": ("id", "text", "candidates", "source", "error"),
-    "errors": ("id", "source", *ERROR_TYPE.names),
-}
+_OWN = {"data": ("id", "text", "candidates"), "errors": ("id", "source", *ERROR_TYPE.names)}
+_OWN["_parts"] = (*_OWN["data"], "source", "error")
 _UNUSED = {"seed", "voice_key", "row_digest", "engine"}
 _SOUND = "audio_measures"  # of the best candidate, where it became sound
 _MEASURED = "measures"  # of candidates that became sound, where they were measured
@@ -126,9 +122,9 @@ insert into measures by name unpivot (
     on columns(* exclude ("row", candidate)) into name name value "value" """
 # Rows of parts that are published already, or stand in two parts. A row that the manifest repeats is in the
 # error table under the id of the row that counts.
-TWICE = f"""
+TWICE = """
 create table twice as select "row" from (select "row", id, published from rows
-    union all select "row", id, published from errors where stage <> '{MANIFEST_STAGE}')
+    union all select "row", id, published from errors where stage <> 'manifest')
     qualify not published and row_number() over (partition by id order by published desc, "row") > 1"""
 SOUND = """select count(sound_s) as "count", coalesce(sum(sound_s), 0) / 3600 as hours,
     quantile_disc(rms_dbfs, 0.5) as rms_dbfs, count(*) filter (clipped_share > 0) as clipped from rows"""
@@ -176,7 +172,8 @@ FAILURES = f"""
 with largest as (select stage, type, true as own from errors group by all
     order by count(*) desc, stage, type limit {MAX_FAILURE_GROUPS})
 select if(own, stage, 'other stages') as stage, if(own, type, 'other types') as type, count(*) as "rows",
-    arg_min({{id: id, source: source, message: message}}, errors.rowid, {EXAMPLES_PER_GROUP}) as examples
+    arg_min({{id: id, source: source, message: message}}, errors.rowid, {EXAMPLES_PER_GROUP}) as examples,
+    count(*) / sum(count(*)) over () as share
     from errors left join largest using (stage, type) group by 1, 2 order by "rows" desc, 1, 2"""
 
 
@@ -270,17 +267,14 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
     """All figures of a report as JSON values without NaN or infinity."""
     done = "count(*) as done, count(*) filter (not published) as unpublished"
     (rows,) = stored.query(f"select {done}, (select count(*) from errors) as failed from rows")
-    texts = _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"]
+    rows["failed_share"] = share(rows["failed"], rows["done"] + rows["failed"])
+    rows["text_characters"] = _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"]
     unfinished_last = stored.told.scoring.unfinished_last
     figures = {
         "report_version": REPORT_VERSION,
         "output": storage.public(stored.folder.uri),
         "created": created,
-        "rows": {
-            **rows,
-            "failed_share": share(rows["failed"], rows["done"] + rows["failed"]),
-            "text_characters": texts,
-        },
+        "rows": rows,
         "candidates": _candidates(stored),
         "sound": stored.query(SOUND)[0],
         "best_of_n": curve(stored.query(SUMS), not unfinished_last),
@@ -294,9 +288,7 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         },
         "look_at": {name: stored.query(LIST.format(*which)) for name, which in LISTS.items()},
         "by_column": _by_column(stored),
-        "failures": [
-            {**group, "share": share(group["rows"], rows["failed"])} for group in stored.query(FAILURES)
-        ],
+        "failures": stored.query(FAILURES),
         "speed": speed_figures(read_sessions(stored.folder.uri)),
         "run": stored.description,
     }

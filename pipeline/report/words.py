@@ -86,7 +86,7 @@ def moments_of(query: Query, order: str) -> dict[int, np.ndarray]:
 def rate_of(found: dict[int, np.ndarray], n: int, by_chance: bool = False) -> dict[str, float]:
     """Errors a word where the first of n is taken, or any."""
     weighted = [
-        (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, [n])[0], (0.0, 0.0)), m)
+        (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, n), (0.0, 0.0)), m)
         for size, m in found.items()
         if size >= n
     ]
