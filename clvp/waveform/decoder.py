@@ -59,8 +59,7 @@ class WaveformDecoder:
         self.width = config.diffusion_batch or (8 if on_gpu else 1)
         if self.width > 1 and not lanes_are_alike(denoiser, self.width):
             logger.warning(
-                "bits depend on neighbours in batches of %d here: each candidate is decoded alone",
-                self.width,
+                "bits depend on neighbours in batches of %d here: each candidate is decoded alone", self.width
             )
             self.width = 1
         self.thread_facts = {} if on_gpu else thread_facts(denoiser, self.width)
