@@ -54,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """What was done, in a line."""
-    from clvp.training.codec import (
-        encode_corpus,
-        trained_encoder,
-    )  # with torch, which --help need not wait for
+    # With torch, which --help need not wait for.
+    from clvp.training.codec import encode_corpus, trained_encoder
     from clvp.training.corpus import Corpus, prepare
     from clvp.training.export import export
     from clvp.training.loop import plot, processes, train

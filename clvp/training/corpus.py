@@ -29,12 +29,6 @@ CODES_FILE = "codes.parquet"
 Rng = np.random.Generator
 
 
-def read_clip(path: Path) -> np.ndarray:
-    """[N] float32 mono at 22,050 Hz."""
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return soxr.resample(samples.mean(axis=1), rate, SAMPLING_RATE)
-
-
 def piece_ends(pieces: list[str], word_ends: list[float]) -> list[float]:
     """The seconds at which text tokens end that share their word's time evenly.
 
@@ -58,8 +52,9 @@ def features_of(
     """Of a row of the manifest: log-mels [T, 80], float16; text tokens, and the seconds at which each has
     been said, none where nobody knows.
     """
-    waveform = torch.from_numpy(read_clip(folder / row["audio"]))
-    mel_T8 = log_mel(waveform[None])[0].T.numpy().astype(np.float16)
+    samples_NC, rate = soundfile.read(folder / row["audio"], dtype="float32", always_2d=True)
+    waveform_N = soxr.resample(samples_NC.mean(axis=1), rate, SAMPLING_RATE)
+    mel_T8 = log_mel(torch.from_numpy(waveform_N)[None])[0].T.numpy().astype(np.float16)
     ids = tokenizer(row["text"])["input_ids"]
     ends = piece_ends(tokenizer.convert_ids_to_tokens(ids), row.get("word_ends") or [])
     return mel_T8, ids, ends

@@ -134,7 +134,7 @@ class DecoderPart:
         ]
         self.lengths = np.array(lengths)
 
-    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
         """See `_collate`."""
         pool = rng.choice(self.rows, size * _POOL)
         pool = pool[np.argsort(self.lengths[pool], kind="stable")]

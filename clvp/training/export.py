@@ -44,9 +44,8 @@ def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
     model.generation_config = defaults.replace(**SAMPLING)
     model.half().save_pretrained(folder)
     write_processor_files(folder)
-    sampling = {**SAMPLING, "max_new_tokens": config.scoring_length, "penalized_tokens": []}
     results = {
-        "sampling": sampling,
+        "sampling": {**SAMPLING, "max_new_tokens": config.scoring_length, "penalized_tokens": []},
         "scoring": {"scoring_length": config.scoring_length},
         "audio_seconds": round(LONGEST_REFERENCE * HOP / SAMPLING_RATE, 2),
     }

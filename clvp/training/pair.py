@@ -148,7 +148,7 @@ class PairPart:
         self.rows, self.kept = corpus.fitting(config.scoring_length)
         self.samples = read_samples(samples, config.scoring_length) if samples else []
 
-    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
         """See `_collate`. Each process contrasts its own share."""
         sampled = size // 2 if self.samples else 0
         examples = self._examples(rng.choice(self.rows, size - sampled)[rank::world], rng)
