@@ -98,7 +98,7 @@ class CodecPart:
             self.rows, self.kept = (rows[enough[rows]] for rows in (self.rows, self.kept))
 
     def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
-        """Pieces [B, 80, 128], voices [B, 2, 80]; for `sound` pieces [B, 80, 192], and their codes [B, 48]."""
+        """Pieces [B, 80, 128], voices [B, 2, 80]; for `sound` pieces [B, 80, 192] and their codes [B, 48]."""
         return self._pieces(rng.choice(self.rows, size), rng, rank, world)
 
     def validation(self) -> Iterator[dict[str, Any]]:

@@ -152,8 +152,7 @@ def losses_of(
     """The losses of a batch, its products computed in the dtype of the settings."""
     moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-        losses: dict[str, Tensor] = network(moved)
-    return losses
+        return network(moved)
 
 
 @torch.no_grad()
@@ -167,8 +166,7 @@ def validate(part: Part, settings: TrainingSettings, device: torch.device) -> di
 
 def checkpoint(run: Path) -> dict[str, Any]:
     """The last one of a run: `network`, `optimizer`, `step`."""
-    state: dict[str, Any] = torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")
-    return state
+    return torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")
 
 
 def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
