@@ -126,7 +126,7 @@ class DecoderPart:
         self.network, self.config, self.corpus = DecoderNetwork(config, levels), config, corpus
         positions = config.decoder_config.max_position_embeddings
         self.rows, self.kept = corpus.fitting(positions - 1)  # the start token takes one
-        self.lengths = np.array([*map(len, corpus.codes)]) + [*map(len, corpus.columns["text_ids"])]
+        self.lengths = np.add([*map(len, corpus.codes)], [*map(len, corpus.columns["text_ids"])])
 
     def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
         """See `_collate`."""

@@ -5,7 +5,7 @@ local disk. Memory does not grow with the rows. Loads neither Ray nor torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,13 +20,12 @@ from pipeline.errors import ERROR_TYPE, RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import SUMS, curve
-from pipeline.report.words import HEARD, word_curves
+from pipeline.report.words import BATCH_ROWS, HEARD, word_curves
 from pipeline.rows.columns import CANDIDATE_TYPE, EXTRA_PREFIX
 from pipeline.rows.token_measures import count_characters
 from pipeline.settings import RankingSettings, ResultSettings
 
 REPORT_VERSION = 1
-BATCH_ROWS = 4096
 
 # Tortoise takes more than 8 silent tokens in a row (0.37 s) for the end of the speech and cuts there.
 LONG_RUN = 9
@@ -79,16 +78,11 @@ _MEASURED = "measures"  # of candidates that became sound, where they were measu
 _FIELDS = [f for f in CANDIDATE_TYPE if f.name not in ("speech_ids", "seconds_per_character")]
 _LABELS = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
 # What is made of the files of all folders alike.
-_BATCH = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("source", pa.string()),
-        ("candidates", pa.list_(pa.struct(_FIELDS))),
-        ("error", ERROR_TYPE),
-        (_SOUND, pa.struct([(name, pa.float64()) for name in ("duration_s", "rms_dbfs", "clipped_share")])),
-    ]
-)
+_BATCH = dict.fromkeys(("id", "text", "source"), pa.string()) | {
+    "candidates": pa.list_(pa.struct(_FIELDS)),
+    "error": ERROR_TYPE,
+    _SOUND: pa.struct(dict.fromkeys(("duration_s", "rms_dbfs", "clipped_share"), pa.float64())),
+}
 
 TABLES = f"""
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean,
@@ -210,10 +204,6 @@ class Stored:
         names = [column[0] for column in result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
-    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """The rows of a result, a batch at a time."""
-        yield from self.database.sql(sql).to_arrow_reader(BATCH_ROWS)
-
     def _read(self, folder: str) -> list[str]:
         """Add what the files of a folder hold; their names."""
         names = self.folder.parquet_files(folder)
@@ -238,7 +228,7 @@ class Stored:
             parts = [own.pop(name) for name in ERROR_TYPE.names]
             own["error"] = pa.StructArray.from_arrays(parts, fields=ERROR_TYPE)
         own |= {name: columns.pop(prefix + name) for name in (_SOUND, _MEASURED) if prefix + name in columns}
-        batch = {field.name: own.get(field.name, pa.nulls(count, field.type)) for field in _BATCH}
+        batch = {name: own.get(name, pa.nulls(count, kind)) for name, kind in _BATCH.items()}
         batch["characters"] = [count_characters(text or "") for text in batch["text"].to_pylist()]
         self._execute(INSERT, {**batch, "row": rows, "published": [folder != "_parts"] * count})
         if _MEASURED in own and own[_MEASURED].type.value_type.num_fields > 2:  # rank and candidate
@@ -279,7 +269,7 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         "sound": stored.query(SOUND)[0],
         "best_of_n": curve(stored.query(SUMS), not unfinished_last),
         "measures": stored.query(MEASURES),
-        "words": word_curves(stored.batches, unfinished_last),
+        "words": word_curves(stored.database, unfinished_last),
         "pace": {
             "outlier_z": OUTLIER_Z,
             "bands": stored.query(BANDS),
