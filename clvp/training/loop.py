@@ -214,9 +214,8 @@ def plot(output: Path) -> Path:
 
     lines = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
     axes = (figure := Figure(figsize=(8, 4))).subplots()
-    for name in sorted(
-        {name for line in lines for name in line} - {"step", "lr", "seconds_per_step", "gradient"}
-    ):
+    names = set().union(*lines) - {"step", "lr", "seconds_per_step", "gradient"}
+    for name in sorted(names):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points, strict=True), label=name, marker="." if "validation" in name else "")
     axes.set_xlabel("step")

@@ -295,7 +295,7 @@ class DiffusionDecoder(nn.Module):
         return x_1LC[0, torch.arange(frames, device=x_1LC.device) * len(latents_LE) // frames]
 
     def modulate(self, times_S: Tensor) -> Tensor:
-        """[S, blocks, 2C] scale and shift of all residual blocks, in their order, at trained steps 0 … 3999."""
+        """[S, blocks, 2C] scale and shift of all residual blocks in their order at trained steps 0 … 3999."""
         half = self.config.hidden_size // 2
         frequencies = torch.exp(
             torch.arange(half, dtype=torch.float32, device=times_S.device) * (-math.log(10000) / half)
