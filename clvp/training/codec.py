@@ -55,32 +55,22 @@ class MelError(nn.Module):
 
 
 class CodecNetwork(nn.Module):
-    """Encoder and decoder."""
+    """Encoder and decoder; for `sound` a decoder alone, which is given codes."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: CodecConfig, sound: bool = False) -> None:
         super().__init__()
-        self.encoder = CodecEncoder(config)
+        self.encoder = None if sound else CodecEncoder(config)
         self.decoder = CodecDecoder(config)
         self.error = MelError()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """How far what comes back is from what was given."""
         mel_B8T, voice_B28 = batch["mel"], batch["voice"]
-        return self.error(self.decoder(self.encoder(mel_B8T, voice_B28), voice_B28), mel_B8T)
-
-
-class SoundNetwork(nn.Module):
-    """The decoder, given codes."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        self.decoder = CodecDecoder(config)
-        self.error = MelError()
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How far what is made of the codes is from what they were made of."""
-        values_BLQ = self.decoder.quantizer.values(batch["codes"])
-        return self.error(self.decoder(values_BLQ, batch["voice"]), batch["mel"])
+        if self.encoder is None:
+            values_BLQ = self.decoder.quantizer.values(batch["codes"])
+        else:
+            values_BLQ = self.encoder(mel_B8T, voice_B28)
+        return self.error(self.decoder(values_BLQ, voice_B28), mel_B8T)
 
 
 class CodecPart:
@@ -90,7 +80,7 @@ class CodecPart:
     """
 
     def __init__(self, config: CodecConfig, corpus: Corpus, sound: bool = False) -> None:
-        self.network = SoundNetwork(config) if sound else CodecNetwork(config)
+        self.network = CodecNetwork(config, sound)
         self.corpus, self.rows, self.kept = corpus, corpus.training, corpus.validation
         self.spoken = min(SPOKEN, max(map(len, corpus.codes))) if sound else 0
         if sound:
