@@ -94,8 +94,7 @@ class Corpus:
         self.starts = np.concatenate(([0], np.cumsum(self.frames)))
         self.mels = np.load(folder / "mels.npy", mmap_mode="r")
         speakers = np.array(self.columns["speaker"])
-        count = len(speakers)
-        order = np.random.default_rng(0).permutation(count)
+        order = np.random.default_rng(0).permutation(len(speakers))
         self.validation, self.training = order[:validation], order[validation:]
         self.space_id = ClvpTokenizer.from_pretrained(ASSETS).convert_tokens_to_ids(SPACE_TOKEN)
         self.of_speaker = {name: self.training[speakers[self.training] == name] for name in set(speakers)}
