@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from pipeline import readable
+from pipeline.readable import hours, integer, number, percent, seconds
 from pipeline.report import figures as limits
 from pipeline.rows.token_measures import NGRAM
 
@@ -53,10 +53,7 @@ def render_page(figures: Mapping[str, Any], clips: Sequence[Mapping[str, Any]] =
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        name: getattr(readable, name) for name in ("integer", "number", "percent", "seconds", "hours")
-    }
-    environment.filters["rate"] = _rate
+    environment.filters |= {f.__name__: f for f in (hours, integer, number, percent, rate, seconds)}
     with matplotlib.rc_context(_STYLE):
         plots = _plots(figures)
     every, best = (figures["candidates"][view]["flags"] for view in ("all", "best"))
@@ -76,10 +73,10 @@ def visible(value: Any) -> Any:
     return str(value).translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in unseen})
 
 
-def _rate(found: Mapping[str, float | None]) -> str:
+def rate(found: Mapping[str, Any]) -> str:
     """Of words, with its interval."""
-    rate, within = (value if value is None else 100 * value for value in (found["rate"], found["within"]))
-    return f"{rate:.1f} %" if within is None else f"{rate:.1f} % ± {within:.1f}"
+    mean, within = f"{100 * found['rate']:.1f} %", found["within"]
+    return mean if within is None else f"{mean} ± {100 * within:.1f}"
 
 
 def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
