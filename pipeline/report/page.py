@@ -13,9 +13,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
