@@ -80,10 +80,7 @@ def describe(summary: "Summary") -> str:
         ("failed rows", f"{failed:,}" + _before(summary.failed_before)),
         ("candidates", f"{totals.candidates:,}, {totals.unfinished:,} of them without a stop token"),
         ("speech tokens", f"{totals.tokens:,}, {summary.tokens_per_second:,.0f} per second"),
-        (
-            "speech",
-            f"{hours(totals.best_s / 3600)} in the best, {hours(totals.audio_hours)} in all of them",
-        ),
+        ("speech", f"{hours(totals.best_s / 3600)} in the best, {hours(totals.audio_hours)} in all of them"),
         ("time", seconds(summary.seconds)),
         ("output", f"{summary.output}/data"),
         ("errors", f"{summary.output}/errors" if failed + summary.failed_before else "none"),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(OUTPUT, ignore_errors=True)  # an output belongs to one model; this one's may differ
     arguments = ["--manifest", str(MANIFEST), "--output", str(OUTPUT), "--model", model]
     arguments += ["--num-candidates", str(NUM_CANDIDATES), "--audio-files"]
-    if model == DEMO and _can_hear():
-        arguments += ["--measure", "transcribe"]
+    if model == DEMO:
+        with suppress(ImportError, FileNotFoundError):  # without a recognizer nothing is measured
+            find_measure("transcribe").files(None)
+            arguments += ["--measure", "transcribe"]
     print("python -m jobs.synthesize", safe(shlex.join(arguments)), flush=True)
     # A process of its own, as on the command line: whatever Ray has to say comes before the tables.
     code = subprocess.run([sys.executable, "-m", "jobs.synthesize", *arguments]).returncode
@@ -74,15 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _can_hear() -> bool:
-    """Whether a recognizer is installed."""
-    try:
-        find_measure("transcribe").files(None)
-    except (ImportError, FileNotFoundError):
-        return False
-    return True
-
-
 def print_results(output: Path, model: str) -> None:
     """Print the best candidate of every row, and the rows that failed."""
     import duckdb
@@ -90,17 +84,14 @@ def print_results(output: Path, model: str) -> None:
     print(f"\nThe best candidate of each row, from {output}/data ({safe(model)})")
     columns = duckdb.execute(f"describe select * from '{output}/data/*.parquet'").fetchall()
     heard = ", measures[1].heard as heard" if "measures" in {column[0] for column in columns} else ""
-    _print_found(BEST.format(output=output, heard=heard))
+    _print_found(duckdb.execute(BEST.format(output=output, heard=heard)))
     print(f"\nRows that failed, from {output}/errors (two of the demo's rows are bad on purpose)")
-    _print_found(ERRORS.format(output))
+    _print_found(duckdb.execute(ERRORS.format(output)))
     if sounds := sorted((output / "audio").glob("*.flac")):
         print(f"\nSound of the best of each row, {len(sounds)} files of 24 kHz: {sounds[0]}, …")
 
 
-def _print_found(query: str) -> None:
-    import duckdb
-
-    found = duckdb.execute(query)
+def _print_found(found: Any) -> None:
     print_table([column[0] for column in found.description or ()], found.fetchall())
 
 

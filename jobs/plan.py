@@ -60,13 +60,9 @@ def describe(run: Forecast, price: float | None) -> str:
     if price is not None and run.planned.gpus:
         lines.append(("cost", f"{run.device_hours * price:,.2f}"))
     lines += [(f"{name}, s per row", number(seconds, 3)) for name, seconds in trial.stages.items()]
-    return "\n".join(
-        [
-            f"{trial.rows:,} of {run.num_rows:,} rows tried in {hours(trial.seconds / 3600)}, "
-            f"on {cluster.cpus:g} CPU cores and {cluster.gpus:g} GPUs",
-            *(f"{name:26}{text:>14}" for name, text in lines),
-        ]
-    )
+    tried = f"{trial.rows:,} of {run.num_rows:,} rows tried in {hours(trial.seconds / 3600)}"
+    where = f"on {cluster.cpus:g} CPU cores and {cluster.gpus:g} GPUs"
+    return "\n".join([f"{tried}, {where}", *(f"{name:26}{text:>14}" for name, text in lines)])
 
 
 if __name__ == "__main__":

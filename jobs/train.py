@@ -13,8 +13,8 @@ jobs.train ... The losses are in losses.jsonl and losses.png of each output.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from clvp.training.settings import PARTS, TrainingSettings
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=Path, help="pair: output of a run with --measure transcribe")
     parser.add_argument("--config", help="sizes: a checkpoint folder or hub id (default: the small family's)")
     settings = parser.add_argument_group("how a part is trained")
-    for field in dataclasses.fields(TrainingSettings):
+    for field in fields(TrainingSettings):
         kind = type(field.default)
         choices = ("float32", "bfloat16") if field.name == "dtype" else None
         flag = "--" + field.name.replace("_", "-")
@@ -54,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> str:
     """What was done, in a line."""
-    from clvp.training.codec import (
-        encode_corpus,
-        trained_encoder,
-    )  # with torch, which --help need not wait for
+    # With torch, which --help need not wait for.
+    from clvp.training.codec import encode_corpus, trained_encoder
     from clvp.training.corpus import Corpus, prepare
     from clvp.training.export import export
     from clvp.training.loop import plot, processes, train
@@ -73,8 +71,7 @@ def run(options: argparse.Namespace) -> str:
         return f"wrote the codes into {options.data}"
     if options.action == "export":
         return f"wrote {export(options.output, sizes, options.runs)}"
-    names = [field.name for field in dataclasses.fields(TrainingSettings)]
-    settings = TrainingSettings(**{name: getattr(options, name) for name in names})
+    settings = TrainingSettings(**{f.name: getattr(options, f.name) for f in fields(TrainingSettings)})
     with processes() as place:
         part = make_part(options.action, sizes, corpus, settings.seed, options.samples)
         train(part, options.output, settings, place, start=options.start)

@@ -21,10 +21,9 @@ class FiniteScalarQuantizer(nn.Module):
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        sizes = torch.tensor(levels)
-        places = torch.tensor([math.prod(levels[:index]) for index in range(len(levels))])
-        self.register_buffer("levels", sizes, persistent=False)
-        self.register_buffer("places", places, persistent=False)
+        places = [math.prod(levels[:index]) for index in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Values in [-1, 1] on the grid of levels; the gradient passes as if nothing was rounded."""

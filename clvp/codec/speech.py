@@ -33,11 +33,7 @@ class SpeechCodec(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        location: str | os.PathLike[str],
-        *,
-        device: torch.device | str | None = None,
-        **hub: Any,
+        cls, location: str | os.PathLike[str], *, device: torch.device | str | None = None, **hub: Any
     ) -> Self:
         """The codec of a checkpoint folder or hub id, in float32; `hub` are options of `huggingface_hub`.
 

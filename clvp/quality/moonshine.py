@@ -64,15 +64,9 @@ class Moonshine:
         states = self.encoder.run(None, {"input_values": padded_N[None]})[0]
         cache, tokens = self.empty, [START]
         for step in range(2 + int(len(padded_N) / RATE * TOKENS_PER_SECOND)):
-            logits, *news = self.decoder.run(
-                None,
-                {
-                    "input_ids": np.array([tokens[-1:]]),
-                    "encoder_hidden_states": states,
-                    "use_cache_branch": np.array([step > 0]),
-                    **cache,
-                },
-            )
+            inputs = {"input_ids": np.array([tokens[-1:]]), "encoder_hidden_states": states}
+            inputs["use_cache_branch"] = np.array([step > 0])
+            logits, *news = self.decoder.run(None, inputs | cache)
             token = int(logits[0, -1].argmax())
             if token == STOP:
                 break

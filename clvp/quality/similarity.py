@@ -36,15 +36,8 @@ class Similarity:
         return [packaged("resemblyzer", "pretrained.pt")]
 
     def __init__(self) -> None:
-        self.mel = MelSpectrogram(
-            RATE,
-            n_fft=400,
-            hop_length=HOP,
-            n_mels=BANDS,
-            norm="slaney",
-            mel_scale="slaney",
-            pad_mode="constant",
-        )
+        scale = {"n_mels": BANDS, "norm": "slaney", "mel_scale": "slaney"}
+        self.mel = MelSpectrogram(RATE, n_fft=400, hop_length=HOP, pad_mode="constant", **scale)
         self.network = nn.ModuleDict(
             {"lstm": nn.LSTM(BANDS, WIDTH, LAYERS, batch_first=True), "linear": nn.Linear(WIDTH, WIDTH)}
         )

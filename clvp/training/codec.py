@@ -4,7 +4,7 @@ First both its sides together. Then, as `sound`, a decoder alone, while the code
 made of them may improve for as long as one likes, and nothing else has to be trained again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ SPOKEN = 48  # codes of a piece of `sound`, 2.2 seconds: words in their neighbou
 QUIET = -9.0  # log power of a band that nobody hears
 ENVELOPE_BANDS = 7  # over which the envelope is smoothed: wider than a voice's harmonics lie apart
 BAND_WEIGHT = 0.3
+VOICE_CLIPS = 32  # of a speaker, by which its rows are encoded
 
 
 class MelError(nn.Module):
@@ -54,78 +55,40 @@ class MelError(nn.Module):
 
 
 class CodecNetwork(nn.Module):
-    """Encoder and decoder."""
+    """Encoder and decoder; for `sound` a decoder alone, which is given codes."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: CodecConfig, sound: bool = False) -> None:
         super().__init__()
-        self.encoder = CodecEncoder(config)
+        self.encoder = None if sound else CodecEncoder(config)
         self.decoder = CodecDecoder(config)
         self.error = MelError()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """How far what comes back is from what was given."""
         mel_B8T, voice_B28 = batch["mel"], batch["voice"]
-        return self.error(self.decoder(self.encoder(mel_B8T, voice_B28), voice_B28), mel_B8T)
-
-
-class SoundNetwork(nn.Module):
-    """The decoder, given codes."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        self.decoder = CodecDecoder(config)
-        self.error = MelError()
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How far what is made of the codes is from what they were made of."""
-        values_BLQ = self.decoder.quantizer.values(batch["codes"])
-        return self.error(self.decoder(values_BLQ, batch["voice"]), batch["mel"])
-
-
-def pieces(
-    corpus: Corpus, rows: np.ndarray, starts: Sequence[int], length: int, rng: Rng, own: range
-) -> dict[str, Tensor]:
-    """Of this process's own rows: log-mels [B, 80, length] from these frames on, and the voices [B, 2, 80] of
-    other clips, which are drawn for all rows.
-    """
-    voices = [corpus.reference(row, rng) for row in rows]
-    return {
-        "mel": torch.from_numpy(np.stack([corpus.mel(rows[i], starts[i], length) for i in own])),
-        "voice": corpus.voices[[voices[i] for i in own]],
-    }
+        if self.encoder is None:
+            values_BLQ = self.decoder.quantizer.values(batch["codes"])
+        else:
+            values_BLQ = self.encoder(mel_B8T, voice_B28)
+        return self.error(self.decoder(values_BLQ, voice_B28), mel_B8T)
 
 
 class CodecPart:
-    """Random pieces, each with the voice of another clip of its speaker."""
+    """Random pieces, each with the voice of another clip of its speaker.
 
-    def __init__(self, config: CodecConfig, corpus: Corpus) -> None:
-        self.network, self.corpus = CodecNetwork(config), corpus
+    For `sound` they come from rows that are long enough, begin where a code does, and have their codes.
+    """
 
-    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        """Pieces [B, 80, 128] and voices [B, 2, 80]."""
-        return self._pieces(rng.choice(self.corpus.training, size), rng, rank, world)
+    def __init__(self, config: CodecConfig, corpus: Corpus, sound: bool = False) -> None:
+        self.network = CodecNetwork(config, sound)
+        self.corpus, self.rows, self.kept = corpus, corpus.training, corpus.validation
+        self.spoken = min(SPOKEN, max(map(len, corpus.codes))) if sound else 0
+        if sound:
+            enough = np.array([len(codes) >= self.spoken for codes in corpus.codes])
+            self.rows, self.kept = (rows[enough[rows]] for rows in (self.rows, self.kept))
 
-    def validation(self) -> Iterator[dict[str, Any]]:
-        """Always the same pieces."""
-        yield self._pieces(self.corpus.validation, np.random.default_rng(0))
-
-    def _pieces(self, rows: np.ndarray, rng: Rng, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        frames = self.corpus.frames
-        starts = [int(rng.integers(max(frames[row] - PIECE, 0) + 1)) for row in rows]
-        return pieces(self.corpus, rows, starts, PIECE, rng, range(rank, len(rows), world))
-
-
-class SoundPart:
-    """Random pieces of rows that are long enough, with their codes and the voice of another clip."""
-
-    def __init__(self, config: CodecConfig, corpus: Corpus) -> None:
-        self.network, self.corpus = SoundNetwork(config), corpus
-        self.spoken = min(SPOKEN, max(map(len, corpus.codes)))
-        enough = np.array([len(codes) >= self.spoken for codes in corpus.codes])
-        self.rows, self.kept = (rows[enough[rows]] for rows in (corpus.training, corpus.validation))
-
-    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        """Pieces [B, 80, 192], their codes [B, 48] and voices [B, 2, 80]."""
+    def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
+        """Pieces [B, 80, 128], voices [B, 2, 80]; for `sound` pieces [B, 80, 192] and their codes [B, 48]."""
         return self._pieces(rng.choice(self.rows, size), rng, rank, world)
 
     def validation(self) -> Iterator[dict[str, Any]]:
@@ -133,12 +96,20 @@ class SoundPart:
         yield self._pieces(self.kept, np.random.default_rng(0))
 
     def _pieces(self, rows: np.ndarray, rng: Rng, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        codes, spoken, own = self.corpus.codes, self.spoken, range(rank, len(rows), world)
-        starts = [int(rng.integers(len(codes[row]) - spoken + 1)) for row in rows]
-        frames = [start * FRAMES_PER_CODE for start in starts]
-        of_own = [codes[rows[i]][starts[i] : starts[i] + spoken] for i in own]
-        batch = pieces(self.corpus, rows, frames, spoken * FRAMES_PER_CODE, rng, own)
-        return batch | {"codes": torch.from_numpy(np.stack(of_own))}
+        """Of this process's own rows; what is random is drawn for all."""
+        corpus, spoken, own = self.corpus, self.spoken, range(rank, len(rows), world)
+        if spoken:
+            starts = [int(rng.integers(len(corpus.codes[row]) - spoken + 1)) for row in rows]
+            codes = [corpus.codes[rows[i]][starts[i] : starts[i] + spoken] for i in own]
+            extra = {"codes": torch.from_numpy(np.stack(codes))}
+            starts, length = [start * FRAMES_PER_CODE for start in starts], spoken * FRAMES_PER_CODE
+        else:
+            starts = [int(rng.integers(max(corpus.frames[row] - PIECE, 0) + 1)) for row in rows]
+            extra, length = {}, PIECE
+        voices = [corpus.reference(row, rng) for row in rows]
+        mels = [corpus.mel(rows[i], starts[i], length) for i in own]
+        voice = corpus.voices[[voices[i] for i in own]]
+        return {"mel": torch.from_numpy(np.stack(mels)), "voice": voice, **extra}
 
 
 def trained_encoder(config: CodecConfig, run: Path) -> CodecEncoder:
@@ -146,9 +117,6 @@ def trained_encoder(config: CodecConfig, run: Path) -> CodecEncoder:
     encoder, state = CodecEncoder(config), checkpoint(run)["network"]
     encoder.load_state_dict({key: state[f"encoder.{key}"] for key in encoder.state_dict()})
     return encoder.eval()
-
-
-VOICE_CLIPS = 32  # of a speaker, by which its rows are encoded
 
 
 @inference

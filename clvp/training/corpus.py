@@ -29,12 +29,6 @@ CODES_FILE = "codes.parquet"
 Rng = np.random.Generator
 
 
-def read_clip(path: Path) -> np.ndarray:
-    """[N] float32 mono at 22,050 Hz."""
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return soxr.resample(samples.mean(axis=1), rate, SAMPLING_RATE)
-
-
 def piece_ends(pieces: list[str], word_ends: list[float]) -> list[float]:
     """The seconds at which text tokens end that share their word's time evenly.
 
@@ -58,8 +52,9 @@ def features_of(
     """Of a row of the manifest: log-mels [T, 80], float16; text tokens, and the seconds at which each has
     been said, none where nobody knows.
     """
-    waveform = torch.from_numpy(read_clip(folder / row["audio"]))
-    mel_T8 = log_mel(waveform[None])[0].T.numpy().astype(np.float16)
+    samples_NC, rate = soundfile.read(folder / row["audio"], dtype="float32", always_2d=True)
+    waveform_N = soxr.resample(samples_NC.mean(axis=1), rate, SAMPLING_RATE)
+    mel_T8 = log_mel(torch.from_numpy(waveform_N)[None])[0].T.numpy().astype(np.float16)
     ids = tokenizer(row["text"])["input_ids"]
     ends = piece_ends(tokenizer.convert_ids_to_tokens(ids), row.get("word_ends") or [])
     return mel_T8, ids, ends
@@ -99,8 +94,7 @@ class Corpus:
         self.starts = np.concatenate(([0], np.cumsum(self.frames)))
         self.mels = np.load(folder / "mels.npy", mmap_mode="r")
         speakers = np.array(self.columns["speaker"])
-        count = len(speakers)
-        order = np.random.default_rng(0).permutation(count)
+        order = np.random.default_rng(0).permutation(len(speakers))
         self.validation, self.training = order[:validation], order[validation:]
         self.space_id = ClvpTokenizer.from_pretrained(ASSETS).convert_tokens_to_ids(SPACE_TOKEN)
         self.of_speaker = {name: self.training[speakers[self.training] == name] for name in set(speakers)}

@@ -69,12 +69,9 @@ class DecoderNetwork(nn.Module):
     def merge(self) -> None:
         """Put what the digits add into the tables of the checkpoint, which has no digits."""
         decoder, head = self.speech_decoder_model.model.decoder, self.speech_decoder_model.lm_head
-        decoder.input_embeds_layer.weight.copy_(
-            self._with_digits(decoder.input_embeds_layer.weight, self.digits_in)
-        )
-        head.weight.copy_(self._with_digits(head.weight, self.digits_out))
-        self.digits_in.zero_()
-        self.digits_out.zero_()
+        for layer, digits in ((decoder.input_embeds_layer, self.digits_in), (head, self.digits_out)):
+            layer.weight.copy_(self._with_digits(layer.weight, digits))
+            digits.zero_()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nats a code, the share that is right, and how little the guided heads look where they should."""
@@ -129,12 +126,9 @@ class DecoderPart:
         self.network, self.config, self.corpus = DecoderNetwork(config, levels), config, corpus
         positions = config.decoder_config.max_position_embeddings
         self.rows, self.kept = corpus.fitting(positions - 1)  # the start token takes one
-        lengths = [
-            len(codes) + len(ids) for codes, ids in zip(corpus.codes, corpus.columns["text_ids"], strict=True)
-        ]
-        self.lengths = np.array(lengths)
+        self.lengths = np.add([*map(len, corpus.codes)], [*map(len, corpus.columns["text_ids"])])
 
-    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
         """See `_collate`."""
         pool = rng.choice(self.rows, size * _POOL)
         pool = pool[np.argsort(self.lengths[pool], kind="stable")]

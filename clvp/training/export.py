@@ -14,7 +14,7 @@ from clvp.codec import SpeechCodec
 from clvp.codec.griffin_lim import HOP
 from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
-from clvp.training.codec import SoundNetwork
+from clvp.training.codec import CodecNetwork
 from clvp.training.decoder import LONGEST_REFERENCE, DecoderNetwork
 from clvp.training.loop import checkpoint
 from clvp.training.pair import PairNetwork
@@ -44,15 +44,14 @@ def export(folder: Path, sizes: Sizes, runs: Path) -> Path:
     model.generation_config = defaults.replace(**SAMPLING)
     model.half().save_pretrained(folder)
     write_processor_files(folder)
-    sampling = {**SAMPLING, "max_new_tokens": config.scoring_length, "penalized_tokens": []}
     results = {
-        "sampling": sampling,
+        "sampling": {**SAMPLING, "max_new_tokens": config.scoring_length, "penalized_tokens": []},
         "scoring": {"scoring_length": config.scoring_length},
         "audio_seconds": round(LONGEST_REFERENCE * HOP / SAMPLING_RATE, 2),
     }
     (folder / RUN_FILE).write_text(yaml.safe_dump({"results": results}, sort_keys=False))
     speech = SpeechCodec(sizes.codec)
-    sound = trained(SoundNetwork(sizes.codec), runs / "sound")
+    sound = trained(CodecNetwork(sizes.codec, sound=True), runs / "sound")
     speech.decoder.load_state_dict(sound.decoder.state_dict())
     speech.save_pretrained(folder, torch.float16)
     return folder

@@ -152,8 +152,7 @@ def losses_of(
     """The losses of a batch, its products computed in the dtype of the settings."""
     moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-        losses: dict[str, Tensor] = network(moved)
-    return losses
+        return network(moved)
 
 
 @torch.no_grad()
@@ -167,8 +166,7 @@ def validate(part: Part, settings: TrainingSettings, device: torch.device) -> di
 
 def checkpoint(run: Path) -> dict[str, Any]:
     """The last one of a run: `network`, `optimizer`, `step`."""
-    state: dict[str, Any] = torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")
-    return state
+    return torch.load(run / STATE_FILE, weights_only=True, map_location="cpu")
 
 
 def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -216,9 +214,8 @@ def plot(output: Path) -> Path:
 
     lines = [json.loads(line) for line in (output / LOG_FILE).read_text().splitlines()]
     axes = (figure := Figure(figsize=(8, 4))).subplots()
-    for name in sorted(
-        {name for line in lines for name in line} - {"step", "lr", "seconds_per_step", "gradient"}
-    ):
+    names = set().union(*lines) - {"step", "lr", "seconds_per_step", "gradient"}
+    for name in sorted(names):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points, strict=True), label=name, marker="." if "validation" in name else "")
     axes.set_xlabel("step")

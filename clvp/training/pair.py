@@ -13,7 +13,7 @@ B rows, K wrong texts of each, L scoring length, N text tokens, P projection wid
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,13 @@ class PairNetwork(nn.Module):
         own = similar_TS[target, target]
         wrong = similar_TS[count:, :count].unflatten(0, (count, -1))[target, :, target]
         beaten = (own[:, None] > wrong).float().mean()
-        losses = {
-            "loss": of_text + of_speech,
-            "contrast": of_text + of_speech,
-            "right": right,
-            "beaten": beaten,
-        }
+        contrast = of_text + of_speech
+        losses = {"loss": contrast, "contrast": contrast, "right": right, "beaten": beaten}
         labels = batch["says"]
         if bool((labels != LABEL_IGNORED).any()):
             logits = self.says(said.last_hidden_state[: len(labels)]).float()
             losses["says"] = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            losses["loss"] = losses["loss"] + ALIGNMENT_WEIGHT * losses["says"]
+            losses["loss"] = contrast + ALIGNMENT_WEIGHT * losses["says"]
         return losses
 
 
@@ -98,11 +94,6 @@ def slurred(word: np.ndarray, other: np.ndarray, rng: Rng) -> np.ndarray:
     share = rng.uniform(0.25, 0.75)
     first, second = (word, other) if rng.random() < 0.5 else (other, word)
     return np.concatenate((first[: round(share * len(first))], second[round(share * len(second)) :]))
-
-
-def flat(words: Sequence[list[int]]) -> list[int]:
-    """The tokens of a text."""
-    return [token for word in words for token in word]
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,7 @@ class PairPart:
         self.rows, self.kept = corpus.fitting(config.scoring_length)
         self.samples = read_samples(samples, config.scoring_length) if samples else []
 
-    def batch(self, rng: Rng, size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    def batch(self, rng: Rng, size: int, rank: int, world: int) -> dict[str, Any]:
         """See `_collate`. Each process contrasts its own share."""
         sampled = size // 2 if self.samples else 0
         examples = self._examples(rng.choice(self.rows, size - sampled)[rank::world], rng)
@@ -187,7 +178,7 @@ class PairPart:
             text, own = list(corpus.columns["text_ids"][row]), corpus.codes[row]
             others = words[int(rng.integers(len(words)))]
             texts, other_texts = ([ids for ids, _ in of] for of in (row_words, others))
-            wrong = [flat(edited(texts, other_texts, rng)) for _ in range(WRONG_TEXTS)]
+            wrong = [[*chain(*edited(texts, other_texts, rng))] for _ in range(WRONG_TEXTS)]
             # Another's word in another's voice would be too easy to hear.
             same = [w for w, name in zip(words, speakers, strict=True) if name == speaker]
             spoken, other = ([codes for _, codes in of] for of in (row_words, same[rng.integers(len(same))]))
@@ -215,7 +206,7 @@ class PairPart:
         wrong = [ids for ids in (asked, *(other.heard for other in others)) if ids != chosen.heard]
         texts = self._texts(chosen.heard)
         while len(wrong) < WRONG_TEXTS:
-            ids = flat(edited(texts, self._texts(asked), rng))
+            ids = [*chain(*edited(texts, self._texts(asked), rng))]
             wrong.append(ids if ids != chosen.heard else ids[: len(ids) // 2])
         half = chosen.codes[: len(chosen.codes) // 2]
         spoiled = others[int(rng.integers(len(others)))].codes if others else half

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from clvp.checkpoint import CheckpointSource
-from clvp.codec import CODEC_CONFIG_FILE, CodecConfig
+from clvp.checkpoint import CODEC_CONFIG_FILE, CheckpointSource
+from clvp.codec import CodecConfig
 from clvp.config import ClvpConfig, ClvpDecoderConfig, ClvpEncoderConfig
-from clvp.training.codec import CodecPart, SoundPart
+from clvp.training.codec import CodecPart
 from clvp.training.corpus import Corpus
 from clvp.training.decoder import DecoderPart
 from clvp.training.loop import Part
@@ -24,16 +24,10 @@ LONGEST = 104  # codes of a sentence: 4.8 seconds
 
 def small_config(silence: int = 0) -> ClvpConfig:
     """About 10 million weights. `silence` is the code of a pause, by which candidates are padded."""
-    encoder = {
-        "hidden_size": 192,
-        "intermediate_size": 384,
-        "projection_dim": 192,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 3,
-    }
+    encoder = {"hidden_size": 192, "intermediate_size": 384, "projection_dim": 192, "num_attention_heads": 3}
     return ClvpConfig(
         ClvpEncoderConfig.from_dict(encoder, num_hidden_layers=2),
-        ClvpEncoderConfig.from_dict(encoder, vocab_size=NUM_CODES),
+        ClvpEncoderConfig.from_dict(encoder, num_hidden_layers=4, vocab_size=NUM_CODES),
         ClvpDecoderConfig(
             vocab_size=NUM_CODES + 2,
             max_position_embeddings=136,
@@ -75,10 +69,8 @@ def make_part(
 ) -> Part:
     """A part to be trained, with new weights. `samples`: a run whose candidates the pair hears too."""
     torch.manual_seed(seed)
-    if name == "codec":
-        return CodecPart(sizes.codec, corpus)
-    if name == "sound":
-        return SoundPart(sizes.codec, corpus)
+    if name in ("codec", "sound"):
+        return CodecPart(sizes.codec, corpus, sound=name == "sound")
     if name == "decoder":
         return DecoderPart(sizes.family, sizes.codec.levels, corpus)
     return PairPart(sizes.family, corpus, samples)

@@ -1,14 +1,14 @@
 """What the training of a part is told; options need no torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from clvp.fields import Checked, Count, Index
 
 PartName = Literal["codec", "sound", "decoder", "pair"]
-PARTS: tuple[PartName, ...] = ("codec", "sound", "decoder", "pair")
+PARTS: tuple[PartName, ...] = get_args(PartName)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,7 @@ class WaveformDecoder:
         self.width = config.diffusion_batch or (8 if on_gpu else 1)
         if self.width > 1 and not lanes_are_alike(denoiser, self.width):
             logger.warning(
-                "bits depend on neighbours in batches of %d here: each candidate is decoded alone",
-                self.width,
+                "bits depend on neighbours in batches of %d here: each candidate is decoded alone", self.width
             )
             self.width = 1
         self.thread_facts = {} if on_gpu else thread_facts(denoiser, self.width)
@@ -132,8 +131,8 @@ class WaveformDecoder:
             )
             for request in requests
         ]
-        keys = noise_keys(seed, [(request.row_id, request.candidate) for request in requests])
-        keys_R = keys.to(self.device)
+        named = [(request.row_id, request.candidate) for request in requests]
+        keys_R = noise_keys(seed, named).to(self.device)
         mels = self._bucket(frames, plan).sample(aligned, keys_R)
         return [
             self._voiced(request, mel_TM, keys_R[row : row + 1])
@@ -142,9 +141,7 @@ class WaveformDecoder:
 
     def _bucket(self, frames: int, plan: SamplingPlan) -> Bucket:
         """Kept for its graph on a GPU; a CPU has nothing to keep, and more lengths."""
-        if frames in self._buckets:
-            return self._buckets[frames]
-        bucket = Bucket(self.denoiser, plan, frames, self.width)
+        bucket = self._buckets.get(frames) or Bucket(self.denoiser, plan, frames, self.width)
         if self.device.type == "cuda":
             self._buckets[frames] = bucket
         return bucket

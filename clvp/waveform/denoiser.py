@@ -12,7 +12,7 @@ S sampling steps.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -291,19 +291,19 @@ class DiffusionDecoder(nn.Module):
         x_1LC = self._encode(latents_LE[None], self.latent_conditioner, convolutions=1)
         scale_C, shift_C = voice_E.chunk(2)
         x_1LC = self.code_norm(x_1LC, x_1LC.new_ones(x_1LC.shape[:2])) * (1 + scale_C) + shift_C
-        latents = len(latents_LE)
-        frames = frames_of(latents)
-        return x_1LC[0, torch.arange(frames, device=x_1LC.device) * latents // frames]
+        frames = frames_of(len(latents_LE))
+        return x_1LC[0, torch.arange(frames, device=x_1LC.device) * len(latents_LE) // frames]
 
     def modulate(self, times_S: Tensor) -> Tensor:
-        """[S, blocks, 2C] scale and shift of all residual blocks at trained time steps 0 … 3999."""
+        """[S, blocks, 2C] scale and shift of all residual blocks in their order at trained steps 0 … 3999."""
         half = self.config.hidden_size // 2
         frequencies = torch.exp(
             torch.arange(half, dtype=torch.float32, device=times_S.device) * (-math.log(10000) / half)
         )
         angles = times_S.float()[:, None] * frequencies
         time_SC = self.time_embed(torch.cat((angles.cos(), angles.sin()), dim=1))
-        return torch.stack([block.emb_layers(time_SC) for block in self._blocks()], dim=1)
+        blocks = [block for block in self.modules() if isinstance(block, ResidualBlock)]
+        return torch.stack([block.emb_layers(time_SC) for block in blocks], dim=1)
 
     def condition(self, aligned_RTC: Tensor, modulation_RKE: Tensor, lengths_R: Tensor) -> Tensor:
         """[R, T, C] what the condition gives to each frame at a time step, before x is seen.
@@ -334,12 +334,6 @@ class DiffusionDecoder(nn.Module):
     def unconditioned(self, rows: int, frames: int) -> Tensor:
         """[R, T, C] what stands for `align` where no condition is given."""
         return self.unconditioned_embedding.transpose(1, 2).expand(rows, frames, -1)
-
-    def _blocks(self) -> Iterator[ResidualBlock]:
-        """All residual blocks in their order: the integrator's, then those of the layers."""
-        for block in self.modules():
-            if isinstance(block, ResidualBlock):
-                yield block
 
     def _encode(self, x_1TE: Tensor, stack: nn.Sequential, convolutions: int) -> Tensor:
         """[1, T, C] of one clip or candidate alone: convolutions, then attention blocks."""

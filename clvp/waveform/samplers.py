@@ -16,6 +16,7 @@ Dhariwal 2021), in float64. S sampling steps, the least noisy one first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import torch
@@ -57,18 +58,13 @@ def thinned_times(steps: int, spacing: Spacing = "time") -> list[int]:
     """
     if not 2 <= steps <= TRAINED_STEPS:
         raise ValueError(f"steps={steps}: a schedule has 2 to {TRAINED_STEPS}")
-    times: list[int] = []
-    if spacing == "log_snr":
-        trained = half_log_snr(trained_signal())
-        wanted = torch.linspace(float(trained[0]), float(trained[-1]), steps, dtype=torch.float64)
-        for nearest in (trained - wanted[:, None]).abs().argmin(dim=1).tolist():
-            times.append(max(nearest, times[-1] + 1) if times else nearest)
-        return times
-    place = 0.0
-    for _ in range(steps):
-        times.append(round(place))
-        place += (TRAINED_STEPS - 1) / (steps - 1)
-    return times
+    if spacing == "time":
+        size = (TRAINED_STEPS - 1) / (steps - 1)
+        return [round(place) for place in accumulate(repeat(size, steps - 1), initial=0.0)]
+    trained = half_log_snr(trained_signal())
+    wanted = torch.linspace(float(trained[0]), float(trained[-1]), steps, dtype=torch.float64)
+    nearest: list[int] = (trained - wanted[:, None]).abs().argmin(dim=1).tolist()
+    return list(accumulate(nearest, lambda before, time: max(before + 1, time)))
 
 
 def schedule_of(times: Sequence[int]) -> Schedule:

@@ -7,13 +7,13 @@ the scores in their order; and since the weights depend on n, N and r alone, the
 sums of the scores of every rank.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-# Of rows with as many sampled and as many stored candidates, by a place among these: how many rows, and sums
-# over them of scores, the highest first (`best`), and of scores and finished ones in the order of ranks.
+# Of rows with as many sampled and as many stored candidates: how many, and by place among these sums over the
+# rows: of scores, the highest first (`best`), and of scores and finished ones in the order of ranks.
 # A row with a score that is not known is left out.
 SUMS = """
 with placed as (
@@ -24,22 +24,23 @@ with placed as (
     highest as (select sampled, stored, height as place, sum(score) as best from placed group by all),
     ranked as (select sampled, stored, place, count(*) as "rows", sum(score) as chosen,
         sum(finished) as finished from placed group by all)
-select * from ranked join highest using (sampled, stored, place) order by sampled, stored, place"""
+select sampled, stored, "rows", list(best order by place) as best, list(chosen order by place) as chosen,
+    list(finished order by place) as finished from ranked join highest using (sampled, stored, place)
+    group by all order by sampled, stored"""
 GAIN_SHARES = (0.5, 0.9)  # of what the largest N gains over one candidate
 
 
-def best_weights(sampled: int, n_values: Sequence[int]) -> np.ndarray:
-    """float64 [len(n_values), sampled]: probability that rank r is the best of n drawn without replacement.
+def best_weights(sampled: int, n: int) -> np.ndarray:
+    """float64 [sampled]: probability that rank r is the best of n drawn without replacement.
 
     w(1) = n / N and w(r + 1) = w(r) * (N - r - n + 1) / (N - r), which neither overflows nor cancels.
     """
     ranks = np.arange(1, sampled)
-    n = np.asarray(n_values, np.float64)[:, None]
     steps = np.maximum(sampled - ranks - n + 1, 0) / (sampled - ranks)
-    return np.cumprod(np.concatenate([n / sampled, steps], axis=1), axis=1)
+    return np.cumprod(np.append(n / sampled, steps))
 
 
-def curve(sums: Iterable[Mapping[str, Any]], by_score_alone: bool = False) -> dict[str, Any]:
+def curve(groups: Sequence[Mapping[str, Any]], by_score_alone: bool = False) -> dict[str, Any]:
     """The figures, from what `SUMS` gives: a list of points, how many rows have how many candidates, and the
     smallest n that brings a share of what all candidates gain over one.
 
@@ -48,33 +49,21 @@ def curve(sums: Iterable[Mapping[str, Any]], by_score_alone: bool = False) -> di
     `by_score_alone` put candidates without a stop token last: there `expected_best_score` (the highest score)
     is null where only the best by rank are known.
     """
-    groups: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for place in sums:
-        groups.setdefault((place["sampled"], place["stored"]), []).append(place)
-    values = {
-        key: np.array([[p[name] for name in ("best", "chosen", "finished")] for p in places], float)
-        for key, places in groups.items()
-    }
+    counts = [{name: group[name] for name in ("sampled", "stored", "rows")} for group in groups]
+    sums = [np.column_stack([g["best"], g["chosen"], g["finished"]]).astype(float) for g in groups]
     points = []
-    for n in range(1, max((sampled for sampled, _ in groups), default=0) + 1):
+    for n in range(1, max((group["sampled"] for group in groups), default=0) + 1):
         rows, total, score_known = 0, np.zeros(3), True
-        for (sampled, stored), places in groups.items():
+        for group, sums_of in zip(counts, sums, strict=True):
+            sampled, stored = group["sampled"], group["stored"]
             if sampled - stored < n <= sampled:
-                total += best_weights(sampled, [n])[0, :stored] @ values[sampled, stored]
-                rows += places[0]["rows"]
+                total += best_weights(sampled, n)[:stored] @ sums_of
+                rows += group["rows"]
                 score_known &= sampled == stored or by_score_alone
         if rows:
             best, chosen, finished = (total / rows).tolist()
-            points.append(
-                {
-                    "n": n,
-                    "rows": rows,
-                    "expected_best_score": best if score_known else None,
-                    "expected_chosen_score": chosen,
-                    "chosen_finished_share": finished,
-                }
-            )
-    counts = [{"sampled": n, "stored": k, "rows": places[0]["rows"]} for (n, k), places in groups.items()]
+            point = {"n": n, "rows": rows, "expected_best_score": best if score_known else None}
+            points.append(point | {"expected_chosen_score": chosen, "chosen_finished_share": finished})
     return {"points": points, "rows_by_candidates": counts, "n_for_share_of_gain": _gains(points)}
 
 

@@ -5,7 +5,7 @@ local disk. Memory does not grow with the rows. Loads neither Ray nor torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,14 +20,12 @@ from pipeline.errors import ERROR_TYPE, RunError
 from pipeline.metrics import read_sessions, share, speed_figures
 from pipeline.output.folder import OutputFolder
 from pipeline.report.best_of_n import SUMS, curve
-from pipeline.report.words import HEARD, word_curves
+from pipeline.report.words import BATCH_ROWS, HEARD, word_curves
 from pipeline.rows.columns import CANDIDATE_TYPE, EXTRA_PREFIX
 from pipeline.rows.token_measures import count_characters
 from pipeline.settings import RankingSettings, ResultSettings
 
 REPORT_VERSION = 1
-MANIFEST_STAGE = "manifest"  # of rows that were rejected because they have no id of their own
-BATCH_ROWS = 4096
 
 # Tortoise takes more than 8 silent tokens in a row (0.37 s) for the end of the speech and cuts there.
 LONG_RUN = 9
@@ -72,27 +70,19 @@ DISTRIBUTIONS = {
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 # Columns of each folder's files that are the run's own; others were passed through.
-_OWN = {
-    "data": ("id", "text", "candidates"),
-    "_parts": ("id", "text", "candidates", "source", "error"),
-    "errors": ("id", "source", *ERROR_TYPE.names),
-}
+_OWN = {"data": ("id", "text", "candidates"), "errors": ("id", "source", *ERROR_TYPE.names)}
+_OWN["_parts"] = (*_OWN["data"], "source", "error")
 _UNUSED = {"seed", "voice_key", "row_digest", "engine"}
 _SOUND = "audio_measures"  # of the best candidate, where it became sound
 _MEASURED = "measures"  # of candidates that became sound, where they were measured
 _FIELDS = [f for f in CANDIDATE_TYPE if f.name not in ("speech_ids", "seconds_per_character")]
 _LABELS = (pa.types.is_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
 # What is made of the files of all folders alike.
-_BATCH = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("source", pa.string()),
-        ("candidates", pa.list_(pa.struct(_FIELDS))),
-        ("error", ERROR_TYPE),
-        (_SOUND, pa.struct([(name, pa.float64()) for name in ("duration_s", "rms_dbfs", "clipped_share")])),
-    ]
-)
+_BATCH = dict.fromkeys(("id", "text", "source"), pa.string()) | {
+    "candidates": pa.list_(pa.struct(_FIELDS)),
+    "error": ERROR_TYPE,
+    _SOUND: pa.struct(dict.fromkeys(("duration_s", "rms_dbfs", "clipped_share"), pa.float64())),
+}
 
 TABLES = f"""
 create table rows ("row" bigint, id varchar, text varchar, characters bigint, published boolean,
@@ -126,9 +116,9 @@ insert into measures by name unpivot (
     on columns(* exclude ("row", candidate)) into name name value "value" """
 # Rows of parts that are published already, or stand in two parts. A row that the manifest repeats is in the
 # error table under the id of the row that counts.
-TWICE = f"""
+TWICE = """
 create table twice as select "row" from (select "row", id, published from rows
-    union all select "row", id, published from errors where stage <> '{MANIFEST_STAGE}')
+    union all select "row", id, published from errors where stage <> 'manifest')
     qualify not published and row_number() over (partition by id order by published desc, "row") > 1"""
 SOUND = """select count(sound_s) as "count", coalesce(sum(sound_s), 0) / 3600 as hours,
     quantile_disc(rms_dbfs, 0.5) as rms_dbfs, count(*) filter (clipped_share > 0) as clipped from rows"""
@@ -176,7 +166,8 @@ FAILURES = f"""
 with largest as (select stage, type, true as own from errors group by all
     order by count(*) desc, stage, type limit {MAX_FAILURE_GROUPS})
 select if(own, stage, 'other stages') as stage, if(own, type, 'other types') as type, count(*) as "rows",
-    arg_min({{id: id, source: source, message: message}}, errors.rowid, {EXAMPLES_PER_GROUP}) as examples
+    arg_min({{id: id, source: source, message: message}}, errors.rowid, {EXAMPLES_PER_GROUP}) as examples,
+    count(*) / sum(count(*)) over () as share
     from errors left join largest using (stage, type) group by 1, 2 order by "rows" desc, 1, 2"""
 
 
@@ -213,10 +204,6 @@ class Stored:
         names = [column[0] for column in result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
-    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """The rows of a result, a batch at a time."""
-        yield from self.database.sql(sql).to_arrow_reader(BATCH_ROWS)
-
     def _read(self, folder: str) -> list[str]:
         """Add what the files of a folder hold; their names."""
         names = self.folder.parquet_files(folder)
@@ -241,7 +228,7 @@ class Stored:
             parts = [own.pop(name) for name in ERROR_TYPE.names]
             own["error"] = pa.StructArray.from_arrays(parts, fields=ERROR_TYPE)
         own |= {name: columns.pop(prefix + name) for name in (_SOUND, _MEASURED) if prefix + name in columns}
-        batch = {field.name: own.get(field.name, pa.nulls(count, field.type)) for field in _BATCH}
+        batch = {name: own.get(name, pa.nulls(count, kind)) for name, kind in _BATCH.items()}
         batch["characters"] = [count_characters(text or "") for text in batch["text"].to_pylist()]
         self._execute(INSERT, {**batch, "row": rows, "published": [folder != "_parts"] * count})
         if _MEASURED in own and own[_MEASURED].type.value_type.num_fields > 2:  # rank and candidate
@@ -270,22 +257,19 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
     """All figures of a report as JSON values without NaN or infinity."""
     done = "count(*) as done, count(*) filter (not published) as unpublished"
     (rows,) = stored.query(f"select {done}, (select count(*) from errors) as failed from rows")
-    texts = _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"]
+    rows["failed_share"] = share(rows["failed"], rows["done"] + rows["failed"])
+    rows["text_characters"] = _distributions(stored, "rows", "characters", {"all": "true"}, 1.0)["all"]
     unfinished_last = stored.told.scoring.unfinished_last
     figures = {
         "report_version": REPORT_VERSION,
         "output": storage.public(stored.folder.uri),
         "created": created,
-        "rows": {
-            **rows,
-            "failed_share": share(rows["failed"], rows["done"] + rows["failed"]),
-            "text_characters": texts,
-        },
+        "rows": rows,
         "candidates": _candidates(stored),
         "sound": stored.query(SOUND)[0],
         "best_of_n": curve(stored.query(SUMS), not unfinished_last),
         "measures": stored.query(MEASURES),
-        "words": word_curves(stored.batches, unfinished_last),
+        "words": word_curves(stored.database, unfinished_last),
         "pace": {
             "outlier_z": OUTLIER_Z,
             "bands": stored.query(BANDS),
@@ -294,9 +278,7 @@ def build_figures(stored: Stored, created: str) -> dict[str, Any]:
         },
         "look_at": {name: stored.query(LIST.format(*which)) for name, which in LISTS.items()},
         "by_column": _by_column(stored),
-        "failures": [
-            {**group, "share": share(group["rows"], rows["failed"])} for group in stored.query(FAILURES)
-        ],
+        "failures": stored.query(FAILURES),
         "speed": speed_figures(read_sessions(stored.folder.uri)),
         "run": stored.description,
     }

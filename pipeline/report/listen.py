@@ -24,15 +24,12 @@ def clips_of(stored: Stored) -> list[dict[str, Any]]:
     `source`, the clip as a data URI.
     """
     chosen = {row["id"]: row for row in stored.query(CHOSEN)}
-    found: dict[str, dict[str, Any]] = {}
     tables = stored.folder.matching("data", chosen, ["id", "audio", "measures"]) if chosen else ()
     for row in (row for table in tables for row in table.to_pylist()):
         audio, measures = row.get("audio"), row.get("measures")
         if audio and audio["bytes"] and len(audio["bytes"]) <= MAX_BYTES:
             kind = TYPES.get(audio["path"].rpartition(".")[2], "audio/flac")
             heard = measures[0].get("heard") if measures else None
-            found[row["id"]] = {
-                "source": f"data:{kind};base64,{base64.b64encode(audio['bytes']).decode()}",
-                "heard": heard and heard[:MAX_TEXT],
-            }
-    return [{**row, **found[row_id]} for row_id, row in chosen.items() if row_id in found]
+            source = f"data:{kind};base64,{base64.b64encode(audio['bytes']).decode()}"
+            chosen[row["id"]] |= {"source": source, "heard": heard and heard[:MAX_TEXT]}
+    return [row for row in chosen.values() if "source" in row]

@@ -17,9 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from pipeline import readable
+from pipeline.readable import hours, integer, number, percent, seconds
 from pipeline.report import figures as limits
 from pipeline.rows.token_measures import NGRAM
 
@@ -33,14 +34,11 @@ _STYLE = {
     **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "axes.titlelocation": "left"},
     **{"axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT},
     **{"xtick.bottom": False, "xtick.minor.bottom": False, "ytick.left": False, "ytick.minor.left": False},
+    "axes.prop_cycle": cycler(color=[FIRST, SECOND, THIRD, SOFT], linestyle=["-", "--", "-.", ":"]),
+    "lines.linewidth": 1.4,
 }
-# Of what the best of n buys in words.
-WORD_LINES = (
-    ("clvp", FIRST, "-"),
-    ("oracle", SECOND, "--"),
-    ("log_probability", THIRD, "-."),
-    ("chance", SOFT, ":"),
-)
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters, but for
+SEEN = "\n\t\u200c\u200d"  # the last two join letters and emoji
 LEAST_BARS = 8  # that an axis has room for
 
 
@@ -55,10 +53,7 @@ def render_page(figures: Mapping[str, Any], clips: Sequence[Mapping[str, Any]] =
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        name: getattr(readable, name) for name in ("integer", "number", "percent", "seconds", "hours")
-    }
-    environment.filters["rate"] = _rate
+    environment.filters |= {f.__name__: f for f in (hours, integer, number, percent, rate, seconds)}
     with matplotlib.rc_context(_STYLE):
         plots = _plots(figures)
     every, best = (figures["candidates"][view]["flags"] for view in ("all", "best"))
@@ -72,20 +67,16 @@ def render_page(figures: Mapping[str, Any], clips: Sequence[Mapping[str, Any]] =
 
 def visible(value: Any) -> Any:
     """Text in which characters without a glyph, or that turn the direction of the rest, are code points."""
-    return value if isinstance(value, Markup) else "".join(map(_visible, str(value)))
+    if isinstance(value, Markup):
+        return value
+    unseen = {c for c in str(value) if unicodedata.category(c) in UNSEEN and c not in SEEN}
+    return str(value).translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in unseen})
 
 
-def _visible(character: str) -> str:
-    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    # Joiners belong to many scripts and to emoji.
-    return character if character in "\n\t\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
-
-
-def _rate(found: Mapping[str, float | None]) -> str:
+def rate(found: Mapping[str, Any]) -> str:
     """Of words, with its interval."""
-    rate, within = (value if value is None else 100 * value for value in (found["rate"], found["within"]))
-    return f"{rate:.1f} %" if within is None else f"{rate:.1f} % ± {within:.1f}"
+    mean, within = f"{100 * found['rate']:.1f} %", found["within"]
+    return mean if within is None else f"{mean} ± {100 * within:.1f}"
 
 
 def _plots(figures: Mapping[str, Any]) -> dict[str, Markup | None]:
@@ -138,9 +129,9 @@ def _best_of_n(points: list[dict[str, Any]]) -> Axes:
     """Expected score of the best of n candidates against n; lines break where the mean is over other rows."""
     axes = _axes("n, candidates per row", "score", whole=True)
     breaks = 1 + np.flatnonzero(np.diff([point["rows"] for point in points]))
-    for kind, colour, style in (("chosen", FIRST, "-"), ("best", SECOND, "--")):
+    for kind in ("chosen", "best"):
         pairs = np.array([(point["n"], point[f"expected_{kind}_score"]) for point in points], float)
-        axes.plot(*np.insert(pairs, breaks, np.nan, axis=0).T, style, color=colour, linewidth=1.4)
+        axes.plot(*np.insert(pairs, breaks, np.nan, axis=0).T)
     return axes
 
 
@@ -148,15 +139,12 @@ def _words(points: list[dict[str, Any]]) -> Axes:
     """Expected word error rates against n, with the interval of the choice by score."""
     axes = _axes("n, candidates per row", "% of words wrong", whole=True)
     counts = [point["n"] for point in points]
-    for name, colour, style in WORD_LINES:
-        rates = np.array([point[name]["rate"] for point in points])
-        axes.plot(counts, 100 * rates, style, color=colour, linewidth=1.4)
-    low, high = np.array(
-        [[p["clvp"]["rate"] + side * (p["clvp"]["within"] or 0) for p in points] for side in (-1, 1)]
-    )
+    for name in ("clvp", "oracle", "log_probability", "chance"):
+        axes.plot(counts, [100 * point[name]["rate"] for point in points])
+    rates, widths = 100 * np.array([(p["clvp"]["rate"], p["clvp"]["within"] or 0) for p in points]).T
     # As a path: `fill_between` would be drawn by a link within the SVG.
-    sides = [*counts, *counts[::-1]], 100 * np.append(low, high[::-1])
-    axes.fill(*sides, color=FIRST, alpha=0.15, linewidth=0)
+    around = np.append(rates - widths, (rates + widths)[::-1])
+    axes.fill([*counts, *counts[::-1]], around, color=FIRST, alpha=0.15, linewidth=0)
     axes.set_ylim(0)
     return axes
 
@@ -182,7 +170,7 @@ def _pace(pace: dict[str, Any]) -> Axes:
         for name, width in (("seconds_per_character", 1.6), ("usual_from", 0.8), ("usual_to", 0.8)):
             usual = length * band[name]
             usual[(usual < ends[0]) | (usual > ends[1])] = np.nan
-            axes.plot(length, usual, color=SECOND, linewidth=width)
+            axes.plot(length, usual, "-", color=SECOND, linewidth=width)
     return axes
 
 

@@ -6,15 +6,15 @@ takes rows as what is drawn at random (a ratio's variance by the delta method, 1
 """
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
+import duckdb
 import numpy as np
-import pyarrow as pa
 
 from pipeline.report.best_of_n import best_weights
 
 Z = 1.96  # 95%
+BATCH_ROWS = 4096
 MOST = 1024  # candidates of a row; the moments of more would take gigabytes
 
 # Candidates with a word error rate, of rows in which all that were sampled have one. Where somebody's own
@@ -42,8 +42,6 @@ ORDERS = {
     "oracle": "errors, candidate",
 }
 
-Query = Callable[[str], Iterator[pa.RecordBatch]]
-
 
 def moments(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
     """[N + 2, N + 2] of rows with N candidates each: sums over them of the products of errors [rows, N], by
@@ -53,10 +51,10 @@ def moments(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
     return values.T @ values
 
 
-def word_curves(query: Query, unfinished_last: bool) -> list[dict[str, Any]]:
+def word_curves(database: duckdb.DuckDBPyConnection, unfinished_last: bool) -> list[dict[str, Any]]:
     """For every n: rows that have so many, and each selector's rate and half the width of its interval."""
     late = "not finished," if unfinished_last else ""
-    found = {name: moments_of(query, order.format(late=late)) for name, order in ORDERS.items()}
+    found = {name: moments_of(database, order.format(late=late)) for name, order in ORDERS.items()}
     known = found["oracle"]
     points = []
     for n in range(1, max(known, default=0) + 1):
@@ -67,11 +65,11 @@ def word_curves(query: Query, unfinished_last: bool) -> list[dict[str, Any]]:
     return points
 
 
-def moments_of(query: Query, order: str) -> dict[int, np.ndarray]:
+def moments_of(database: duckdb.DuckDBPyConnection, order: str) -> dict[int, np.ndarray]:
     """By the number of candidates."""
     found: dict[int, np.ndarray] = {}
     rows = f'select any_value(words) words, list(errors order by {order}) errors from heard group by "row"'
-    for batch in query(rows):
+    for batch in database.sql(rows).to_arrow_reader(BATCH_ROWS):
         lists, words = batch.column("errors"), batch.column("words").to_numpy()
         sampled = lists.value_lengths().to_numpy()
         begins = np.cumsum(sampled) - sampled
@@ -86,7 +84,7 @@ def moments_of(query: Query, order: str) -> dict[int, np.ndarray]:
 def rate_of(found: dict[int, np.ndarray], n: int, by_chance: bool = False) -> dict[str, float]:
     """Errors a word where the first of n is taken, or any."""
     weighted = [
-        (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, [n])[0], (0.0, 0.0)), m)
+        (np.append(np.full(size, 1 / size) if by_chance else best_weights(size, n), (0.0, 0.0)), m)
         for size, m in found.items()
         if size >= n
     ]
