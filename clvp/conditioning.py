@@ -69,15 +69,7 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         self.mel_conv = nn.Conv1d(decoder.feature_size, width, kernel_size=1)
         blocks = range(decoder.num_mel_attn_blocks)
         self.group_norms = nn.ModuleList(Float32GroupNorm(groupnorm_groups(width), width) for _ in blocks)
-        self.mel_attn_blocks = nn.ModuleList(
-            ClvpSelfAttention(
-                width,
-                decoder.num_attention_heads,
-                bias=decoder.use_attention_bias,
-                dropout=decoder.attention_dropout,
-            )
-            for _ in blocks
-        )
+        self.mel_attn_blocks = nn.ModuleList(ClvpSelfAttention(decoder) for _ in blocks)
         initialize(self, 0.02 * config.initializer_factor)
         nn.init.normal_(self.mel_conv.weight, std=config.initializer_factor)
 

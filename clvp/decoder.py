@@ -47,15 +47,9 @@ class ClvpDecoderLayer(nn.Module):
 
     def __init__(self, config: ClvpDecoderConfig) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.input_layernorm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.attn = ClvpSelfAttention(
-            width,
-            config.num_attention_heads,
-            bias=config.use_attention_bias,
-            dropout=config.attention_dropout,
-        )
-        self.post_attention_layernorm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.attn = ClvpSelfAttention(config)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = ClvpDecoderMLP(config)
 
     def forward(

@@ -58,12 +58,7 @@ class ClvpEncoderLayer(nn.Module):
     def __init__(self, config: ClvpEncoderConfig) -> None:
         super().__init__()
         eps = config.layer_norm_eps if config.rms_norm_eps is None else config.rms_norm_eps
-        self.self_attn = ClvpSelfAttention(
-            config.hidden_size,
-            config.num_attention_heads,
-            bias=config.use_attention_bias,
-            dropout=config.attention_dropout,
-        )
+        self.self_attn = ClvpSelfAttention(config)
         self.mlp = ClvpEncoderMLP(config)
         self.input_rmsnorm = nn.RMSNorm(config.hidden_size, eps)  # computes in float32
         self.post_attention_rmsnorm = nn.RMSNorm(config.hidden_size, eps)

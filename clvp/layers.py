@@ -5,7 +5,7 @@ B batch, H heads, L length, Q query length, K key length, N head dimensions, R r
 
 from collections.abc import Callable
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -145,14 +145,16 @@ class ClvpSelfAttention(nn.Module):
     CLVP's rotary positions turn part of a head, and the values too. Scores are scaled by the root of N.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool, dropout: float) -> None:
+    def __init__(self, config: Any) -> None:
+        """`config` is a ClvpEncoderConfig or a ClvpDecoderConfig."""
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        width, bias = config.hidden_size, config.use_attention_bias
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.out_proj = nn.Linear(width, width)
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
         batch, length, _ = x_BLD.shape
