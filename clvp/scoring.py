@@ -71,10 +71,8 @@ def fix_rows(codes_BL: Tensor, lengths: Sequence[int], decoder: ClvpDecoderConfi
     return fixed
 
 
-def encode_speech(
-    encoder: ClvpEncoder, codes_KL: Tensor, batch_size: int = SCORING_BATCH
-) -> ClvpEncoderOutput:
-    """Embeddings and pooled states of codes that need no mask, a few candidates at a time.
+def encode_speech(encoder: ClvpEncoder, codes_KL: Tensor) -> ClvpEncoderOutput:
+    """Embeddings and pooled states of codes that need no mask, `SCORING_BATCH` candidates at a time.
 
     Raises ValueError naming a candidate with a code outside the speech vocabulary.
     """
@@ -84,7 +82,7 @@ def encode_speech(
             f"candidate {int(outside.nonzero()[0])} has a code outside the speech vocabulary of "
             f"{encoder.config.vocab_size}; start and stop tokens are none"
         )
-    outputs = [encoder(codes.to(encoder.device)) for codes in codes_KL.split(batch_size)]
+    outputs = [encoder(codes.to(encoder.device)) for codes in codes_KL.split(SCORING_BATCH)]
     return ClvpEncoderOutput(
         embeds=torch.cat([output.embeds for output in outputs]),
         pooler_output=torch.cat([output.pooler_output for output in outputs]),
@@ -125,7 +123,6 @@ def score_candidates(
     logit_scale: Tensor,
     input_ids_N: Tensor,
     codes_KL: Tensor,
-    batch_size: int = SCORING_BATCH,
 ) -> Tensor:
     """[K] float32 scores of codes, from `pad_and_fix_codes`, against one text of N tokens without padding.
 
@@ -133,7 +130,7 @@ def score_candidates(
     does not depend on the others. Raises ValueError for a code outside the speech vocabulary.
     """
     text_1P = unit(text_encoder(_with_stop(text_encoder, input_ids_N)[None]).embeds)
-    speech_KP = unit(encode_speech(speech_encoder, codes_KL, batch_size)["embeds"])
+    speech_KP = unit(encode_speech(speech_encoder, codes_KL)["embeds"])
     return similarity(text_1P, speech_KP, logit_scale)[0]
 
 
