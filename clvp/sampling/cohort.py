@@ -104,11 +104,7 @@ class Cohort:
     """Keys and values of lanes in lockstep. The order of the lanes is that of the block's first dimension."""
 
     def __init__(
-        self,
-        weights: DecoderWeights,
-        prefixes: Sequence[Prefix],
-        lanes: Sequence[int],
-        max_tokens: int,
+        self, weights: DecoderWeights, prefixes: Sequence[Prefix], lanes: Sequence[int], max_tokens: int
     ) -> None:
         """`lanes[r]` lanes of at most `max_tokens` tokens for row r; the prefixes have one padded length.
 
@@ -120,13 +116,12 @@ class Cohort:
         self.size = sum(lanes)
         self.length = 0  # tokens in the suffix
         self.prefix = _PrefixStack(prefixes, lanes, weights.products)
-        self.keys: list[Tensor] = []  # [capacity, H, room, N] each
-        self.values: list[Tensor] = []
-        head_dim = weights.width // weights.heads
-        shape = (self.size, weights.heads, min(GROWTH, max_tokens), head_dim)
-        for _ in weights.layers:
-            self.keys.append(torch.empty(shape, dtype=weights.dtype, device=weights.device))
-            self.values.append(torch.empty(shape, dtype=weights.dtype, device=weights.device))
+        shape = (self.size, weights.heads, min(GROWTH, max_tokens), weights.width // weights.heads)
+
+        def blocks() -> list[Tensor]:  # [capacity, H, room, N] each
+            return [torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in weights.layers]
+
+        self.keys, self.values = blocks(), blocks()
 
     @property
     def capacity(self) -> int:

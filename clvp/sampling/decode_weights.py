@@ -239,11 +239,15 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
     def in_widths(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return product if products is None else products.in_widths(product)
 
-    def mlp_in(weight_IO: Tensor, bias_O: Tensor) -> Linear:
-        if tanh_gelu:
-            return in_widths(linears.linear(weight_IO.t(), bias_O, gelu=True))
-        product = in_widths(linears.linear(weight_IO.t(), bias_O))
-        return lambda x_BI: activation(product(x_BI))
+    def linear(weight_OI: Tensor, bias_O: Tensor, gelu: bool = False) -> Linear:
+        return in_widths(linears.linear(weight_OI, bias_O, gelu=gelu))
+
+    def residual(weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
+        return in_widths(linears.residual(weight_OI, bias_O))
+
+    def mlp_in(projection: Conv1D) -> Linear:
+        product = linear(projection.weight.t(), projection.bias.clone(), gelu=tanh_gelu)
+        return product if tanh_gelu else lambda x_BI: activation(product(x_BI))
 
     layers = []
     for layer in cast("Iterable[ClvpDecoderLayer]", decoder.layers):
@@ -251,20 +255,14 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
         layers.append(
             LayerWeights(
                 input_norm=_norm(layer.input_layernorm),
-                qkv=in_widths(
-                    linears.linear(
-                        torch.cat([q.weight * scale, k.weight, v.weight]),
-                        torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
-                    )
+                qkv=linear(
+                    torch.cat([q.weight * scale, k.weight, v.weight]),
+                    torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
                 ),
-                out=in_widths(
-                    linears.residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj))
-                ),
+                out=residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj)),
                 mlp_norm=_norm(layer.post_attention_layernorm),
-                mlp_in=mlp_in(layer.mlp.c_fc.weight, layer.mlp.c_fc.bias.clone()),
-                mlp_out=in_widths(
-                    linears.residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone())
-                ),
+                mlp_in=mlp_in(layer.mlp.c_fc),
+                mlp_out=residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone()),
             )
         )
     head_bias_V = _bias(model.lm_head)
@@ -275,7 +273,7 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
         layers=tuple(layers),
         decoder_norm=_norm(decoder.layer_norm),
         final_norm=_norm(model.final_norm),
-        head=in_widths(linears.linear(model.lm_head.weight.clone(), head_bias_V)),
+        head=linear(model.lm_head.weight.clone(), head_bias_V),
         heads=config.num_attention_heads,
         products=products,
         max_prefix=config.max_text_tokens + 1,

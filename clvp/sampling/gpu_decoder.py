@@ -17,14 +17,7 @@ from torch import Tensor
 from clvp.cuda_graph import recorded
 from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.filters import NO_NUMBERS, without_maximum
-from clvp.sampling.lanes import (
-    Admission,
-    FinishedLane,
-    LaneOwner,
-    finished_lane,
-    mel_positions,
-    next_tokens,
-)
+from clvp.sampling.lanes import Admission, FinishedLane, LaneOwner, finished_lane, mel_positions, next_tokens
 from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix, StaticPrefill, padded_length

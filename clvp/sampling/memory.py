@@ -28,21 +28,15 @@ def _cgroup_free_bytes() -> int | None:
     return None if limit == "max" else max(0, int(limit) - used)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device, in bytes; a container's limit counts on a CPU."""
+def default_budget(device: torch.device) -> int:
+    """The key-value budget where none is given: a share of what is free, of a container's limit on a CPU."""
     if device.type == "cuda":
         held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held_for_reuse
+        return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held_for_reuse))
     available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     free = 1024 * int(available[1]) if available else 0
     in_container = _cgroup_free_bytes()
-    return free if in_container is None else min(free, in_container)
-
-
-def default_budget(device: torch.device) -> int:
-    """The key-value budget where none is given: a share of what is free."""
-    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
-    return int(free_bytes(device) * share)
+    return int(CPU_SHARE * (free if in_container is None else min(free, in_container)))
 
 
 def budget_error(budget: int, needed: int, what: str) -> MemoryBudgetError:
