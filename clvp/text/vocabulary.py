@@ -76,9 +76,7 @@ def read_merges(path: Path) -> list[Merge]:
 
 
 def added_tokens(
-    vocabulary: Mapping[str, int],
-    declared: Mapping[Any, TokenDescription],
-    special_tokens: Sequence[str],
+    vocabulary: Mapping[str, int], declared: Mapping[Any, TokenDescription], special_tokens: Sequence[str]
 ) -> dict[int, AddedToken]:
     """Id to added token: those declared, and special ones besides, unknown ones with new ids."""
     added = {token_id: added_token(token) for token_id, token in declared.items()}
