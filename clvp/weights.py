@@ -90,15 +90,14 @@ def _select(stored: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, 
 def check_keys(module: nn.Module, found: Mapping[str, Tensor], origin: str) -> None:
     """Raise one CheckpointError that names every missing, unexpected and misshaped tensor."""
     expected = module.state_dict()
-    misshaped = [
-        f"{key} (file {list(found[key].shape)}, model {list(value.shape)})"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
     groups = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
-        "misshaped": misshaped,
+        "misshaped": [
+            f"{key} (file {list(found[key].shape)}, model {list(value.shape)})"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
     }
     lines = []
     for name, keys in groups.items():
