@@ -18,7 +18,6 @@ from clvp.layers import (
     activation_function,
     exactly_one,
     initialize,
-    key_mask,
 )
 from clvp.outputs import ClvpEncoderOutput
 from clvp.pretrained import ClvpPreTrainedModel
@@ -128,7 +127,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
         if position_ids is None:
             position_ids = count_positions(mask_BL, x_BLD)
         rotation = None if self.rotary_pos_emb is None else self.rotary_pos_emb(position_ids, x_BLD.dtype)
-        mask = None if mask_BL is None else key_mask(mask_BL)
+        mask = None if mask_BL is None else mask_BL[:, None, None]  # of keys
         hidden_states: tuple[Tensor, ...] = ()
         attentions: tuple[Tensor, ...] = ()
         for layer in self.layers:

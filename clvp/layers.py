@@ -121,11 +121,6 @@ def rotate(x_BHLN: Tensor, rotation: Rotation) -> Tensor:
 # ---- attention ----
 
 
-def key_mask(attention_mask_BK: Tensor) -> Tensor:
-    """[B, 1, 1, K] bool from a mask of ones and zeros: which keys may be attended to."""
-    return attention_mask_BK.bool()[:, None, None, :]
-
-
 def causal_mask(attention_mask_BK: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
     """[B or 1, 1, Q, K] bool: which of `keys` the last `queries` of them may attend to.
 
@@ -135,7 +130,7 @@ def causal_mask(attention_mask_BK: Tensor | None, queries: int, keys: int, devic
     key_at = torch.arange(keys, device=device)[None, :]
     allowed = (key_at <= query_at)[None, None]
     if attention_mask_BK is not None:
-        allowed = (allowed & key_mask(attention_mask_BK)) | (key_at == query_at)
+        allowed = (allowed & attention_mask_BK.bool()[:, None, None]) | (key_at == query_at)
     return allowed
 
 

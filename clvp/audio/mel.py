@@ -46,9 +46,8 @@ def log_mel(
     costs up to 1e-2. Each clip is computed by itself, so that its result does not depend on the rest of the
     batch.
 
-    Raises:
-        ValueError: a waveform not longer than half a window (its edge cannot be reflected), or norms that
-            do not fit the number of bands.
+    Raises ValueError for a waveform not longer than half a window (its edge cannot be reflected), and for
+    norms that do not fit the number of bands.
     """
     if waveforms_BN.ndim != 2:
         raise ValueError(f"waveforms must have the shape [B, N], got {list(waveforms_BN.shape)}")

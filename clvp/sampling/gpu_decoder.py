@@ -168,18 +168,11 @@ class StaticDecoder:
         x_WD = weights.token_embedding_VD[self.token_W]
         x_WD = x_WD + weights.position_embedding_LD[position_W.clamp(max=last)]
 
+        blocks = (self.prefix_keys, self.prefix_values, self.suffix_keys, self.suffix_values)
+        lanes = (self.slot_W, self.prefix_length_W, self.step_W, self.active_W)
+
         def attend(layer: int, qkv_WE: Tensor) -> Tensor:
-            return self.attend(
-                qkv_WE,
-                self.prefix_keys[layer],
-                self.prefix_values[layer],
-                self.suffix_keys[layer],
-                self.suffix_values[layer],
-                self.slot_W,
-                self.prefix_length_W,
-                self.step_W,
-                self.active_W,
-            )
+            return self.attend(qkv_WE, *(block[layer] for block in blocks), *lanes)
 
         return decoder_logits(weights, x_WD, attend)
 

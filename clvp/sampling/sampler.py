@@ -56,9 +56,8 @@ class CandidateSampler:
     def sample(self, rows: Iterable[PromptRow], params: SamplingParams) -> list[list[Candidate]]:
         """The candidates of every row, in the order of `rows` and of each row's `candidates`.
 
-        Raises:
-            ValueError: a prompt is malformed, or `max_new_tokens` exceeds the model's mel positions.
-            MemoryBudgetError: the budget cannot hold one candidate.
+        Raises ValueError for a malformed prompt, and for more `max_new_tokens` than the model has mel
+        positions; MemoryBudgetError where the budget cannot hold one candidate.
         """
         results = dict(self.sample_iter(rows, params))
         return [results[index] for index in range(len(results))]

@@ -41,12 +41,9 @@ _SCALES = ("", " thousand", " million", " billion", " trillion", " quadrillion")
 
 
 class TextNormalizationError(ValueError):
-    """A piece of a text that the reference's normalizer cannot read.
+    """(The start of) a `piece` of a text that the reference's normalizer cannot read, and the `reason`.
 
-    Attributes:
-        piece: (the start of) what cannot be read.
-        reason: why not.
-        index: the position of the text in a batch, None for a single text.
+    `index` is the position of the text in a batch, None for a single text.
     """
 
     def __init__(self, piece: str, reason: str, index: int | None = None) -> None:
@@ -70,9 +67,8 @@ def english_normalize(text: str) -> str:
     Drops every non-ASCII character, lower-cases, spells numbers out, expands abbreviations, collapses white
     space and removes double quotes.
 
-    Raises:
-        TextNormalizationError: a dollar amount with a stray comma ("$,5", "$1.,5"), or a number of more than
-            4300 digits; the reference raises a bare ValueError there.
+    Raises TextNormalizationError for a dollar amount with a stray comma ("$,5", "$1.,5"), and for a number of
+    more than 4300 digits; the reference raises a bare ValueError there.
     """
     text = text.encode("ascii", "ignore").decode("ascii").lower()
     return _normalize_ascii(text, _strict_integer, _english_ordinal, _english_number)
