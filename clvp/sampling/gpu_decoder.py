@@ -133,14 +133,11 @@ class StaticDecoder:
         for _ in range(STEPS_PER_LOOK):
             self._replay()
         self.width_steps += STEPS_PER_LOOK * self.width
-        finished = []
-        broken, *still_active = torch.cat((self.broken_1, self.active_W)).tolist()  # the only wait
+        broken, *active = torch.cat((self.broken_1, self.active_W)).tolist()  # the only wait
         if broken:
             raise ValueError(NO_NUMBERS)
-        for lane, owner in enumerate(self.owners):
-            if owner is not None and not still_active[lane]:
-                finished.append(self._collect(lane, owner))
-        return finished
+        lanes = enumerate(self.owners)
+        return [self._collect(lane, owner) for lane, owner in lanes if owner is not None and not active[lane]]
 
     def _collect(self, lane: int, owner: LaneOwner) -> FinishedLane:
         slot = self.lane_slot[lane]

@@ -81,13 +81,9 @@ class LaneTable:
         self.weights = weights
         self.params = params
         self.owners: list[LaneOwner] = []
-        device = weights.device
-        self.tokens_B = torch.empty(0, dtype=torch.int64, device=device)
-        self.steps_B = torch.empty(0, dtype=torch.int64, device=device)
-        self.keys_B = torch.empty(0, dtype=torch.int64, device=device)
         self.before = (weights.start_token, *params.penalized_tokens)
-        room = len(self.before) + params.max_new_tokens
-        self.history_BT = torch.empty(0, room, dtype=torch.int64, device=device)
+        self.tokens_B = self.steps_B = self.keys_B = torch.empty(0, dtype=torch.int64, device=weights.device)
+        self.history_BT = self.tokens_B.new_empty(0, len(self.before) + params.max_new_tokens)
 
     def __len__(self) -> int:
         return len(self.owners)
