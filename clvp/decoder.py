@@ -56,12 +56,9 @@ class ClvpDecoderLayer(nn.Module):
         self, x_BLD: Tensor, mask: Tensor | None, causal: bool, past: KeyValue | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None, KeyValue]:
         """New states [B, L, D], attention weights if asked for, keys and values of past and present."""
+        normed = self.input_layernorm(x_BLD)
         attended, weights, keys_values = self.attn(
-            self.input_layernorm(x_BLD),
-            mask=mask,
-            causal=causal,
-            past=past,
-            output_attentions=output_attentions,
+            normed, mask=mask, causal=causal, past=past, output_attentions=output_attentions
         )
         x_BLD = x_BLD + attended
         return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD)), weights, keys_values

@@ -110,10 +110,8 @@ class LaneTable:
 
     def inputs(self) -> Tensor:
         """Embedded last tokens at their mel positions: [B, D]."""
-        positions_B = mel_positions(self.steps_B, self.params)
-        return (
-            self.weights.token_embedding_VD[self.tokens_B] + self.weights.position_embedding_LD[positions_B]
-        )
+        weights, positions_B = self.weights, mel_positions(self.steps_B, self.params)
+        return weights.token_embedding_VD[self.tokens_B] + weights.position_embedding_LD[positions_B]
 
     def draw(self, logits_BV: Tensor) -> list[int]:
         """Draws the next token of each lane from float32 logits; gives the lanes that are done now.
