@@ -22,6 +22,7 @@ Linear = Callable[[Tensor], Tensor]
 ResidualLinear = Callable[[Tensor, Tensor], Tensor]  # (x, residual) -> x Wᵀ + b + residual
 
 WIDEST = 192  # rows of one product at most: the products are bound by arithmetic long before
+ROWS_HINT = 64  # oneDNN's layout chosen for this many rows is the fast one for 1 … 128
 
 
 @dataclass(frozen=True)
@@ -100,48 +101,30 @@ def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and supported and torch.backends.mkldnn.is_available()
 
 
-class PackedLinears:
-    """Products with the weights in oneDNN's own layout, and what follows a product done in the same pass."""
+def _pack(weight_OI: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), ROWS_HINT)
+    return packed
 
-    ROWS_HINT = 64  # the layout chosen for this many rows is the fast one for 1 … 128
 
-    @classmethod
-    def _pack(cls, weight_OI: Tensor) -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), cls.ROWS_HINT)
-        return packed
-
-    @classmethod
-    def linear(cls, weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
-        """x Wᵀ + b, then GELU's tanh form if asked for."""
-        packed, operator = cls._pack(weight_OI), torch.ops.mkldnn._linear_pointwise
+def linear_product(weight_OI: Tensor, bias_O: Tensor, packed: bool, gelu: bool = False) -> Linear:
+    """x Wᵀ + b, then GELU's tanh form if asked for; packed: with the weights in oneDNN's own layout."""
+    if packed:
+        packed_weight, operator = _pack(weight_OI), torch.ops.mkldnn._linear_pointwise
         then, algorithm = ("gelu", "tanh") if gelu else ("none", "")
-        return lambda x_BI: operator(x_BI, packed, bias_O, then, [], algorithm)
-
-    @classmethod
-    def residual(cls, weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
-        """x Wᵀ + b + residual."""
-        packed, operator = cls._pack(weight_OI), torch.ops.mkldnn._linear_pointwise.binary
-        return lambda x_BI, residual_BO: operator(x_BI, residual_BO, packed, bias_O, "add")
+        return lambda x_BI: operator(x_BI, packed_weight, bias_O, then, [], algorithm)
+    weight_OI = weight_OI.contiguous()
+    if gelu:
+        return lambda x_BI: functional.gelu(functional.linear(x_BI, weight_OI, bias_O), approximate="tanh")
+    return lambda x_BI: functional.linear(x_BI, weight_OI, bias_O)
 
 
-class PlainLinears:
-    """The same by torch, for every device and dtype."""
-
-    @staticmethod
-    def linear(weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
-        """x Wᵀ + b, then GELU's tanh form if asked for."""
-        weight_OI = weight_OI.contiguous()
-        if gelu:
-            return lambda x_BI: functional.gelu(
-                functional.linear(x_BI, weight_OI, bias_O), approximate="tanh"
-            )
-        return lambda x_BI: functional.linear(x_BI, weight_OI, bias_O)
-
-    @staticmethod
-    def residual(weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
-        """x Wᵀ + b + residual."""
-        weight_OI = weight_OI.contiguous()
-        return lambda x_BI, residual_BO: residual_BO + functional.linear(x_BI, weight_OI, bias_O)
+def residual_product(weight_OI: Tensor, bias_O: Tensor, packed: bool) -> ResidualLinear:
+    """x Wᵀ + b + residual; packed: in one pass."""
+    if packed:
+        packed_weight, operator = _pack(weight_OI), torch.ops.mkldnn._linear_pointwise.binary
+        return lambda x_BI, residual_BO: operator(x_BI, residual_BO, packed_weight, bias_O, "add")
+    weight_OI = weight_OI.contiguous()
+    return lambda x_BI, residual_BO: residual_BO + functional.linear(x_BI, weight_OI, bias_O)
 
 
 @dataclass(frozen=True)
@@ -231,7 +214,7 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
     """
     check_plain(model)
     config, decoder = model.config, model.model.decoder
-    linears = PackedLinears if products is not None and products.packed else PlainLinears
+    packed = products is not None and products.packed
     activation = activation_function(config.activation_function)
     tanh_gelu = config.activation_function == "gelu_new"
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
@@ -240,13 +223,13 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
         return product if products is None else products.in_widths(product)
 
     def linear(weight_OI: Tensor, bias_O: Tensor, gelu: bool = False) -> Linear:
-        return in_widths(linears.linear(weight_OI, bias_O, gelu=gelu))
+        return in_widths(linear_product(weight_OI, bias_O, packed, gelu))
 
     def residual(weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
-        return in_widths(linears.residual(weight_OI, bias_O))
+        return in_widths(residual_product(weight_OI, bias_O, packed))
 
     def mlp_in(projection: Conv1D) -> Linear:
-        product = linear(projection.weight.t(), projection.bias.clone(), gelu=tanh_gelu)
+        product = linear(projection.weight.t(), projection.bias.clone(), tanh_gelu)
         return product if tanh_gelu else lambda x_BI: activation(product(x_BI))
 
     layers = []
