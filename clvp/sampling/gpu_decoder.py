@@ -17,7 +17,7 @@ from torch import Tensor
 from clvp.cuda_graph import recorded
 from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.filters import NO_NUMBERS, without_maximum
-from clvp.sampling.lanes import Admission, FinishedLane, LaneOwner, finished_lane, mel_positions, next_tokens
+from clvp.sampling.lanes import Admission, FinishedLane, LaneOwner, finished_lane, next_tokens, positions_of
 from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix, StaticPrefill, padded_length
@@ -160,7 +160,7 @@ class StaticDecoder:
         self._draw(self._logits())
 
     def _logits(self) -> Tensor:
-        weights, position_W = self.weights, mel_positions(self.step_W, self.params)
+        weights, position_W = self.weights, positions_of(self.step_W, self.params.mel_positions)
         last = weights.position_embedding_LD.shape[0] - 1  # where lanes that are done may point
         x_WD = weights.token_embedding_VD[self.token_W]
         x_WD = x_WD + weights.position_embedding_LD[position_W.clamp(max=last)]
