@@ -69,7 +69,7 @@ class ClvpConfigBase(Checked):
         found = content.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
-                f"{CONFIG_FILE} of {pretrained_model_name_or_path} describes a model of type {found!r}, not "
+                f"{CONFIG_FILE} of {source.location} describes a model of type {found!r}, not "
                 f"{cls.model_type!r}"
             )
         with content_of(CONFIG_FILE, source):

@@ -82,11 +82,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
                 logits_BLV[:, :-1].flatten(0, 1).float(), targets, ignore_index=LABEL_IGNORED
             )
         result = ClvpCausalLMOutput(
-            loss=loss,
-            logits=logits_BLV,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
+            loss, logits_BLV, output.past_key_values, output.hidden_states, output.attentions
         )
         return result.to_tuple() if return_dict is False else result
 

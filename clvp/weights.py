@@ -128,11 +128,10 @@ def load_weights(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Fill a module built on `meta` from a checkpoint, tensor by tensor.
+    """Fill a module built on `meta` from the first of `files` that a checkpoint has.
 
-    They lie in the first of `files` that is there. `prefixes` are tried in order, so that a part can be read
-    out of the checkpoint of a whole. Floating-point weights become `dtype` (None: as stored), but for rotary
-    frequencies, which stay float32.
+    `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point
+    weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32.
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """

@@ -1,7 +1,8 @@
 """The loop that decodes rows in lanes, whenever they come and whoever waits for them.
 
 Candidates of rows that come later take the lanes that earlier ones leave. Rows are prefilled once each.
-Memory is reserved before a candidate is admitted, so any number of candidates runs within the budget.
+All the memory that a candidate can come to need is reserved before it is admitted, so the budget holds,
+whatever their number and their lengths.
 """
 
 import atexit

@@ -1,8 +1,4 @@
-"""How much memory the keys and values may take.
-
-The decoders reserve, before they admit a candidate, all that it can come to need. So the budget holds
-whatever lengths are drawn.
-"""
+"""How much memory the keys and values may take, and how it is given back."""
 
 import ctypes
 import re
