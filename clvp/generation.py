@@ -166,8 +166,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         The sampling engine copies the weights on the first call, which takes seconds for a large model, and
         again when they have changed; `engine_config` says how it runs.
 
-        Raises TypeError for an unknown keyword and for a model with adapters or hooks, ValueError for a value
-        that is out of range.
+        Raises TypeError for an unknown keyword or a model with adapters or hooks, ValueError for a bad value.
         """
         config = self.generation_config.for_call(generation_config, **kwargs)
         prefixes = without_padding(conditioning_embeds, attention_mask)

@@ -43,8 +43,7 @@ def log_mel(
     layout are those of the CLVP feature extractor of `transformers`.
 
     The spectrum is computed in float64: in float32, the rounding of a loud tone drowns quiet bands and
-    costs up to 1e-2. Each clip is computed by itself, so that its result does not depend on the rest of the
-    batch.
+    costs up to 1e-2. Each clip is computed by itself, so that its result is the same in any batch.
 
     Raises ValueError for a waveform not longer than half a window (its edge cannot be reflected), and for
     norms that do not fit the number of bands.

@@ -1,9 +1,8 @@
 """Lanes that started at the same step: their keys and values, and attention over them.
 
 A lane is one candidate being decoded. The lanes of a cohort have drawn equally many tokens, so their suffixes
-lie in one compact block that is read exactly as far as it is filled; the prefixes of their rows lie beside
-it, once per row. The block grows by `GROWTH` positions at a time and is cut down to the lanes that still
-live.
+lie in one compact block that is read exactly as far as it is filled; the prefixes lie beside it, once per
+row. The block grows by `GROWTH` positions at a time and is cut down to the lanes that still live.
 
 Every product has a shape that follows from the row alone: [1, N] x [N, T] per lane for the suffix, and for
 the prefix [M, N] x [N, P] per row with M a width of `Products` (see `invariance`). That is what makes a

@@ -209,8 +209,7 @@ def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
 def arrange_weights(model: DecoderWithHead, products: Products | None = None) -> DecoderWeights:
     """Copies the model's decoder weights into the arrangement for decoding.
 
-    The copy does not follow later changes of the model's parameters. Raises TypeError for a model that
-    `check_plain` refuses.
+    Later changes of the model's parameters are not seen. Raises TypeError as `check_plain` does.
     """
     check_plain(model)
     config, decoder = model.config, model.model.decoder

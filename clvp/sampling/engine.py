@@ -126,9 +126,7 @@ class Engine:
         self.queue.append(row)
 
     def step(self) -> None:
-        """Fills free lanes, and draws the next token of every lane; several on a GPU. Raises nothing: errors
-        go to those who wait for the rows.
-        """
+        """Fills free lanes and draws each lane's next token (several on a GPU); errors go to the results."""
         try:
             finished = self._drawn() if self.rows else []
         except Exception as error:

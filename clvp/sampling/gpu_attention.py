@@ -1,5 +1,4 @@
-"""Decode attention for CUDA as one Triton kernel: a lane reads its row's prefix and its own suffix, as far as
-they are filled, and nothing else.
+"""Decode attention for CUDA as one Triton kernel: a lane reads its row's prefix and its own suffix alone.
 
 One program per (lane, head) with blocks of constant size: what a lane computes depends on no other lane, and
 the lengths are read on the device, so that one CUDA graph serves every step. The lanes of a row meet its

@@ -25,8 +25,7 @@ class CandidateSampler:
     """Samples candidates with one model on one device.
 
     The tokens of a row depend on its prompt, its id, the candidate index, `SamplingParams` and `facts()`;
-    not on the rows beside it, their order, or the lanes and memory there are. Tests hold it to that, bit
-    for bit.
+    not on the rows beside it, their order, or the lanes and memory there are: they are the same bit for bit.
 
     The weights are copied; later changes of the model's parameters are not seen.
     """
