@@ -33,25 +33,14 @@ class _PrefixStack:
         device = prefixes[0].keys[0].device
         lengths_R1 = torch.tensor([prefix.length for prefix in prefixes], device=device)[:, None]
         beyond_RP = torch.arange(self.padded, device=device) >= lengths_R1
-        padding_RP = torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)
+        # 0, or −inf where the prefix is padding.
+        self.padding_RP = torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)
+        self.keys = [torch.cat(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)]  # [E, P, N]
+        self.values = [torch.cat(layer) for layer in zip(*(p.values for p in prefixes), strict=True)]
         slots = [row * self.members + place for row, count in enumerate(lanes) for place in range(count)]
         # Every place of every row is taken, in order: nothing needs to be gathered.
         self.full = slots == list(range(len(prefixes) * self.members))
-        self._hold(
-            [torch.cat(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)],
-            [torch.cat(layer) for layer in zip(*(p.values for p in prefixes), strict=True)],
-            padding_RP,
-            torch.tensor(slots, device=device),
-        )
-
-    def _hold(
-        self, keys_EPN: list[Tensor], values_EPN: list[Tensor], padding_RP: Tensor, slot_B: Tensor
-    ) -> None:
-        self.values = values_EPN
-        self.keys = keys_EPN
-        self.keys_transposed = [keys.transpose(1, 2) for keys in keys_EPN]
-        self.padding_RP = padding_RP  # 0, or −inf where the prefix is padding
-        self._place_lanes(slot_B)
+        self._place_lanes(torch.tensor(slots, device=device))
 
     def _place_lanes(self, slot_B: Tensor) -> None:
         self.slot_B = slot_B  # row · M + place among the row's lanes
@@ -74,8 +63,9 @@ class _PrefixStack:
             def kept(blocks: list[Tensor]) -> list[Tensor]:
                 return [block.unflatten(0, (-1, self.heads))[rows_R].flatten(0, 1) for block in blocks]
 
-            slot_B = new_row_B * self.members + place_B
-            self._hold(kept(self.keys), kept(self.values), self.padding_RP[rows_R], slot_B)
+            self.keys, self.values = kept(self.keys), kept(self.values)
+            self.padding_RP = self.padding_RP[rows_R]
+            self._place_lanes(new_row_B * self.members + place_B)
 
     def by_row(self, x_BHX: Tensor) -> Tensor:
         """[B, H, X] -> [E, M, X], zero where a row has no lane."""
@@ -91,7 +81,7 @@ class _PrefixStack:
 
     def scores(self, layer: int, q_BHN: Tensor) -> Tensor:
         """[B, H, P]"""
-        scores_EMP = torch.bmm(self.by_row(q_BHN), self.keys_transposed[layer])
+        scores_EMP = torch.bmm(self.by_row(q_BHN), self.keys[layer].transpose(1, 2))
         return self.by_lane(scores_EMP) + self.padding_B1P
 
     def read(self, layer: int, weights_BHP: Tensor) -> Tensor:
