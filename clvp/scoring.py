@@ -95,15 +95,10 @@ def unit(embeds: Tensor) -> Tensor:
     return wide / wide.norm(dim=-1, keepdim=True)
 
 
-def similarity(text_BP: Tensor, speech_SP: Tensor, logit_scale: Tensor) -> Tensor:
-    """[B, S] cosines of unit embeddings times exp(logit_scale)."""
-    return text_BP @ speech_SP.T * logit_scale.float().exp()
-
-
 def compare(text: ClvpEncoderOutput, speech: ClvpEncoderOutput, logit_scale: Tensor) -> ClvpOutput:
-    """All texts against all speech sequences, with what the encoders gave."""
+    """Cosines of all texts and all speech sequences times exp(logit_scale), with what the encoders gave."""
     text_embeds, speech_embeds = unit(text["embeds"]), unit(speech["embeds"])
-    logits = similarity(text_embeds, speech_embeds, logit_scale)
+    logits = text_embeds @ speech_embeds.T * logit_scale.float().exp()
     return ClvpOutput(
         logits_per_speech=logits.T,
         logits_per_text=logits,
@@ -116,7 +111,6 @@ def compare(text: ClvpEncoderOutput, speech: ClvpEncoderOutput, logit_scale: Ten
     )
 
 
-@inference
 def score_candidates(
     text_encoder: ClvpEncoder,
     speech_encoder: ClvpEncoder,
@@ -129,9 +123,8 @@ def score_candidates(
     The text encoder sees the text and one stop token, as when the reference generates. A candidate's score
     does not depend on the others. Raises ValueError for a code outside the speech vocabulary.
     """
-    text_1P = unit(text_encoder(_with_stop(text_encoder, input_ids_N)[None]).embeds)
-    speech_KP = unit(encode_speech(speech_encoder, codes_KL)["embeds"])
-    return similarity(text_1P, speech_KP, logit_scale)[0]
+    output = score_texts(text_encoder, speech_encoder, logit_scale, [input_ids_N], codes_KL)
+    return output["logits_per_text"][0]
 
 
 @inference
