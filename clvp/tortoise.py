@@ -26,12 +26,6 @@ from clvp.weights import check_keys, count_layers, open_pickle, shape_of
 HEAD_DIM = 64
 RMS_NORM_FLOOR = 1e-8
 
-# Tortoise's sampling settings, the engine's defaults. Its repetition penalty also sees the token 1 that
-# stands for the prefix in its prompt.
-GENERATION = ClvpGenerationConfig.from_dict(
-    vars(SamplingParams(penalized_tokens=(1,))) | {"seed": None, "return_dict_in_generate": True}
-)
-
 State = Mapping[str, Tensor]
 
 
@@ -238,8 +232,11 @@ def convert_tortoise(
         model = ClvpModelForConditionalGeneration(config)
     check_keys(model, weights, f"{decoder_name} and {clvp_name}")
     model.load_state_dict({key: weight.float() for key, weight in weights.items()}, assign=True)
-    model.generation_config = replace(
-        GENERATION,
+    # The engine's defaults are Tortoise's. Its repetition penalty also sees the token 1 that stands for the
+    # prefix in its prompt.
+    sampling = vars(SamplingParams(penalized_tokens=(1,))) | {"seed": None, "return_dict_in_generate": True}
+    model.generation_config = ClvpGenerationConfig.from_dict(
+        sampling,
         max_new_tokens=model.generation_config.max_new_tokens,
         bos_token_id=decoder.bos_token_id,
         eos_token_id=decoder.eos_token_id,

@@ -161,11 +161,6 @@ class DecoderWeights:
         return self.token_embedding_VD.shape[1]
 
     @property
-    def vocabulary(self) -> int:
-        """V, speech tokens and the start and stop token."""
-        return self.token_embedding_VD.shape[0]
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.token_embedding_VD.dtype
 
@@ -176,7 +171,8 @@ class DecoderWeights:
     @property
     def workspace_bytes_per_lane(self) -> int:
         """An upper estimate of what a lane's logits, activations and filters take during a step."""
-        return 4 * (16 * self.vocabulary + 64 * self.width)
+        vocabulary, width = self.token_embedding_VD.shape
+        return 4 * (16 * vocabulary + 64 * width)
 
     @property
     def kv_bytes_per_token(self) -> int:
