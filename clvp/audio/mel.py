@@ -62,15 +62,13 @@ def log_mel(
     norms_M = torch.tensor(
         [1.0] * num_mels if mel_norms is None else mel_norms, dtype=torch.float64, device=device
     )
-    mels_BMT = []
-    for waveform_N in waveforms_BN.to(torch.float64):
+    shape = (len(waveforms_BN), num_mels, 1 + waveforms_BN.shape[1] // hop_length)
+    mels_BMT = torch.empty(shape, dtype=torch.float32, device=device)
+    for mel_MT, waveform_N in zip(mels_BMT, waveforms_BN.to(torch.float64), strict=True):
         spectrum_FT = torch.stft(waveform_N, n_fft, hop_length, window=window, return_complex=True)
         power_FT = spectrum_FT.real.square() + spectrum_FT.imag.square()
-        mel_MT = (filters_MF @ power_FT).clamp(min=POWER_FLOOR).log()
-        mels_BMT.append((mel_MT / norms_M[:, None]).float())
-    if not mels_BMT:
-        return torch.empty(0, num_mels, 1 + waveforms_BN.shape[1] // hop_length, device=device)
-    return torch.stack(mels_BMT)
+        mel_MT[:] = (filters_MF @ power_FT).clamp(min=POWER_FLOOR).log() / norms_M[:, None]
+    return mels_BMT
 
 
 @lru_cache(maxsize=4)

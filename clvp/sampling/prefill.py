@@ -95,7 +95,12 @@ class StaticPrefill:
         return self.results[: 2 * layers * padded * width].view(shape)
 
     def _replay(self, padded: int) -> None:
-        work = partial(self._compute, padded)
+        keys, values = self._results(padded)
+
+        def keep(layer: int, k: Tensor, v: Tensor) -> None:
+            keys[layer], values[layer] = k[0], v[0]
+
+        work = partial(_through_layers, self.weights, self.x_PD[:padded], padded, keep)
         if padded not in self.graphs or self.pool is None:
             self.graphs[padded] = None
             work()
@@ -104,14 +109,6 @@ class StaticPrefill:
         if graph is None:
             graph = self.graphs[padded] = recorded(work, (self.x_PD,), self.pool)
         graph.replay()
-
-    def _compute(self, padded: int) -> None:
-        keys, values = self._results(padded)
-
-        def keep(layer: int, k: Tensor, v: Tensor) -> None:
-            keys[layer], values[layer] = k[0], v[0]
-
-        _through_layers(self.weights, self.x_PD[:padded], padded, keep)
 
 
 def _through_layers(
