@@ -19,7 +19,6 @@ from clvp.checkpoint import CheckpointError, CheckpointSource, content_of, write
 from clvp.fields import Checked, Count
 
 CONFIG_FILE = "config.json"
-ROTARY_MIN_DIM = 32
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class ClvpEncoderConfig(ClvpConfigBase):
     @property
     def rotary_dim(self) -> int:
         """Dimensions of a head that the rotary embedding turns: half a head, 32 at least."""
-        return max(self.projection_dim // (2 * self.num_attention_heads), ROTARY_MIN_DIM)
+        return max(self.projection_dim // (2 * self.num_attention_heads), 32)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _lenient_integer(part: str, amount: str) -> str:
 def _tortoise_number(digits: str) -> str:
     digits = _without_leading_zeros(digits)
     if len(digits) > MAX_INFLECT_DIGITS:
-        return _digit_by_digit(digits)
+        return " ".join(map(_inflect_words, digits))
     if len(digits) == 4 and "1000" < digits < "3000":
         return _tortoise_year(digits)
     return _inflect_words(digits, andword="")
@@ -198,12 +198,8 @@ def _tortoise_year(digits: str) -> str:
 def _tortoise_ordinal(ordinal: str) -> str:
     digits, suffix = _without_leading_zeros(ordinal[:-2]), ordinal[-2:]
     if len(digits) > MAX_INFLECT_DIGITS:
-        return f"{_digit_by_digit(digits[:-1])} {_inflect_words(digits[-1] + suffix)}"
+        return " ".join(map(_inflect_words, [*digits[:-1], digits[-1] + suffix]))
     return _inflect_words(digits + suffix)
-
-
-def _digit_by_digit(digits: str) -> str:
-    return " ".join(map(_inflect_words, digits))
 
 
 @lru_cache(maxsize=10_000)

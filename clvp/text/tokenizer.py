@@ -50,8 +50,6 @@ from clvp.text.vocabulary import (
 Normalizer = Literal["english", "tortoise"]
 TokenIds = Sequence[int] | np.ndarray | Tensor
 
-_STOP_TOKEN = "[STOP]"
-
 
 @dataclass(eq=False)
 class ClvpTokenizer(Checked):
@@ -345,7 +343,7 @@ class ClvpTokenizer(Checked):
         cleans = clean_up_tokenization_spaces
         if not (self.clean_up_tokenization_spaces if cleans is None else cleans):
             return text
-        for token in (SPACE_TOKEN, _STOP_TOKEN):
+        for token in (SPACE_TOKEN, "[STOP]"):
             text = text.replace(token, " ") if token in self._all_ids else text
         return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
 
