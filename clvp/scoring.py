@@ -17,7 +17,6 @@ from clvp.encoder import ClvpEncoder
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 from clvp.pretrained import inference
 
-SCORING_LENGTH = ClvpConfig.scoring_length
 FIXING_CODES = ClvpDecoderConfig.decoder_fixing_codes
 SCORING_BATCH = 32
 
@@ -35,7 +34,7 @@ def write_ending(codes_L: Tensor, end: int, fixing_codes: Sequence[int]) -> None
 def pad_and_fix_codes(
     tokens: Sequence[Tensor],
     finished: Sequence[bool],
-    length: int = SCORING_LENGTH,
+    length: int = ClvpConfig.scoring_length,
     fixing_codes: Sequence[int] = FIXING_CODES,
 ) -> Tensor:
     """[K, length] codes to score, from candidates [T] without start and stop token.
