@@ -29,10 +29,6 @@ RMS_NORM_FLOOR = 1e-8
 State = Mapping[str, Tensor]
 
 
-def _as_it_is(weight: Tensor, heads: int) -> Sequence[Tensor]:
-    return [weight]
-
-
 def _transposed(weight: Tensor, heads: int) -> Sequence[Tensor]:
     return [weight.t()]
 
@@ -61,7 +57,7 @@ class Rule:
 
     pattern: str
     target: str | None
-    split: Callable[[Tensor, int], Sequence[Tensor]] = _as_it_is
+    split: Callable[[Tensor, int], Sequence[Tensor]] | None = None
 
 
 _PARAMETER = r"(weight|bias)"
@@ -135,7 +131,8 @@ def apply_rules(state: State, rules: Sequence[Rule], heads: int, origin: str) ->
         for rule in rules:
             match = re.fullmatch(rule.pattern, name)
             if match and rule.target:
-                for letter, part in zip("QKV", rule.split(weight, heads), strict=False):
+                parts = rule.split(weight, heads) if rule.split else [weight]
+                for letter, part in zip("QKV", parts, strict=False):
                     converted[match.expand(rule.target).replace("QKV", letter.lower())] = part
             if match:
                 break
