@@ -75,8 +75,11 @@ class CheckpointSource:
         try:
             return Path(hf_hub_download(str(self.location), name, **options))
         except LocalEntryNotFoundError as error:
-            if self._is_cached():  # without a connection, what was downloaded is all there is
-                return None
+            cached = try_to_load_from_cache(
+                str(self.location), "config.json", cache_dir=self.cache_dir, revision=self.revision
+            )
+            if isinstance(cached, str):
+                return None  # without a connection, what was downloaded is all there is
             raise FileNotFoundError(
                 f"{self.location} is no local folder, and {name} can neither be downloaded from the hub nor "
                 "found in its cache"
@@ -87,13 +90,6 @@ class CheckpointSource:
             raise FileNotFoundError(
                 f"{self.location} is neither a local folder nor a readable hub id"
             ) from error
-
-    def _is_cached(self) -> bool:
-        """Whether the hub's cache holds this checkpoint's configuration, and so the rest of it."""
-        cached = try_to_load_from_cache(
-            str(self.location), "config.json", cache_dir=self.cache_dir, revision=self.revision
-        )
-        return isinstance(cached, str)
 
     def json(self, name: str, values: Any = Any) -> dict[str, Any] | None:
         """The JSON object in the file `name`, with values of a type, or None when there is no such file."""

@@ -26,8 +26,7 @@ InputFeatures = Tensor | Sequence[Clips]
 # Whatever stands for one row's audio: its clips, or their latent.
 Audio = TypeVar("Audio")
 
-# The start token and two stop tokens stand around the text of a generation, and all of them take a text
-# position.
+# A start token and two stop tokens stand around the text of a generation; each takes a text position.
 PROMPT_TOKENS_AROUND_TEXT = 3
 
 
@@ -69,15 +68,7 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         self.mel_conv = nn.Conv1d(decoder.feature_size, width, kernel_size=1)
         blocks = range(decoder.num_mel_attn_blocks)
         self.group_norms = nn.ModuleList(Float32GroupNorm(groupnorm_groups(width), width) for _ in blocks)
-        self.mel_attn_blocks = nn.ModuleList(
-            ClvpSelfAttention(
-                width,
-                decoder.num_attention_heads,
-                bias=decoder.use_attention_bias,
-                dropout=decoder.attention_dropout,
-            )
-            for _ in blocks
-        )
+        self.mel_attn_blocks = nn.ModuleList(ClvpSelfAttention(decoder) for _ in blocks)
         initialize(self, 0.02 * config.initializer_factor)
         nn.init.normal_(self.mel_conv.weight, std=config.initializer_factor)
 
@@ -111,16 +102,13 @@ class ClvpConditioningEncoder(ClvpPreTrainedModel):
         `text` is token ids [N] or token embeddings [N, D], without padding. Raises ValueError naming N and
         its limit, the text positions less start and stop tokens.
         """
-        if text.dim() == 1:
-            text_ND = self.text_token_embedding(text.to(self.device))
-        else:
-            text_ND = text.to(self.device, self.dtype)
+        text = text.to(self.device)
+        text_ND = self.text_token_embedding(text) if text.dim() == 1 else text.to(self.dtype)
         text_config = self.config.text_config
         around = torch.tensor([text_config.bos_token_id, text_config.eos_token_id], device=self.device)
         start_D, stop_D = self.text_token_embedding(around)
         tokens = torch.cat((start_D[None], text_ND, stop_D.expand(stops, -1)))
-        if len(tokens) > self.config.decoder_config.max_text_tokens:
-            limit = self.config.decoder_config.max_text_tokens - 1 - stops
+        if len(text_ND) > (limit := self.config.decoder_config.max_text_tokens - 1 - stops):
             raise ValueError(f"the text has {len(text_ND)} tokens; the model takes at most {limit}")
         positions = self.text_position_embedding.weight[: len(tokens)]
         return torch.cat((latent_D[None].to(tokens), tokens + positions))

@@ -19,7 +19,6 @@ from clvp.checkpoint import CheckpointError, CheckpointSource, content_of, write
 from clvp.fields import Checked, Count
 
 CONFIG_FILE = "config.json"
-ROTARY_MIN_DIM = 32
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class ClvpConfigBase(Checked):
         found = content.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
-                f"{CONFIG_FILE} of {pretrained_model_name_or_path} describes a model of type {found!r}, not "
+                f"{CONFIG_FILE} of {source.location} describes a model of type {found!r}, not "
                 f"{cls.model_type!r}"
             )
         with content_of(CONFIG_FILE, source):
@@ -129,7 +128,7 @@ class ClvpEncoderConfig(ClvpConfigBase):
     @property
     def rotary_dim(self) -> int:
         """Dimensions of a head that the rotary embedding turns: half a head, 32 at least."""
-        return max(self.projection_dim // (2 * self.num_attention_heads), ROTARY_MIN_DIM)
+        return max(self.projection_dim // (2 * self.num_attention_heads), 32)
 
 
 @dataclass(frozen=True)

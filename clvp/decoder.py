@@ -47,27 +47,18 @@ class ClvpDecoderLayer(nn.Module):
 
     def __init__(self, config: ClvpDecoderConfig) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.input_layernorm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.attn = ClvpSelfAttention(
-            width,
-            config.num_attention_heads,
-            bias=config.use_attention_bias,
-            dropout=config.attention_dropout,
-        )
-        self.post_attention_layernorm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.attn = ClvpSelfAttention(config)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = ClvpDecoderMLP(config)
 
     def forward(
         self, x_BLD: Tensor, mask: Tensor | None, causal: bool, past: KeyValue | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None, KeyValue]:
         """New states [B, L, D], attention weights if asked for, keys and values of past and present."""
+        normed = self.input_layernorm(x_BLD)
         attended, weights, keys_values = self.attn(
-            self.input_layernorm(x_BLD),
-            mask=mask,
-            causal=causal,
-            past=past,
-            output_attentions=output_attentions,
+            normed, mask=mask, causal=causal, past=past, output_attentions=output_attentions
         )
         x_BLD = x_BLD + attended
         return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD)), weights, keys_values

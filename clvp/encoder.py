@@ -18,7 +18,6 @@ from clvp.layers import (
     activation_function,
     exactly_one,
     initialize,
-    key_mask,
 )
 from clvp.outputs import ClvpEncoderOutput
 from clvp.pretrained import ClvpPreTrainedModel
@@ -58,12 +57,7 @@ class ClvpEncoderLayer(nn.Module):
     def __init__(self, config: ClvpEncoderConfig) -> None:
         super().__init__()
         eps = config.layer_norm_eps if config.rms_norm_eps is None else config.rms_norm_eps
-        self.self_attn = ClvpSelfAttention(
-            config.hidden_size,
-            config.num_attention_heads,
-            bias=config.use_attention_bias,
-            dropout=config.attention_dropout,
-        )
+        self.self_attn = ClvpSelfAttention(config)
         self.mlp = ClvpEncoderMLP(config)
         self.input_rmsnorm = nn.RMSNorm(config.hidden_size, eps)  # computes in float32
         self.post_attention_rmsnorm = nn.RMSNorm(config.hidden_size, eps)
@@ -133,7 +127,7 @@ class ClvpEncoder(ClvpPreTrainedModel):
         if position_ids is None:
             position_ids = count_positions(mask_BL, x_BLD)
         rotation = None if self.rotary_pos_emb is None else self.rotary_pos_emb(position_ids, x_BLD.dtype)
-        mask = None if mask_BL is None else key_mask(mask_BL)
+        mask = None if mask_BL is None else mask_BL[:, None, None]  # of keys
         hidden_states: tuple[Tensor, ...] = ()
         attentions: tuple[Tensor, ...] = ()
         for layer in self.layers:

@@ -7,14 +7,14 @@ B batch, L length, P prefix length, D width, T speech tokens, V vocabulary.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvp.batch import without_padding
+from clvp.batch import check_choice, without_padding
 from clvp.config import ClvpDecoderConfig
 from clvp.decoder import ClvpModel
 from clvp.generation_config import ClvpGenerationConfig, check_generation
@@ -23,18 +23,9 @@ from clvp.outputs import ClvpCausalLMOutput, ClvpGenerateOutput, KeyValues
 from clvp.pretrained import ClvpPreTrainedModel, inference
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, MelPositions, PromptRow
 from clvp.sampling.decode_weights import check_plain
+from clvp.sampling.lanes import positions_of
 
 LABEL_IGNORED = -100
-
-
-def mel_position_ids(length: int, mel_positions: MelPositions) -> Tensor:
-    """[length] mel positions from the start token on: 0, 1, 2 ... or, as references generate, 0, 2, 3 ..."""
-    positions = torch.arange(length)
-    if mel_positions == "skip_one":
-        positions[1:] += 1
-    elif mel_positions != "trained":
-        raise ValueError(f'mel_positions must be "trained" or "skip_one", not {mel_positions!r}')
-    return positions
 
 
 class ClvpForCausalLM(ClvpPreTrainedModel):
@@ -91,11 +82,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
                 logits_BLV[:, :-1].flatten(0, 1).float(), targets, ignore_index=LABEL_IGNORED
             )
         result = ClvpCausalLMOutput(
-            loss=loss,
-            logits=logits_BLV,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
+            loss, logits_BLV, output.past_key_values, output.hidden_states, output.attentions
         )
         return result.to_tuple() if return_dict is False else result
 
@@ -104,8 +91,11 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         return self.lm_head
 
     def mel_embeddings(self, tokens_BT: Tensor, mel_positions: MelPositions = "trained") -> Tensor:
-        """[B, T, D] embeddings of speech tokens, the start token first, on mel positions 0, 1, 2 ..."""
-        positions = mel_position_ids(tokens_BT.shape[1], mel_positions).to(tokens_BT.device)
+        """[B, T, D] embeddings of speech tokens, the start token first, on mel positions 0, 1, 2 ... or, as
+        references generate, 0, 2, 3 ...; ValueError for other `mel_positions`.
+        """
+        check_choice("mel_positions", mel_positions, get_args(MelPositions))
+        positions = positions_of(torch.arange(tokens_BT.shape[1], device=tokens_BT.device), mel_positions)
         decoder = self.model.decoder
         return decoder.input_embeds_layer(tokens_BT) + decoder.position_embeds_layer(positions)
 
@@ -176,8 +166,7 @@ class ClvpForCausalLM(ClvpPreTrainedModel):
         The sampling engine copies the weights on the first call, which takes seconds for a large model, and
         again when they have changed; `engine_config` says how it runs.
 
-        Raises TypeError for an unknown keyword and for a model with adapters or hooks, ValueError for a value
-        that is out of range.
+        Raises TypeError for an unknown keyword or a model with adapters or hooks, ValueError for a bad value.
         """
         config = self.generation_config.for_call(generation_config, **kwargs)
         prefixes = without_padding(conditioning_embeds, attention_mask)

@@ -5,7 +5,7 @@ B batch, H heads, L length, Q query length, K key length, N head dimensions, R r
 
 from collections.abc import Callable
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -121,11 +121,6 @@ def rotate(x_BHLN: Tensor, rotation: Rotation) -> Tensor:
 # ---- attention ----
 
 
-def key_mask(attention_mask_BK: Tensor) -> Tensor:
-    """[B, 1, 1, K] bool from a mask of ones and zeros: which keys may be attended to."""
-    return attention_mask_BK.bool()[:, None, None, :]
-
-
 def causal_mask(attention_mask_BK: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
     """[B or 1, 1, Q, K] bool: which of `keys` the last `queries` of them may attend to.
 
@@ -135,7 +130,7 @@ def causal_mask(attention_mask_BK: Tensor | None, queries: int, keys: int, devic
     key_at = torch.arange(keys, device=device)[None, :]
     allowed = (key_at <= query_at)[None, None]
     if attention_mask_BK is not None:
-        allowed = (allowed & key_mask(attention_mask_BK)) | (key_at == query_at)
+        allowed = (allowed & attention_mask_BK.bool()[:, None, None]) | (key_at == query_at)
     return allowed
 
 
@@ -145,14 +140,16 @@ class ClvpSelfAttention(nn.Module):
     CLVP's rotary positions turn part of a head, and the values too. Scores are scaled by the root of N.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool, dropout: float) -> None:
+    def __init__(self, config: Any) -> None:
+        """`config` is a ClvpEncoderConfig or a ClvpDecoderConfig."""
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        width, bias = config.hidden_size, config.use_attention_bias
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.out_proj = nn.Linear(width, width)
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
         batch, length, _ = x_BLD.shape

@@ -1,7 +1,6 @@
 """The composite model: speech tokens for a text in the voice of reference audio, and how well they fit it.
 
-B texts, k candidates each, S speech sequences (S = B * k after `generate`), N text tokens, L codes, P
-projection.
+B texts, k candidates each, S speech sequences (B * k after `generate`), N text tokens, L codes, P projection.
 """
 
 from collections.abc import Sequence
@@ -106,9 +105,8 @@ class ClvpModelForConditionalGeneration(ClvpPreTrainedModel):
         """Similarity of texts and of the speech that the decoder, fed with prefixes, finds most probable.
 
         This trains the encoders contrastively (`return_loss`); the most probable tokens carry no gradient, so
-        that the decoder is trained by `ClvpForCausalLM(labels=...)`. Decoder positions are added on top of
-        the text's, and the prefix has no start token: that is the reference's definition. `generate` does
-        neither.
+        that the decoder is trained by `ClvpForCausalLM(labels=...)`. As the reference defines it, and unlike
+        `generate`, decoder positions are added on top of the text's, and the prefix has no start token.
 
         `input_ids` [B, N] go to both the conditioning and the text encoder, each of which takes embeddings in
         their place. `attention_mask` [B, N] marks padding, which changes nothing in any row.

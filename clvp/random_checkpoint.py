@@ -9,6 +9,7 @@ end at different lengths, as those of a trained model do.
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,22 +31,13 @@ _STOP_BIAS = 2.7
 
 def tiny_config() -> ClvpConfig:
     """The real vocabularies and positions, with few and narrow layers: 1.8 million weights."""
-    encoder = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "projection_dim": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
+    text = ClvpEncoderConfig(
+        hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2, num_attention_heads=2
+    )
     decoder = ClvpDecoderConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=2, num_mel_attn_blocks=2
     )
-    return ClvpConfig(
-        ClvpEncoderConfig.from_dict(encoder),
-        ClvpEncoderConfig.from_dict(encoder, vocab_size=8192),
-        decoder,
-        projection_dim=64,
-    )
+    return ClvpConfig(text, replace(text, vocab_size=8192), decoder, projection_dim=64)
 
 
 def random_model(config: ClvpConfig, seed: int = 0) -> ClvpModelForConditionalGeneration:

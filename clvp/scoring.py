@@ -17,7 +17,6 @@ from clvp.encoder import ClvpEncoder
 from clvp.outputs import ClvpEncoderOutput, ClvpOutput
 from clvp.pretrained import inference
 
-SCORING_LENGTH = ClvpConfig.scoring_length
 FIXING_CODES = ClvpDecoderConfig.decoder_fixing_codes
 SCORING_BATCH = 32
 
@@ -35,7 +34,7 @@ def write_ending(codes_L: Tensor, end: int, fixing_codes: Sequence[int]) -> None
 def pad_and_fix_codes(
     tokens: Sequence[Tensor],
     finished: Sequence[bool],
-    length: int = SCORING_LENGTH,
+    length: int = ClvpConfig.scoring_length,
     fixing_codes: Sequence[int] = FIXING_CODES,
 ) -> Tensor:
     """[K, length] codes to score, from candidates [T] without start and stop token.
@@ -71,10 +70,8 @@ def fix_rows(codes_BL: Tensor, lengths: Sequence[int], decoder: ClvpDecoderConfi
     return fixed
 
 
-def encode_speech(
-    encoder: ClvpEncoder, codes_KL: Tensor, batch_size: int = SCORING_BATCH
-) -> ClvpEncoderOutput:
-    """Embeddings and pooled states of codes that need no mask, a few candidates at a time.
+def encode_speech(encoder: ClvpEncoder, codes_KL: Tensor) -> ClvpEncoderOutput:
+    """Embeddings and pooled states of codes that need no mask, `SCORING_BATCH` candidates at a time.
 
     Raises ValueError naming a candidate with a code outside the speech vocabulary.
     """
@@ -84,7 +81,7 @@ def encode_speech(
             f"candidate {int(outside.nonzero()[0])} has a code outside the speech vocabulary of "
             f"{encoder.config.vocab_size}; start and stop tokens are none"
         )
-    outputs = [encoder(codes.to(encoder.device)) for codes in codes_KL.split(batch_size)]
+    outputs = [encoder(codes.to(encoder.device)) for codes in codes_KL.split(SCORING_BATCH)]
     return ClvpEncoderOutput(
         embeds=torch.cat([output.embeds for output in outputs]),
         pooler_output=torch.cat([output.pooler_output for output in outputs]),
@@ -97,15 +94,10 @@ def unit(embeds: Tensor) -> Tensor:
     return wide / wide.norm(dim=-1, keepdim=True)
 
 
-def similarity(text_BP: Tensor, speech_SP: Tensor, logit_scale: Tensor) -> Tensor:
-    """[B, S] cosines of unit embeddings times exp(logit_scale)."""
-    return text_BP @ speech_SP.T * logit_scale.float().exp()
-
-
 def compare(text: ClvpEncoderOutput, speech: ClvpEncoderOutput, logit_scale: Tensor) -> ClvpOutput:
-    """All texts against all speech sequences, with what the encoders gave."""
+    """Cosines of all texts and all speech sequences times exp(logit_scale), with what the encoders gave."""
     text_embeds, speech_embeds = unit(text["embeds"]), unit(speech["embeds"])
-    logits = similarity(text_embeds, speech_embeds, logit_scale)
+    logits = text_embeds @ speech_embeds.T * logit_scale.float().exp()
     return ClvpOutput(
         logits_per_speech=logits.T,
         logits_per_text=logits,
@@ -118,23 +110,20 @@ def compare(text: ClvpEncoderOutput, speech: ClvpEncoderOutput, logit_scale: Ten
     )
 
 
-@inference
 def score_candidates(
     text_encoder: ClvpEncoder,
     speech_encoder: ClvpEncoder,
     logit_scale: Tensor,
     input_ids_N: Tensor,
     codes_KL: Tensor,
-    batch_size: int = SCORING_BATCH,
 ) -> Tensor:
     """[K] float32 scores of codes, from `pad_and_fix_codes`, against one text of N tokens without padding.
 
     The text encoder sees the text and one stop token, as when the reference generates. A candidate's score
     does not depend on the others. Raises ValueError for a code outside the speech vocabulary.
     """
-    text_1P = unit(text_encoder(_with_stop(text_encoder, input_ids_N)[None]).embeds)
-    speech_KP = unit(encode_speech(speech_encoder, codes_KL, batch_size)["embeds"])
-    return similarity(text_1P, speech_KP, logit_scale)[0]
+    output = score_texts(text_encoder, speech_encoder, logit_scale, [input_ids_N], codes_KL)
+    return output["logits_per_text"][0]
 
 
 @inference

@@ -26,17 +26,7 @@ from clvp.weights import check_keys, count_layers, open_pickle, shape_of
 HEAD_DIM = 64
 RMS_NORM_FLOOR = 1e-8
 
-# Tortoise's sampling settings, the engine's defaults. Its repetition penalty also sees the token 1 that
-# stands for the prefix in its prompt.
-GENERATION = ClvpGenerationConfig.from_dict(
-    vars(SamplingParams(penalized_tokens=(1,))) | {"seed": None, "return_dict_in_generate": True}
-)
-
 State = Mapping[str, Tensor]
-
-
-def _as_it_is(weight: Tensor, heads: int) -> Sequence[Tensor]:
-    return [weight]
 
 
 def _transposed(weight: Tensor, heads: int) -> Sequence[Tensor]:
@@ -67,7 +57,7 @@ class Rule:
 
     pattern: str
     target: str | None
-    split: Callable[[Tensor, int], Sequence[Tensor]] = _as_it_is
+    split: Callable[[Tensor, int], Sequence[Tensor]] | None = None
 
 
 _PARAMETER = r"(weight|bias)"
@@ -141,7 +131,8 @@ def apply_rules(state: State, rules: Sequence[Rule], heads: int, origin: str) ->
         for rule in rules:
             match = re.fullmatch(rule.pattern, name)
             if match and rule.target:
-                for letter, part in zip("QKV", rule.split(weight, heads), strict=False):
+                parts = rule.split(weight, heads) if rule.split else [weight]
+                for letter, part in zip("QKV", parts, strict=False):
                     converted[match.expand(rule.target).replace("QKV", letter.lower())] = part
             if match:
                 break
@@ -238,8 +229,11 @@ def convert_tortoise(
         model = ClvpModelForConditionalGeneration(config)
     check_keys(model, weights, f"{decoder_name} and {clvp_name}")
     model.load_state_dict({key: weight.float() for key, weight in weights.items()}, assign=True)
-    model.generation_config = replace(
-        GENERATION,
+    # The engine's defaults are Tortoise's. Its repetition penalty also sees the token 1 that stands for the
+    # prefix in its prompt.
+    sampling = vars(SamplingParams(penalized_tokens=(1,))) | {"seed": None, "return_dict_in_generate": True}
+    model.generation_config = ClvpGenerationConfig.from_dict(
+        sampling,
         max_new_tokens=model.generation_config.max_new_tokens,
         bos_token_id=decoder.bos_token_id,
         eos_token_id=decoder.eos_token_id,

@@ -90,15 +90,14 @@ def _select(stored: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, 
 def check_keys(module: nn.Module, found: Mapping[str, Tensor], origin: str) -> None:
     """Raise one CheckpointError that names every missing, unexpected and misshaped tensor."""
     expected = module.state_dict()
-    misshaped = [
-        f"{key} (file {list(found[key].shape)}, model {list(value.shape)})"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
     groups = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
-        "misshaped": misshaped,
+        "misshaped": [
+            f"{key} (file {list(found[key].shape)}, model {list(value.shape)})"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
     }
     lines = []
     for name, keys in groups.items():
@@ -129,11 +128,10 @@ def load_weights(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Fill a module built on `meta` from a checkpoint, tensor by tensor.
+    """Fill a module built on `meta` from the first of `files` that a checkpoint has.
 
-    They lie in the first of `files` that is there. `prefixes` are tried in order, so that a part can be read
-    out of the checkpoint of a whole. Floating-point weights become `dtype` (None: as stored), but for rotary
-    frequencies, which stay float32.
+    `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point
+    weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32.
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """

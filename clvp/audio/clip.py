@@ -15,6 +15,7 @@ import soxr
 import torch
 import torchaudio
 
+from clvp.audio.features import MAX_PEAK, full_scale
 from clvp.audio.mel import SAMPLING_RATE
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
@@ -26,7 +27,6 @@ SILENCE = 1e-3  # -60 dB of full scale: what stays below it in all channels is s
 LEAD = 0.5  # seconds of silence that stay in front of the first sound
 MAX_SILENCE = 60.0  # seconds in which there must be a sound
 MIN_SOUND = 0.1  # seconds from the first sound to the end: less is no syllable
-MAX_PEAK = 32.0  # full scale is 1; a few codecs overshoot, but nothing reaches this by accident
 DEAD = 1e-2  # -20 dB of the loudest channel: a channel, or a mix, of less power does not count
 
 _MARGIN = 512  # samples of the lower rate that a filter looks past the end of what it computes, at most
@@ -210,13 +210,7 @@ def _blocks(source: "_Source") -> Iterator[tuple[int, np.ndarray]]:
 
 def _samples(values: np.ndarray, channels: int, planar: bool) -> np.ndarray:
     """float32 [C, N] with full scale 1, of what FFmpeg gives."""
-    values_CN = values if planar else np.ascontiguousarray(values.reshape(-1, channels).T)
-    if values.dtype == np.uint8:
-        return (values_CN.astype(np.float32) - 128) / 128
-    if values.dtype.kind == "i":
-        values_CN = values_CN * (0.5 / (1 << 8 * values.itemsize - 2))
-    with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
-        return values_CN.astype(np.float32)
+    return full_scale(values if planar else np.ascontiguousarray(values.reshape(-1, channels).T))
 
 
 def resample(waveform_N: torch.Tensor, rate: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ PROCESSOR_FILE = "processor_config.json"
 # Fewer samples than this no clip has: they are the channels of [samples, channels].
 _FEWEST_SAMPLES = 9
 # Samples lie in [-1, 1]; a few codecs overshoot, but nothing reaches this by accident.
-_SUSPICIOUS_PEAK = 32.0
+MAX_PEAK = 32.0
 
 
 @dataclass(eq=False)
@@ -293,7 +293,12 @@ def _read_waveform(clip: Any, name: str, max_samples: int | None) -> np.ndarray:
     if samples.size == 0:
         raise ValueError(f"{name} is empty: it has no samples")
     count = samples.size
-    samples = _to_float(samples[:max_samples], name)
+    if samples.dtype.kind != "f" and samples.dtype not in (np.uint8, np.int8, np.int16, np.int32):
+        raise ValueError(
+            f"{name} has samples of type {samples.dtype}: pass floats in [-1, 1], or integers of type int16, "
+            "int32 or uint8, which have a full scale"
+        )
+    samples = full_scale(samples[:max_samples])
     finite = np.isfinite(samples)
     if not finite.all():
         first = int(np.argmin(finite))
@@ -304,7 +309,7 @@ def _read_waveform(clip: Any, name: str, max_samples: int | None) -> np.ndarray:
             "down with raw_speech.mean(axis=1)"
         )
     peak = float(np.abs(samples).max())
-    if peak > _SUSPICIOUS_PEAK:
+    if peak > MAX_PEAK:
         warnings.warn(
             f"{name} reaches {peak:.0f}, far outside [-1, 1]. Integers kept as floats? Pass them as int16",
             stacklevel=4,
@@ -322,15 +327,11 @@ def _to_numpy(clip: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} is no plain sequence of samples: {error}") from error
 
 
-def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
-    if samples.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
-            return samples.astype(np.float32)
+def full_scale(samples: np.ndarray) -> np.ndarray:
+    """Float32 samples with a full scale of 1, of floats, unsigned bytes, or signed integers."""
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128.0) / 128.0
-    if samples.dtype in (np.int8, np.int16, np.int32):
-        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
-    raise ValueError(
-        f"{name} has samples of type {samples.dtype}: pass floats in [-1, 1], or integers of type int16, "
-        "int32 or uint8, which have a full scale"
-    )
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind == "i":
+        samples = samples * (0.5 / (1 << 8 * samples.itemsize - 2))
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
+        return samples.astype(np.float32)

@@ -43,12 +43,10 @@ def log_mel(
     layout are those of the CLVP feature extractor of `transformers`.
 
     The spectrum is computed in float64: in float32, the rounding of a loud tone drowns quiet bands and
-    costs up to 1e-2. Each clip is computed by itself, so that its result does not depend on the rest of the
-    batch.
+    costs up to 1e-2. Each clip is computed by itself, so that its result is the same in any batch.
 
-    Raises:
-        ValueError: a waveform not longer than half a window (its edge cannot be reflected), or norms that
-            do not fit the number of bands.
+    Raises ValueError for a waveform not longer than half a window (its edge cannot be reflected), and for
+    norms that do not fit the number of bands.
     """
     if waveforms_BN.ndim != 2:
         raise ValueError(f"waveforms must have the shape [B, N], got {list(waveforms_BN.shape)}")
@@ -64,15 +62,13 @@ def log_mel(
     norms_M = torch.tensor(
         [1.0] * num_mels if mel_norms is None else mel_norms, dtype=torch.float64, device=device
     )
-    mels_BMT = []
-    for waveform_N in waveforms_BN.to(torch.float64):
+    shape = (len(waveforms_BN), num_mels, 1 + waveforms_BN.shape[1] // hop_length)
+    mels_BMT = torch.empty(shape, dtype=torch.float32, device=device)
+    for mel_MT, waveform_N in zip(mels_BMT, waveforms_BN.to(torch.float64), strict=True):
         spectrum_FT = torch.stft(waveform_N, n_fft, hop_length, window=window, return_complex=True)
         power_FT = spectrum_FT.real.square() + spectrum_FT.imag.square()
-        mel_MT = (filters_MF @ power_FT).clamp(min=POWER_FLOOR).log()
-        mels_BMT.append((mel_MT / norms_M[:, None]).float())
-    if not mels_BMT:
-        return torch.empty(0, num_mels, 1 + waveforms_BN.shape[1] // hop_length, device=device)
-    return torch.stack(mels_BMT)
+        mel_MT[:] = (filters_MF @ power_FT).clamp(min=POWER_FLOOR).log() / norms_M[:, None]
+    return mels_BMT
 
 
 @lru_cache(maxsize=4)

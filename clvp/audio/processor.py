@@ -43,19 +43,15 @@ class ClvpProcessor:
         `max_length`, `pad_to_multiple_of` and `padding_side` are about text alone. Call `feature_extractor`
         for other audio lengths.
 
-        Args:
-            raw_speech: a clip, a batch of clips, or a list with the clips of each voice: see
-                `ClvpFeatureExtractor`. `audio` is its newer name.
-            sampling_rate: that of the audio.
-            text: a text or a batch of texts, which goes with one voice or with as many voices as texts.
+        `raw_speech`, whose newer name is `audio`, is a clip, a batch of clips, or a list with the clips of
+        each voice: see `ClvpFeatureExtractor`. `text` is a text or a batch of texts, which goes with one
+        voice or with as many voices as texts.
 
-        Returns:
-            With text `input_ids` and the `attention_mask` of the text, with audio `input_features`. Audio
-            alone comes with the mask of its samples.
+        Returns `input_ids` and the `attention_mask` of the text, and the `input_features` of audio. Audio
+        alone comes with the mask of its samples.
 
-        Raises:
-            ValueError: neither audio nor text, text arguments without a text, or what feature extractor and
-                tokenizer raise.
+        Raises ValueError for neither audio nor text, for text arguments without a text, and as feature
+        extractor and tokenizer do.
         """
         if raw_speech is not None and audio is not None:
             raise ValueError("raw_speech and audio are two names of one argument: pass one of them")

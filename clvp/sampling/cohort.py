@@ -1,9 +1,8 @@
 """Lanes that started at the same step: their keys and values, and attention over them.
 
 A lane is one candidate being decoded. The lanes of a cohort have drawn equally many tokens, so their suffixes
-lie in one compact block that is read exactly as far as it is filled; the prefixes of their rows lie beside
-it, once per row. The block grows by `GROWTH` positions at a time and is cut down to the lanes that still
-live.
+lie in one compact block that is read exactly as far as it is filled; the prefixes lie beside it, once per
+row. The block grows by `GROWTH` positions at a time and is cut down to the lanes that still live.
 
 Every product has a shape that follows from the row alone: [1, N] x [N, T] per lane for the suffix, and for
 the prefix [M, N] x [N, P] per row with M a width of `Products` (see `invariance`). That is what makes a
@@ -34,25 +33,14 @@ class _PrefixStack:
         device = prefixes[0].keys[0].device
         lengths_R1 = torch.tensor([prefix.length for prefix in prefixes], device=device)[:, None]
         beyond_RP = torch.arange(self.padded, device=device) >= lengths_R1
-        padding_RP = torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)
+        # 0, or −inf where the prefix is padding.
+        self.padding_RP = torch.zeros(beyond_RP.shape, device=device).masked_fill(beyond_RP, -torch.inf)
+        self.keys = [torch.cat(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)]  # [E, P, N]
+        self.values = [torch.cat(layer) for layer in zip(*(p.values for p in prefixes), strict=True)]
         slots = [row * self.members + place for row, count in enumerate(lanes) for place in range(count)]
         # Every place of every row is taken, in order: nothing needs to be gathered.
         self.full = slots == list(range(len(prefixes) * self.members))
-        self._hold(
-            [torch.cat(layer) for layer in zip(*(p.keys for p in prefixes), strict=True)],
-            [torch.cat(layer) for layer in zip(*(p.values for p in prefixes), strict=True)],
-            padding_RP,
-            torch.tensor(slots, device=device),
-        )
-
-    def _hold(
-        self, keys_EPN: list[Tensor], values_EPN: list[Tensor], padding_RP: Tensor, slot_B: Tensor
-    ) -> None:
-        self.values = values_EPN
-        self.keys = keys_EPN
-        self.keys_transposed = [keys.transpose(1, 2) for keys in keys_EPN]
-        self.padding_RP = padding_RP  # 0, or −inf where the prefix is padding
-        self._place_lanes(slot_B)
+        self._place_lanes(torch.tensor(slots, device=device))
 
     def _place_lanes(self, slot_B: Tensor) -> None:
         self.slot_B = slot_B  # row · M + place among the row's lanes
@@ -75,8 +63,9 @@ class _PrefixStack:
             def kept(blocks: list[Tensor]) -> list[Tensor]:
                 return [block.unflatten(0, (-1, self.heads))[rows_R].flatten(0, 1) for block in blocks]
 
-            slot_B = new_row_B * self.members + place_B
-            self._hold(kept(self.keys), kept(self.values), self.padding_RP[rows_R], slot_B)
+            self.keys, self.values = kept(self.keys), kept(self.values)
+            self.padding_RP = self.padding_RP[rows_R]
+            self._place_lanes(new_row_B * self.members + place_B)
 
     def by_row(self, x_BHX: Tensor) -> Tensor:
         """[B, H, X] -> [E, M, X], zero where a row has no lane."""
@@ -92,7 +81,7 @@ class _PrefixStack:
 
     def scores(self, layer: int, q_BHN: Tensor) -> Tensor:
         """[B, H, P]"""
-        scores_EMP = torch.bmm(self.by_row(q_BHN), self.keys_transposed[layer])
+        scores_EMP = torch.bmm(self.by_row(q_BHN), self.keys[layer].transpose(1, 2))
         return self.by_lane(scores_EMP) + self.padding_B1P
 
     def read(self, layer: int, weights_BHP: Tensor) -> Tensor:
@@ -104,11 +93,7 @@ class Cohort:
     """Keys and values of lanes in lockstep. The order of the lanes is that of the block's first dimension."""
 
     def __init__(
-        self,
-        weights: DecoderWeights,
-        prefixes: Sequence[Prefix],
-        lanes: Sequence[int],
-        max_tokens: int,
+        self, weights: DecoderWeights, prefixes: Sequence[Prefix], lanes: Sequence[int], max_tokens: int
     ) -> None:
         """`lanes[r]` lanes of at most `max_tokens` tokens for row r; the prefixes have one padded length.
 
@@ -120,13 +105,12 @@ class Cohort:
         self.size = sum(lanes)
         self.length = 0  # tokens in the suffix
         self.prefix = _PrefixStack(prefixes, lanes, weights.products)
-        self.keys: list[Tensor] = []  # [capacity, H, room, N] each
-        self.values: list[Tensor] = []
-        head_dim = weights.width // weights.heads
-        shape = (self.size, weights.heads, min(GROWTH, max_tokens), head_dim)
-        for _ in weights.layers:
-            self.keys.append(torch.empty(shape, dtype=weights.dtype, device=weights.device))
-            self.values.append(torch.empty(shape, dtype=weights.dtype, device=weights.device))
+        shape = (self.size, weights.heads, min(GROWTH, max_tokens), weights.width // weights.heads)
+
+        def blocks() -> list[Tensor]:  # [capacity, H, room, N] each
+            return [torch.empty(shape, dtype=weights.dtype, device=weights.device) for _ in weights.layers]
+
+        self.keys, self.values = blocks(), blocks()
 
     @property
     def capacity(self) -> int:

@@ -7,6 +7,7 @@ cohort by cohort. Shapes: B lanes, W lanes padded to a width of `Products`, D wi
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -87,15 +88,13 @@ class CohortDecoder:
     def admit(self, admissions: Sequence[Admission]) -> None:
         """New lanes. Rows of one padded prefix length form one cohort."""
         self.promised_lanes = self.promised_bytes = 0
-        by_length = sorted(admissions, key=lambda admission: admission.prefix.padded)
-        for _, group in groupby(by_length, key=lambda admission: admission.prefix.padded):
+        length = attrgetter("prefix.padded")
+        for _, group in groupby(sorted(admissions, key=length), key=length):
             together = list(group)
-            prefixes = [admission.prefix for admission in together]
-            lanes = [len(admission.owners) for admission in together]
-            limit = self.table.params.max_new_tokens
-            self.cohorts.append(Cohort(self.weights, prefixes, lanes, limit))
-            for admission in together:
-                self.table.append(admission.owners, admission.keys_N)
+            prefixes, lanes = [new.prefix for new in together], [len(new.owners) for new in together]
+            self.cohorts.append(Cohort(self.weights, prefixes, lanes, self.table.params.max_new_tokens))
+            for new in together:
+                self.table.append(new.owners, new.keys_N)
 
     @torch.inference_mode()
     def step(self) -> list[FinishedLane]:

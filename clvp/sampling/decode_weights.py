@@ -22,6 +22,7 @@ Linear = Callable[[Tensor], Tensor]
 ResidualLinear = Callable[[Tensor, Tensor], Tensor]  # (x, residual) -> x Wᵀ + b + residual
 
 WIDEST = 192  # rows of one product at most: the products are bound by arithmetic long before
+ROWS_HINT = 64  # oneDNN's layout chosen for this many rows is the fast one for 1 … 128
 
 
 @dataclass(frozen=True)
@@ -100,48 +101,30 @@ def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and supported and torch.backends.mkldnn.is_available()
 
 
-class PackedLinears:
-    """Products with the weights in oneDNN's own layout, and what follows a product done in the same pass."""
+def _pack(weight_OI: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), ROWS_HINT)
+    return packed
 
-    ROWS_HINT = 64  # the layout chosen for this many rows is the fast one for 1 … 128
 
-    @classmethod
-    def _pack(cls, weight_OI: Tensor) -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), cls.ROWS_HINT)
-        return packed
-
-    @classmethod
-    def linear(cls, weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
-        """x Wᵀ + b, then GELU's tanh form if asked for."""
-        packed, operator = cls._pack(weight_OI), torch.ops.mkldnn._linear_pointwise
+def linear_product(weight_OI: Tensor, bias_O: Tensor, packed: bool, gelu: bool = False) -> Linear:
+    """x Wᵀ + b, then GELU's tanh form if asked for; packed: with the weights in oneDNN's own layout."""
+    if packed:
+        packed_weight, operator = _pack(weight_OI), torch.ops.mkldnn._linear_pointwise
         then, algorithm = ("gelu", "tanh") if gelu else ("none", "")
-        return lambda x_BI: operator(x_BI, packed, bias_O, then, [], algorithm)
-
-    @classmethod
-    def residual(cls, weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
-        """x Wᵀ + b + residual."""
-        packed, operator = cls._pack(weight_OI), torch.ops.mkldnn._linear_pointwise.binary
-        return lambda x_BI, residual_BO: operator(x_BI, residual_BO, packed, bias_O, "add")
+        return lambda x_BI: operator(x_BI, packed_weight, bias_O, then, [], algorithm)
+    weight_OI = weight_OI.contiguous()
+    if gelu:
+        return lambda x_BI: functional.gelu(functional.linear(x_BI, weight_OI, bias_O), approximate="tanh")
+    return lambda x_BI: functional.linear(x_BI, weight_OI, bias_O)
 
 
-class PlainLinears:
-    """The same by torch, for every device and dtype."""
-
-    @staticmethod
-    def linear(weight_OI: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:
-        """x Wᵀ + b, then GELU's tanh form if asked for."""
-        weight_OI = weight_OI.contiguous()
-        if gelu:
-            return lambda x_BI: functional.gelu(
-                functional.linear(x_BI, weight_OI, bias_O), approximate="tanh"
-            )
-        return lambda x_BI: functional.linear(x_BI, weight_OI, bias_O)
-
-    @staticmethod
-    def residual(weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
-        """x Wᵀ + b + residual."""
-        weight_OI = weight_OI.contiguous()
-        return lambda x_BI, residual_BO: residual_BO + functional.linear(x_BI, weight_OI, bias_O)
+def residual_product(weight_OI: Tensor, bias_O: Tensor, packed: bool) -> ResidualLinear:
+    """x Wᵀ + b + residual; packed: in one pass."""
+    if packed:
+        packed_weight, operator = _pack(weight_OI), torch.ops.mkldnn._linear_pointwise.binary
+        return lambda x_BI, residual_BO: operator(x_BI, residual_BO, packed_weight, bias_O, "add")
+    weight_OI = weight_OI.contiguous()
+    return lambda x_BI, residual_BO: residual_BO + functional.linear(x_BI, weight_OI, bias_O)
 
 
 @dataclass(frozen=True)
@@ -178,11 +161,6 @@ class DecoderWeights:
         return self.token_embedding_VD.shape[1]
 
     @property
-    def vocabulary(self) -> int:
-        """V, speech tokens and the start and stop token."""
-        return self.token_embedding_VD.shape[0]
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.token_embedding_VD.dtype
 
@@ -193,7 +171,8 @@ class DecoderWeights:
     @property
     def workspace_bytes_per_lane(self) -> int:
         """An upper estimate of what a lane's logits, activations and filters take during a step."""
-        return 4 * (16 * self.vocabulary + 64 * self.width)
+        vocabulary, width = self.token_embedding_VD.shape
+        return 4 * (16 * vocabulary + 64 * width)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -226,12 +205,11 @@ def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
 def arrange_weights(model: DecoderWithHead, products: Products | None = None) -> DecoderWeights:
     """Copies the model's decoder weights into the arrangement for decoding.
 
-    The copy does not follow later changes of the model's parameters. Raises TypeError for a model that
-    `check_plain` refuses.
+    Later changes of the model's parameters are not seen. Raises TypeError as `check_plain` does.
     """
     check_plain(model)
     config, decoder = model.config, model.model.decoder
-    linears = PackedLinears if products is not None and products.packed else PlainLinears
+    packed = products is not None and products.packed
     activation = activation_function(config.activation_function)
     tanh_gelu = config.activation_function == "gelu_new"
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
@@ -239,11 +217,15 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
     def in_widths(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return product if products is None else products.in_widths(product)
 
-    def mlp_in(weight_IO: Tensor, bias_O: Tensor) -> Linear:
-        if tanh_gelu:
-            return in_widths(linears.linear(weight_IO.t(), bias_O, gelu=True))
-        product = in_widths(linears.linear(weight_IO.t(), bias_O))
-        return lambda x_BI: activation(product(x_BI))
+    def linear(weight_OI: Tensor, bias_O: Tensor, gelu: bool = False) -> Linear:
+        return in_widths(linear_product(weight_OI, bias_O, packed, gelu))
+
+    def residual(weight_OI: Tensor, bias_O: Tensor) -> ResidualLinear:
+        return in_widths(residual_product(weight_OI, bias_O, packed))
+
+    def mlp_in(projection: Conv1D) -> Linear:
+        product = linear(projection.weight.t(), projection.bias.clone(), tanh_gelu)
+        return product if tanh_gelu else lambda x_BI: activation(product(x_BI))
 
     layers = []
     for layer in cast("Iterable[ClvpDecoderLayer]", decoder.layers):
@@ -251,20 +233,14 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
         layers.append(
             LayerWeights(
                 input_norm=_norm(layer.input_layernorm),
-                qkv=in_widths(
-                    linears.linear(
-                        torch.cat([q.weight * scale, k.weight, v.weight]),
-                        torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
-                    )
+                qkv=linear(
+                    torch.cat([q.weight * scale, k.weight, v.weight]),
+                    torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
                 ),
-                out=in_widths(
-                    linears.residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj))
-                ),
+                out=residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj)),
                 mlp_norm=_norm(layer.post_attention_layernorm),
-                mlp_in=mlp_in(layer.mlp.c_fc.weight, layer.mlp.c_fc.bias.clone()),
-                mlp_out=in_widths(
-                    linears.residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone())
-                ),
+                mlp_in=mlp_in(layer.mlp.c_fc),
+                mlp_out=residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone()),
             )
         )
     head_bias_V = _bias(model.lm_head)
@@ -275,7 +251,7 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
         layers=tuple(layers),
         decoder_norm=_norm(decoder.layer_norm),
         final_norm=_norm(model.final_norm),
-        head=in_widths(linears.linear(model.lm_head.weight.clone(), head_bias_V)),
+        head=linear(model.lm_head.weight.clone(), head_bias_V),
         heads=config.num_attention_heads,
         products=products,
         max_prefix=config.max_text_tokens + 1,

@@ -1,7 +1,8 @@
 """The loop that decodes rows in lanes, whenever they come and whoever waits for them.
 
 Candidates of rows that come later take the lanes that earlier ones leave. Rows are prefilled once each.
-Memory is reserved before a candidate is admitted, so any number of candidates runs within the budget.
+All the memory that a candidate can come to need is reserved before it is admitted, so the budget holds,
+whatever their number and their lengths.
 """
 
 import atexit
@@ -125,9 +126,7 @@ class Engine:
         self.queue.append(row)
 
     def step(self) -> None:
-        """Fills free lanes, and draws the next token of every lane; several on a GPU. Raises nothing: errors
-        go to those who wait for the rows.
-        """
+        """Fills free lanes and draws each lane's next token (several on a GPU); errors go to the results."""
         try:
             finished = self._drawn() if self.rows else []
         except Exception as error:

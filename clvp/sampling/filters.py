@@ -60,14 +60,10 @@ def _drop_atypical(scores_BK: Tensor, typical_p: float) -> Tensor:
 
 
 def filtered_distribution(logits_BV: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Temperature, top-k, top-p and typical filters.
+    """Temperature, top-k, top-p and typical filters of float32 logits, penalized; −inf: impossible.
 
-    Args:
-        logits_BV: float32 [B, V], already penalized; −inf marks impossible tokens.
-
-    Returns:
-        probabilities [B, K], sorted downwards before typical filtering, zero where filtered; token ids [B,
-        K]. Of equal logits at the edge of the top k exactly k are kept (`transformers` keeps every tie).
+    Gives probabilities [B, K], sorted downwards before typical filtering, zero where filtered, and token ids
+    [B, K]. Of equal logits at the edge of the top k exactly k are kept (`transformers` keeps every tie).
     """
     scores_BV = logits_BV / params.temperature
     vocabulary = scores_BV.shape[-1]
@@ -83,12 +79,8 @@ def filtered_distribution(logits_BV: Tensor, params: SamplingParams) -> tuple[Te
 
 
 def choose_tokens(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> Tensor:
-    """The next token of each row, int64 [B]: the most probable, or the inverse of the distribution at
-    `uniform_B`.
-
-    Args:
-        logits_BV: float32 [B, V], already penalized.
-        uniform_B: float64 [B] in (0, 1); unused when greedy.
+    """The next token of each row, int64 [B], by float32 logits, penalized: the most probable, or the inverse
+    of the distribution at `uniform_B`, float64 in (0, 1).
     """
     if not params.do_sample:
         return logits_BV.argmax(-1)

@@ -1,5 +1,4 @@
-"""Decode attention for CUDA as one Triton kernel: a lane reads its row's prefix and its own suffix, as far as
-they are filled, and nothing else.
+"""Decode attention for CUDA as one Triton kernel: a lane reads its row's prefix and its own suffix alone.
 
 One program per (lane, head) with blocks of constant size: what a lane computes depends on no other lane, and
 the lengths are read on the device, so that one CUDA graph serves every step. The lanes of a row meet its
@@ -103,22 +102,8 @@ def attend(
     """
     lanes, (_, heads, suffix_room, head_dim) = len(qkv_WD), suffix_keys_WHSN.shape
     out_WD = torch.empty(lanes, heads * head_dim, dtype=qkv_WD.dtype, device=qkv_WD.device)
-    _attend_kernel[(lanes, heads)](
-        qkv_WD,
-        prefix_keys_RHPN,
-        prefix_values_RHPN,
-        suffix_keys_WHSN,
-        suffix_values_WHSN,
-        slots_W,
-        prefix_lengths_W,
-        steps_W,
-        active_W,
-        out_WD,
-        H=heads,
-        P=prefix_keys_RHPN.shape[2],
-        S=suffix_room,
-        N=head_dim,
-        BLOCK=BLOCK,
-        num_warps=4,
-    )
+    blocks = (prefix_keys_RHPN, prefix_values_RHPN, suffix_keys_WHSN, suffix_values_WHSN)
+    state = (slots_W, prefix_lengths_W, steps_W, active_W)
+    sizes = {"H": heads, "P": prefix_keys_RHPN.shape[2], "S": suffix_room, "N": head_dim, "BLOCK": BLOCK}
+    _attend_kernel[(lanes, heads)](qkv_WD, *blocks, *state, out_WD, **sizes, num_warps=4)
     return out_WD

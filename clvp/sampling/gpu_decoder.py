@@ -17,14 +17,7 @@ from torch import Tensor
 from clvp.cuda_graph import recorded
 from clvp.sampling.decode_weights import DecoderWeights, decoder_logits
 from clvp.sampling.filters import NO_NUMBERS, without_maximum
-from clvp.sampling.lanes import (
-    Admission,
-    FinishedLane,
-    LaneOwner,
-    finished_lane,
-    mel_positions,
-    next_tokens,
-)
+from clvp.sampling.lanes import Admission, FinishedLane, LaneOwner, finished_lane, next_tokens, positions_of
 from clvp.sampling.memory import budget_error
 from clvp.sampling.params import SamplingParams
 from clvp.sampling.prefill import Prefix, StaticPrefill, padded_length
@@ -140,14 +133,11 @@ class StaticDecoder:
         for _ in range(STEPS_PER_LOOK):
             self._replay()
         self.width_steps += STEPS_PER_LOOK * self.width
-        finished = []
-        broken, *still_active = torch.cat((self.broken_1, self.active_W)).tolist()  # the only wait
+        broken, *active = torch.cat((self.broken_1, self.active_W)).tolist()  # the only wait
         if broken:
             raise ValueError(NO_NUMBERS)
-        for lane, owner in enumerate(self.owners):
-            if owner is not None and not still_active[lane]:
-                finished.append(self._collect(lane, owner))
-        return finished
+        lanes = enumerate(self.owners)
+        return [self._collect(lane, owner) for lane, owner in lanes if owner is not None and not active[lane]]
 
     def _collect(self, lane: int, owner: LaneOwner) -> FinishedLane:
         slot = self.lane_slot[lane]
@@ -170,23 +160,16 @@ class StaticDecoder:
         self._draw(self._logits())
 
     def _logits(self) -> Tensor:
-        weights, position_W = self.weights, mel_positions(self.step_W, self.params)
+        weights, position_W = self.weights, positions_of(self.step_W, self.params.mel_positions)
         last = weights.position_embedding_LD.shape[0] - 1  # where lanes that are done may point
         x_WD = weights.token_embedding_VD[self.token_W]
         x_WD = x_WD + weights.position_embedding_LD[position_W.clamp(max=last)]
 
+        blocks = (self.prefix_keys, self.prefix_values, self.suffix_keys, self.suffix_values)
+        lanes = (self.slot_W, self.prefix_length_W, self.step_W, self.active_W)
+
         def attend(layer: int, qkv_WE: Tensor) -> Tensor:
-            return self.attend(
-                qkv_WE,
-                self.prefix_keys[layer],
-                self.prefix_values[layer],
-                self.suffix_keys[layer],
-                self.suffix_values[layer],
-                self.slot_W,
-                self.prefix_length_W,
-                self.step_W,
-                self.active_W,
-            )
+            return self.attend(qkv_WE, *(block[layer] for block in blocks), *lanes)
 
         return decoder_logits(weights, x_WD, attend)
 

@@ -50,10 +50,8 @@ class Arithmetic:
 
     def facts(self) -> dict[str, str | int]:
         """What tokens depend on, by name."""
-        facts: dict[str, str | int] = {
-            "products": "packed" if self.products.packed else "plain",
-            "quantum": self.products.quantum,
-        }
+        kind = "packed" if self.products.packed else "plain"
+        facts: dict[str, str | int] = {"products": kind, "quantum": self.products.quantum}
         if self.digest is None:
             return facts | {"threads": torch.get_num_threads()}
         return facts | {"arithmetic": self.digest}

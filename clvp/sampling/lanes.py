@@ -12,7 +12,7 @@ from torch import Tensor
 from clvp.sampling.decode_weights import DecoderWeights
 from clvp.sampling.filters import NO_NUMBERS, choose_tokens, forbid_early_stop, penalize, without_maximum
 from clvp.sampling.noise import uniform
-from clvp.sampling.params import SamplingParams
+from clvp.sampling.params import MelPositions, SamplingParams
 from clvp.sampling.prefill import Prefix
 
 
@@ -58,9 +58,9 @@ def next_tokens(
     return choose_tokens(logits_BV, uniform(keys_B, steps_B), params)
 
 
-def mel_positions(steps_B: Tensor, params: SamplingParams) -> Tensor:
-    """Where in the mel position table the lanes' last tokens stand: [B]."""
-    return steps_B + (steps_B > 0) if params.mel_positions == "skip_one" else steps_B
+def positions_of(steps: Tensor, mel_positions: MelPositions) -> Tensor:
+    """Mel positions of the tokens at `steps`: 0, 1, 2 ... as they are, or 0, 2, 3 ... of "skip_one"."""
+    return steps + (steps > 0) if mel_positions == "skip_one" else steps
 
 
 def finished_lane(owner: LaneOwner, history_T: Tensor, before: int, steps: int, stop: int) -> FinishedLane:
@@ -81,13 +81,9 @@ class LaneTable:
         self.weights = weights
         self.params = params
         self.owners: list[LaneOwner] = []
-        device = weights.device
-        self.tokens_B = torch.empty(0, dtype=torch.int64, device=device)
-        self.steps_B = torch.empty(0, dtype=torch.int64, device=device)
-        self.keys_B = torch.empty(0, dtype=torch.int64, device=device)
         self.before = (weights.start_token, *params.penalized_tokens)
-        room = len(self.before) + params.max_new_tokens
-        self.history_BT = torch.empty(0, room, dtype=torch.int64, device=device)
+        self.tokens_B = self.steps_B = self.keys_B = torch.empty(0, dtype=torch.int64, device=weights.device)
+        self.history_BT = self.tokens_B.new_empty(0, len(self.before) + params.max_new_tokens)
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -114,10 +110,8 @@ class LaneTable:
 
     def inputs(self) -> Tensor:
         """Embedded last tokens at their mel positions: [B, D]."""
-        positions_B = mel_positions(self.steps_B, self.params)
-        return (
-            self.weights.token_embedding_VD[self.tokens_B] + self.weights.position_embedding_LD[positions_B]
-        )
+        weights, positions_B = self.weights, positions_of(self.steps_B, self.params.mel_positions)
+        return weights.token_embedding_VD[self.tokens_B] + weights.position_embedding_LD[positions_B]
 
     def draw(self, logits_BV: Tensor) -> list[int]:
         """Draws the next token of each lane from float32 logits; gives the lanes that are done now.

@@ -1,8 +1,4 @@
-"""How much memory the keys and values may take.
-
-The decoders reserve, before they admit a candidate, all that it can come to need. So the budget holds
-whatever lengths are drawn.
-"""
+"""How much memory the keys and values may take, and how it is given back."""
 
 import ctypes
 import re
@@ -17,32 +13,18 @@ GPU_SHARE = 0.8  # of the memory that is free; the rest is for logits, workspace
 CPU_SHARE = 0.5  # less: the page cache and other processes live there too
 
 
-def _cgroup_free_bytes() -> int | None:
-    """What the container's memory limit leaves, if there is one (cgroup v2)."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else max(0, int(limit) - used)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device, in bytes; a container's limit counts on a CPU."""
+def default_budget(device: torch.device) -> int:
+    """The key-value budget where none is given: a share of what is free, of a container's limit on a CPU."""
     if device.type == "cuda":
         held_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held_for_reuse
+        return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held_for_reuse))
     available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     free = 1024 * int(available[1]) if available else 0
-    in_container = _cgroup_free_bytes()
-    return free if in_container is None else min(free, in_container)
-
-
-def default_budget(device: torch.device) -> int:
-    """The key-value budget where none is given: a share of what is free."""
-    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
-    return int(free_bytes(device) * share)
+    folder = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no container (cgroup v2), or one whose limit is "max"
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
+    return int(CPU_SHARE * free)
 
 
 def budget_error(budget: int, needed: int, what: str) -> MemoryBudgetError:

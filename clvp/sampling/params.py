@@ -1,5 +1,4 @@
-"""What the sampler is asked for, and what it gives back. Plain frozen data, no behaviour beyond
-validation."""
+"""What the sampler is asked for, and what it gives back: frozen data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +24,8 @@ class SamplingParams(Checked):
     """Everything that decides which tokens are drawn. The defaults are Tortoise's.
 
     The filters are applied in the order of `transformers`: repetition penalty, minimum length, temperature,
-    top-k, top-p (Holtzman et al. 2020), typical (Meister et al. 2022).
-
-    Raises:
-        ValueError: a value is out of range; the message names the field.
+    top-k, top-p (Holtzman et al. 2020), typical (Meister et al. 2022). Raises ValueError naming a field that
+    is out of range.
     """
 
     max_new_tokens: Count = 500  # speech tokens at most; 21.5 are a second

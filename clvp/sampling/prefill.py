@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from clvp.cuda_graph import recorded
-from clvp.sampling.decode_weights import DecoderWeights, LayerWeights
+from clvp.sampling.decode_weights import DecoderWeights
 
-PREFIX_BUCKET = (
-    32  # prefixes are padded to a multiple of this; rows of one padded length share attention calls
-)
+PREFIX_BUCKET = 32  # prefixes are padded to a multiple of this; rows of one padded length share calls
 
 
 def padded_length(length: int) -> int:
@@ -97,7 +95,12 @@ class StaticPrefill:
         return self.results[: 2 * layers * padded * width].view(shape)
 
     def _replay(self, padded: int) -> None:
-        work = partial(self._compute, padded)
+        keys, values = self._results(padded)
+
+        def keep(layer: int, k: Tensor, v: Tensor) -> None:
+            keys[layer], values[layer] = k[0], v[0]
+
+        work = partial(_through_layers, self.weights, self.x_PD[:padded], padded, keep)
         if padded not in self.graphs or self.pool is None:
             self.graphs[padded] = None
             work()
@@ -107,26 +110,6 @@ class StaticPrefill:
             graph = self.graphs[padded] = recorded(work, (self.x_PD,), self.pool)
         graph.replay()
 
-    def _compute(self, padded: int) -> None:
-        keys, values = self._results(padded)
-
-        def keep(layer: int, k: Tensor, v: Tensor) -> None:
-            keys[layer], values[layer] = k[0], v[0]
-
-        _through_layers(self.weights, self.x_PD[:padded], padded, keep)
-
-
-def _heads(x_XD: Tensor, heads: int, padded: int) -> Tensor:
-    return x_XD.view(-1, padded, heads, x_XD.shape[1] // heads).transpose(1, 2)  # [R, H, P, N]
-
-
-def _finish_layer(layer: LayerWeights, x_XD: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if x_XD.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
-        q, k, v = q.float(), k.float(), v.float()
-    attended_RHPN = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-    x_XD = layer.out(attended_RHPN.transpose(1, 2).reshape(x_XD.shape).to(x_XD.dtype), x_XD)
-    return layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_XD)), x_XD)
-
 
 def _through_layers(
     weights: DecoderWeights, x_XD: Tensor, padded: int, keep: Callable[[int, Tensor, Tensor], None]
@@ -135,12 +118,17 @@ def _through_layers(
 
     Padding stands at a row's end, behind the causal mask, so it changes nothing before it.
     """
+    shape = (-1, padded, 3, weights.heads, weights.width // weights.heads)
     for number, layer in enumerate(weights.layers):
-        q_XD, k_XD, v_XD = layer.qkv(layer.input_norm(x_XD)).chunk(3, dim=-1)
-        q, k, v = (_heads(part, weights.heads, padded) for part in (q_XD, k_XD, v_XD))
+        q, k, v = layer.qkv(layer.input_norm(x_XD)).view(shape).permute(2, 0, 3, 1, 4)
         keep(number, k, v)
-        if number + 1 < len(weights.layers):  # nothing reads the last layer's output at a prefix position
-            x_XD = _finish_layer(layer, x_XD, q, k, v)
+        if number + 1 == len(weights.layers):
+            return  # nothing reads the last layer's output at a prefix position
+        if x_XD.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
+            q, k, v = q.float(), k.float(), v.float()
+        attended_RHPN = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        x_XD = layer.out(attended_RHPN.transpose(1, 2).reshape(x_XD.shape).to(x_XD.dtype), x_XD)
+        x_XD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_XD)), x_XD)
 
 
 @torch.inference_mode()

@@ -25,8 +25,7 @@ class CandidateSampler:
     """Samples candidates with one model on one device.
 
     The tokens of a row depend on its prompt, its id, the candidate index, `SamplingParams` and `facts()`;
-    not on the rows beside it, their order, or the lanes and memory there are. Tests hold it to that, bit
-    for bit.
+    not on the rows beside it, their order, or the lanes and memory there are: they are the same bit for bit.
 
     The weights are copied; later changes of the model's parameters are not seen.
     """
@@ -56,9 +55,8 @@ class CandidateSampler:
     def sample(self, rows: Iterable[PromptRow], params: SamplingParams) -> list[list[Candidate]]:
         """The candidates of every row, in the order of `rows` and of each row's `candidates`.
 
-        Raises:
-            ValueError: a prompt is malformed, or `max_new_tokens` exceeds the model's mel positions.
-            MemoryBudgetError: the budget cannot hold one candidate.
+        Raises ValueError for a malformed prompt, and for more `max_new_tokens` than the model has mel
+        positions; MemoryBudgetError where the budget cannot hold one candidate.
         """
         results = dict(self.sample_iter(rows, params))
         return [results[index] for index in range(len(results))]

@@ -18,27 +18,16 @@ MAX_ENGLISH_DIGITS = 4300
 # inflect knows names up to decillions.
 MAX_INFLECT_DIGITS = 36
 
+# In the references' order.
 _ABBREVIATIONS = (
-    ("mrs", "misess"),
-    ("mr", "mister"),
-    ("dr", "doctor"),
-    ("st", "saint"),
-    ("co", "company"),
-    ("jr", "junior"),
-    ("maj", "major"),
-    ("gen", "general"),
-    ("drs", "doctors"),
-    ("rev", "reverend"),
-    ("lt", "lieutenant"),
-    ("hon", "honorable"),
-    ("sgt", "sergeant"),
-    ("capt", "captain"),
-    ("esq", "esquire"),
-    ("ltd", "limited"),
-    ("col", "colonel"),
-    ("ft", "fort"),
+    "mrs=misess mr=mister dr=doctor st=saint co=company jr=junior maj=major gen=general drs=doctors "
+    "rev=reverend lt=lieutenant hon=honorable sgt=sergeant capt=captain esq=esquire ltd=limited "
+    "col=colonel ft=fort"
 )
-_ABBREVIATION_PATTERNS = tuple((f"{a}.", re.compile(rf"\b{a}\."), full) for a, full in _ABBREVIATIONS)
+_ABBREVIATION_PATTERNS = tuple(
+    (f"{short}.", re.compile(rf"\b{short}\."), full)
+    for short, full in (pair.split("=") for pair in _ABBREVIATIONS.split())
+)
 
 _COMMA_NUMBER = re.compile(r"[0-9][0-9,]+[0-9]")
 _DOLLARS = re.compile(r"\$([0-9.,]*[0-9])")
@@ -52,12 +41,9 @@ _SCALES = ("", " thousand", " million", " billion", " trillion", " quadrillion")
 
 
 class TextNormalizationError(ValueError):
-    """A piece of a text that the reference's normalizer cannot read.
+    """(The start of) a `piece` of a text that the reference's normalizer cannot read, and the `reason`.
 
-    Attributes:
-        piece: (the start of) what cannot be read.
-        reason: why not.
-        index: the position of the text in a batch, None for a single text.
+    `index` is the position of the text in a batch, None for a single text.
     """
 
     def __init__(self, piece: str, reason: str, index: int | None = None) -> None:
@@ -81,9 +67,8 @@ def english_normalize(text: str) -> str:
     Drops every non-ASCII character, lower-cases, spells numbers out, expands abbreviations, collapses white
     space and removes double quotes.
 
-    Raises:
-        TextNormalizationError: a dollar amount with a stray comma ("$,5", "$1.,5"), or a number of more than
-            4300 digits; the reference raises a bare ValueError there.
+    Raises TextNormalizationError for a dollar amount with a stray comma ("$,5", "$1.,5"), and for a number of
+    more than 4300 digits; the reference raises a bare ValueError there.
     """
     text = text.encode("ascii", "ignore").decode("ascii").lower()
     return _normalize_ascii(text, _strict_integer, _english_ordinal, _english_number)
@@ -103,10 +88,7 @@ def tortoise_normalize(text: str) -> str:
 
 
 def _normalize_ascii(
-    text: str,
-    integer: Callable[[str, str], str],
-    ordinal: Callable[[str], str],
-    number: Callable[[str], str],
+    text: str, integer: Callable[[str, str], str], ordinal: Callable[[str], str], number: Callable[[str], str]
 ) -> str:
     """The steps common to both, in their order; `text` is ASCII and lower-case.
 
@@ -129,17 +111,9 @@ def _dollar_phrase(amount: str, integer: Callable[[str, str], str]) -> str:
     if len(parts) > 2:  # e.g. a version number
         return f"{amount} dollars"
     dollars, cents = (integer(part, f"${amount}") if part else "0" for part in (*parts, "")[:2])
-    if cents == "0":
-        return "zero dollars" if dollars == "0" else _counted(dollars, "dollar")
-    return (
-        _counted(cents, "cent")
-        if dollars == "0"
-        else f"{_counted(dollars, 'dollar')}, {_counted(cents, 'cent')}"
-    )
-
-
-def _counted(amount: str, unit: str) -> str:
-    return f"{amount} {unit}" if amount == "1" else f"{amount} {unit}s"
+    counted = ((dollars, "dollar"), (cents, "cent"))
+    words = [f"{n} {unit}" if n == "1" else f"{n} {unit}s" for n, unit in counted if n != "0"]
+    return ", ".join(words) or "zero dollars"
 
 
 def _without_leading_zeros(digits: str) -> str:
@@ -152,19 +126,18 @@ def _without_leading_zeros(digits: str) -> str:
 def _strict_integer(part: str, amount: str) -> str:
     if "," in part:
         raise TextNormalizationError(amount, "a dollar amount with a stray comma")
-    return _without_leading_zeros(_checked(part))
+    return _english_digits(part)
 
 
-def _checked(digits: str) -> str:
+def _english_digits(digits: str) -> str:
     if len(digits) > MAX_ENGLISH_DIGITS:
-        raise TextNormalizationError(
-            digits, f"a number of {len(digits)} digits (the limit is {MAX_ENGLISH_DIGITS})"
-        )
-    return digits
+        reason = f"a number of {len(digits)} digits (the limit is {MAX_ENGLISH_DIGITS})"
+        raise TextNormalizationError(digits, reason)
+    return _without_leading_zeros(digits)
 
 
 def _english_number(digits: str) -> str:
-    digits = _without_leading_zeros(_checked(digits))
+    digits = _english_digits(digits)
     if len(digits) == 4 and digits < "3000" and digits != "2000":
         century, rest = divmod(int(digits), 100)
         if rest == 0 and century > 10:
@@ -176,7 +149,7 @@ def _english_number(digits: str) -> str:
 
 def _english_ordinal(ordinal: str) -> str:
     """ "21st" to "twenty-onest": the reference appends the suffix to the cardinal."""
-    digits = _without_leading_zeros(_checked(ordinal[:-2]))
+    digits = _english_digits(ordinal[:-2])
     suffix = {"1": "st", "2": "nd", "3": "rd"}.get(digits[-1], "th")
     if 10 <= int(digits[-2:]) <= 20:
         suffix = "th"
@@ -205,7 +178,7 @@ def _lenient_integer(part: str, amount: str) -> str:
 def _tortoise_number(digits: str) -> str:
     digits = _without_leading_zeros(digits)
     if len(digits) > MAX_INFLECT_DIGITS:
-        return _digit_by_digit(digits)
+        return " ".join(map(_inflect_words, digits))
     if len(digits) == 4 and "1000" < digits < "3000":
         return _tortoise_year(digits)
     return _inflect_words(digits, andword="")
@@ -225,12 +198,8 @@ def _tortoise_year(digits: str) -> str:
 def _tortoise_ordinal(ordinal: str) -> str:
     digits, suffix = _without_leading_zeros(ordinal[:-2]), ordinal[-2:]
     if len(digits) > MAX_INFLECT_DIGITS:
-        return f"{_digit_by_digit(digits[:-1])} {_inflect_words(digits[-1] + suffix)}"
+        return " ".join(map(_inflect_words, [*digits[:-1], digits[-1] + suffix]))
     return _inflect_words(digits + suffix)
-
-
-def _digit_by_digit(digits: str) -> str:
-    return " ".join(map(_inflect_words, digits))
 
 
 @lru_cache(maxsize=10_000)

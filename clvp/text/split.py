@@ -50,9 +50,7 @@ def split_text(text: str, length: int = DESIRED_CHARACTERS, limit: int = MOST_CH
 
     They have all of its letters and digits; what has none, such as a line of stars, is left out.
     """
-    found = [
-        utterance for paragraph in _paragraphs(text) for utterance in _utterances(paragraph, length, limit)
-    ]
+    found = [piece for paragraph in _paragraphs(text) for piece in _utterances(paragraph, length, limit)]
     return [*found[:-1], Utterance(found[-1].text, 0.0)] if found else []
 
 

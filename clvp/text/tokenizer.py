@@ -50,8 +50,6 @@ from clvp.text.vocabulary import (
 Normalizer = Literal["english", "tortoise"]
 TokenIds = Sequence[int] | np.ndarray | Tensor
 
-_STOP_TOKEN = "[STOP]"
-
 
 @dataclass(eq=False)
 class ClvpTokenizer(Checked):
@@ -333,13 +331,9 @@ class ClvpTokenizer(Checked):
     ) -> Any:
         """Text of a sequence of token ids, or a list of texts of a batch of sequences.
 
-        Args:
-            skip_special_tokens: drop bos, eos, padding and unknown tokens.
-            clean_up_tokenization_spaces: turn [SPACE] and [STOP] into spaces, drop unknown tokens, and make
-                one space of two or three; by default as the tokenizer was told.
-
-        Raises:
-            ValueError: no token has such an id.
+        `skip_special_tokens` drops bos, eos, padding and unknown tokens. `clean_up_tokenization_spaces` turns
+        [SPACE] and [STOP] into spaces, drops unknown tokens, and makes one space of two or three; by default
+        as the tokenizer was told. Raises ValueError for an id that no token has.
         """
         ids = to_python(token_ids)
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
@@ -349,7 +343,7 @@ class ClvpTokenizer(Checked):
         cleans = clean_up_tokenization_spaces
         if not (self.clean_up_tokenization_spaces if cleans is None else cleans):
             return text
-        for token in (SPACE_TOKEN, _STOP_TOKEN):
+        for token in (SPACE_TOKEN, "[STOP]"):
             text = text.replace(token, " ") if token in self._all_ids else text
         return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
 

@@ -15,7 +15,6 @@ from clvp.fields import Index
 _FILES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 
 SPACE_TOKEN = "[SPACE]"
-_BYTE_SPACE = "\u0120"  # how byte-level BPE writes a space
 _BYTES = ByteLevel(add_prefix_space=False, use_regex=False)
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -76,9 +75,7 @@ def read_merges(path: Path) -> list[Merge]:
 
 
 def added_tokens(
-    vocabulary: Mapping[str, int],
-    declared: Mapping[Any, TokenDescription],
-    special_tokens: Sequence[str],
+    vocabulary: Mapping[str, int], declared: Mapping[Any, TokenDescription], special_tokens: Sequence[str]
 ) -> dict[int, AddedToken]:
     """Id to added token: those declared, and special ones besides, unknown ones with new ids."""
     added = {token_id: added_token(token) for token_id, token in declared.items()}
@@ -117,8 +114,8 @@ def byte_pair_encoder(
     Raises ValueError for a merge that makes a token that the vocabulary lacks.
     """
     vocab = dict(vocabulary)
-    if SPACE_TOKEN in vocab:  # the id that a lone space gets
-        vocab[_BYTE_SPACE] = vocab.pop(SPACE_TOKEN)
+    if SPACE_TOKEN in vocab:  # has the id of a lone space, which byte-level BPE writes so
+        vocab["\u0120"] = vocab.pop(SPACE_TOKEN)
     for left, right in merges:
         missing = [token for token in (left, right, left + right) if token not in vocab]
         if missing:

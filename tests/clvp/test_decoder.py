@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clvp import ClvpDecoder, ClvpDecoderConfig, ClvpForCausalLM, ClvpModel
-from clvp.generation import mel_position_ids
+from clvp.sampling.lanes import positions_of
 
 CONFIG = ClvpDecoderConfig(
     vocab_size=300,
@@ -129,11 +129,11 @@ def test_gradients_with_and_without_checkpointing(ids):
         assert torch.allclose(once, twice, rtol=1e-5, atol=1e-7)
 
 
-def test_mel_positions():
-    assert mel_position_ids(4, "trained").tolist() == [0, 1, 2, 3]
-    assert mel_position_ids(4, "skip_one").tolist() == [0, 2, 3, 4]
+def test_mel_positions(decoder, ids):
+    assert positions_of(torch.arange(4), "trained").tolist() == [0, 1, 2, 3]
+    assert positions_of(torch.arange(4), "skip_one").tolist() == [0, 2, 3, 4]
     with pytest.raises(ValueError, match="odd"):
-        mel_position_ids(4, "odd")
+        decoder.mel_embeddings(ids, "odd")
 
 
 @torch.no_grad()

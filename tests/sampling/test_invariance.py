@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams, invariance
+from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams, decode_weights, invariance
 from clvp.sampling.cohort import Cohort
 from clvp.sampling.cpu_decoder import CohortDecoder
-from clvp.sampling.decode_weights import PackedLinears, PlainLinears, Products, arrange_weights
+from clvp.sampling.decode_weights import Products, arrange_weights
 from clvp.sampling.gpu_decoder import StaticDecoder
 from clvp.sampling.invariance import FIXED, find_arithmetic
 from clvp.sampling.prefill import prefill
@@ -172,22 +172,20 @@ def test_the_facts_depend_on_nothing_that_a_run_may_choose() -> None:
     assert all(other == facts[0] for other in facts)
 
 
-def perturbed(wrong: Callable[[Tensor], Tensor]) -> Callable[[Callable[..., Any]], Any]:
-    """Makes the last bit of the rows that `wrong` marks in a product's input another one."""
+def perturbed(wrong: Callable[[Tensor], Tensor]) -> Callable[..., Callable[[Tensor], Tensor]]:
+    """`linear_product`, with another last bit in the rows that `wrong` marks in a product's input."""
+    linear_product = decode_weights.linear_product
 
-    def perturb(linear: Callable[..., Any]) -> Any:
-        def made(*weights: Any, **options: Any) -> Callable[[Tensor], Tensor]:
-            product = linear(*weights, **options)
+    def made(*weights: Any) -> Callable[[Tensor], Tensor]:
+        product = linear_product(*weights)
 
-            def changed(x_WI: Tensor) -> Tensor:
-                y_WO = product(x_WI)
-                return torch.where(wrong(x_WI)[:, None], torch.nextafter(y_WO, y_WO + 1), y_WO)
+        def changed(x_WI: Tensor) -> Tensor:
+            y_WO = product(x_WI)
+            return torch.where(wrong(x_WI)[:, None], torch.nextafter(y_WO, y_WO + 1), y_WO)
 
-            return changed
+        return changed
 
-        return staticmethod(made)
-
-    return perturb
+    return made
 
 
 def tail_of_six(x_WI: Tensor) -> Tensor:
@@ -225,8 +223,7 @@ def test_the_probe_sees_what_a_kernel_does_otherwise(
     natural = find_arithmetic(small_decoder())
     if natural.products.quantum > 6:
         pytest.skip("this processor's own kernels need a larger quantum")
-    for linears in (PackedLinears, PlainLinears):
-        monkeypatch.setattr(linears, "linear", perturbed(wrong)(linears.linear))
+    monkeypatch.setattr(decode_weights, "linear_product", perturbed(wrong))
     invariance._find.cache_clear()
     found = find_arithmetic(small_decoder())
     if quantum is None:
