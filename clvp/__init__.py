@@ -3,10 +3,9 @@
 Names and calls are those of the CLVP family in `transformers`. This package knows nothing of Ray.
 """
 
-# ruff: noqa: F401
 from typing import TYPE_CHECKING
 
-import clvp.arithmetic  # before anything computes
+import clvp.arithmetic  # noqa: F401  (before anything computes)
 from clvp.lazy import imported_late
 
 if TYPE_CHECKING:
@@ -22,4 +21,21 @@ if TYPE_CHECKING:
     from clvp.pretrained import ClvpPreTrainedModel
     from clvp.text.tokenizer import ClvpTokenizer
 
-__all__, __getattr__ = imported_late(__file__)
+__all__ = [
+    "ClvpConditioningEncoder",
+    "ClvpConfig",
+    "ClvpDecoder",
+    "ClvpDecoderConfig",
+    "ClvpEncoder",
+    "ClvpEncoderConfig",
+    "ClvpFeatureExtractor",
+    "ClvpForCausalLM",
+    "ClvpGenerationConfig",
+    "ClvpModel",
+    "ClvpModelForConditionalGeneration",
+    "ClvpPreTrainedModel",
+    "ClvpProcessor",
+    "ClvpTokenizer",
+]
+
+__getattr__ = imported_late(__file__)

@@ -4,7 +4,6 @@ Reading order: `params`, `sampler`, `engine`, `cpu_decoder`, `cohort`; then `dec
 `lanes`, `filters`, `noise`, `memory`, `invariance`; `gpu_decoder` and `gpu_attention` for GPUs.
 """
 
-# ruff: noqa: F401
 from typing import TYPE_CHECKING
 
 from clvp.lazy import imported_late
@@ -21,4 +20,16 @@ if TYPE_CHECKING:
     )
     from clvp.sampling.sampler import CandidateSampler
 
-__all__, __getattr__ = imported_late(__file__)
+__all__ = [
+    "Candidate",
+    "CandidateSampler",
+    "Engine",
+    "EngineConfig",
+    "MelPositions",
+    "MemoryBudgetError",
+    "PromptRow",
+    "SamplingParams",
+    "SamplingStats",
+]
+
+__getattr__ = imported_late(__file__)

@@ -5,7 +5,6 @@ Reading order: `params`, `speaker`, `codec_decoder`, `decoder`, `bucket`; then `
 checkpoints.
 """
 
-# ruff: noqa: F401
 from typing import TYPE_CHECKING
 
 from clvp.lazy import imported_late
@@ -25,4 +24,20 @@ if TYPE_CHECKING:
     )
     from clvp.waveform.speaker import Speaker
 
-__all__, __getattr__ = imported_late(__file__)
+__all__ = [
+    "PRESETS",
+    "CodecWaveformDecoder",
+    "DecodeFailure",
+    "DecodedSpeech",
+    "Preset",
+    "Speaker",
+    "WaveformDecoder",
+    "WaveformEngineConfig",
+    "WaveformModels",
+    "WaveformParams",
+    "WaveformRequest",
+    "load_waveform_decoder",
+    "load_waveform_models",
+]
+
+__getattr__ = imported_late(__file__)
