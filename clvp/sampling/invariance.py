@@ -33,7 +33,7 @@ Kind = Literal["packed", "plain"]
 # Divisors of the widest product among the multiples of what micro-kernels take at once.
 QUANTA = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 FIXED = Products(packed=False, quantum=64, widest=64)
-# Cohorts in which attention is compared: prefix length, tokens drawn, lanes of one row at most, and every how
+# Cohorts in which attention is compared: prefix length, tokens drawn, lanes of one row at most, and every so
 # manieth width.
 ATTENTION_CASES = ((30, 1, 192, 3), (90, 40, 192, 1), (1000, 17, 192, 3), (30, 500, 24, 3))
 
@@ -139,8 +139,9 @@ class _Probe:
         self.cases = [
             _AttentionCase(
                 prefill(self.one_layer, [self.prefix_PD[:length]])[0],
-                *(history_HTN[:, :tokens].repeat(min(lanes, products.widest), 1, 1, 1) for _ in range(2)),
-                widths=(1, 2, *(width for width in products.widths[::-every] if width <= lanes)),
+                history_HTN[:, :tokens].repeat(min(lanes, products.widest), 1, 1, 1),
+                history_HTN[:, :tokens].repeat(min(lanes, products.widest), 1, 1, 1),
+                (1, 2, *(width for width in products.widths[::-every] if width <= lanes)),
             )
             for length, tokens, lanes, every in ATTENTION_CASES
         ]
