@@ -1,7 +1,7 @@
 """What every CLVP model shares: loading, saving, gradient checkpointing."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar, cast
@@ -104,6 +104,7 @@ class ClvpPreTrainedModel(nn.Module):
         device_map: Any = None,
         attn_implementation: str | None = None,
         low_cpu_mem_usage: bool | None = None,
+        parts: Sequence[str] = ("",),
         **hub: Any,
     ) -> Self:
         """Model in evaluation mode from a folder or hub id, a part's from the checkpoint of the whole too.
@@ -112,7 +113,8 @@ class ClvpPreTrainedModel(nn.Module):
         that `transformers` has for them. Attention is "sdpa", and "eager" where its weights are asked for,
         whichever of the two `attn_implementation` says; `low_cpu_mem_usage` is always so. `config_type`
         ("text_config" or "speech_config") tells which encoder a `ClvpEncoder` reads out of a composite
-        checkpoint. `hub` are options of `huggingface_hub`, such as `revision`.
+        checkpoint. Modules and weights outside `parts` get no memory: they stay on `meta`. `hub` are options
+        of `huggingface_hub`, such as `revision`.
 
         Raises CheckpointError naming weights that do not fit, FileNotFoundError for absent files.
         """
@@ -136,7 +138,7 @@ class ClvpPreTrainedModel(nn.Module):
         prefixes = cls.checkpoint_prefixes
         if config_type is not None:  # of the two encoders, which share a class
             prefixes = (config_type.replace("_config", "_encoder_model."),)
-        load_weights(model, source, prefixes, dtype=parse_dtype(dtype), device=device)
+        load_weights(model, source, prefixes, dtype=parse_dtype(dtype), device=device, parts=parts)
         if model.generation_config is not None:
             model.generation_config = model.generation_config.beside(source)
         return model.eval()

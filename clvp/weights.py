@@ -127,11 +127,13 @@ def load_weights(
     files: Sequence[str] = WEIGHT_FILES,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    parts: Sequence[str] = ("",),
 ) -> None:
     """Fill a module built on `meta` from the first of `files` that a checkpoint has.
 
     `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point
-    weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32.
+    weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32. What is in none
+    of the `parts` of the module stays on `meta`.
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """
@@ -142,6 +144,7 @@ def load_weights(
         key: value for key, value in _select(stored, prefixes).items() if not _is_causal_mask(key, value)
     }
     check_keys(module, state, str(source.location))
+    state = {key: value for key, value in state.items() if key.startswith(tuple(parts))}
     for key, value in state.items():
         if key.endswith("inv_freq"):
             value, wanted = exact_frequencies(value), torch.float32
@@ -149,7 +152,7 @@ def load_weights(
             wanted = dtype if dtype and value.is_floating_point() else value.dtype
         # A copy, never the mapped file itself: a model must survive its checkpoint being overwritten.
         state[key] = value.to(device=device, dtype=wanted, copy=True)
-    module.load_state_dict(state, assign=True)
+    module.load_state_dict(state, assign=True, strict=False)
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,7 @@ from pipeline.stages.device import pick_device
 
 INPUT = pa.schema([TEXT, INPUT_IDS, SPEECH_IDS, ERROR])
 OUTPUT = pa.schema([CANDIDATES])
+PARTS = ("text_encoder_model", "speech_encoder_model", "logit_scale")  # a quarter of the weights
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Ranker:
         self, model: str, loading: ModelSettings, settings: ScoringSettings, torch_threads: int | None = None
     ) -> None:
         self.settings = settings
-        device = pick_device(torch_threads)
-        clvp = ClvpModelForConditionalGeneration.from_pretrained(model, dtype=loading.dtype)
-        del clvp.conditioning_encoder, clvp.speech_decoder_model  # most of the weights, not needed here
-        self.model = clvp.to(device)
+        clvp = ClvpModelForConditionalGeneration.from_pretrained(
+            model, dtype=loading.dtype, device=pick_device(torch_threads), parts=PARTS
+        )
+        self.encoders = clvp.encoders
         self.fixing_codes = clvp.config.decoder_config.decoder_fixing_codes
 
     @torch.inference_mode()
@@ -80,7 +81,7 @@ class Ranker:
         codes_KL = pad_and_fix_codes(
             [torch.from_numpy(row.astype(np.int64)) for row in tokens], finished, limit, self.fixing_codes
         )
-        scores = score_candidates(*self.model.encoders, torch.tensor(input_ids), codes_KL).tolist()
+        scores = score_candidates(*self.encoders, torch.tensor(input_ids), codes_KL).tolist()
         if not np.isfinite(scores).all():
             raise RowError("InvalidScore", "a candidate's score is not finite; try dtype float32")
         numbers = values.field("candidate").to_pylist()

@@ -78,6 +78,18 @@ def test_every_part_has_a_checkpoint_of_its_own(folder, tmp_path):
         assert alone.config == whole.config
 
 
+def test_what_is_not_asked_for_has_no_memory(folder, tiny_model):
+    loaded = ClvpModelForConditionalGeneration.from_pretrained(
+        folder, parts=("text_encoder_model", "logit_scale")
+    )
+    assert_same_weights(loaded.text_encoder_model, tiny_model.text_encoder_model)
+    assert torch.equal(loaded.logit_scale, tiny_model.logit_scale)
+    absent = [name for name, value in loaded.state_dict().items() if value.is_meta]
+    assert absent == [
+        name for name in tiny_model.state_dict() if not name.startswith(("text_encoder", "logit_scale"))
+    ]
+
+
 def test_shards_come_and_go(folder, tiny_model):
     tiny_model.save_pretrained(folder, max_shard_size="100KB")
     assert not (folder / MODEL).exists()

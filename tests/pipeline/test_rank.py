@@ -112,7 +112,7 @@ def test_scores_do_not_depend_on_the_block(checkpoint: Path, block: pa.Table) ->
 def test_a_score_that_is_no_number_is_an_error(checkpoint: Path, block: pa.Table) -> None:
     stage = ranker(checkpoint, ScoringSettings())
     with torch.no_grad():
-        stage.model.logit_scale.fill_(float("nan"))
+        stage.encoders[2].fill_(float("nan"))
     assert stage(block)["error"][0].as_py()["type"] == "InvalidScore"
 
 
