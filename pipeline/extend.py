@@ -13,7 +13,7 @@ from pipeline.description import Description, differences, load, retyped
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.settings import ResultSettings
-from pipeline.stages.waveform import SOUND_COLUMNS
+from pipeline.stages.sound import SOUND_COLUMNS
 
 
 def check_extendable(earlier: OutputFolder, output: OutputFolder, now: Description) -> Description:

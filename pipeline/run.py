@@ -1,7 +1,7 @@
 """A run from the first check to the last, as one Python call: `synthesize`, `rank`, `rank_again`, `decode`.
 
 Everything that can be wrong with the manifest, the settings or the output is found before a model is loaded,
-and most of it before torch and Ray are.
+and most of it before Ray is. The driver does without torch.
 """
 
 from dataclasses import replace
@@ -50,7 +50,7 @@ def _run(run: Run, payload: Payload, seed: int | None) -> Summary:
     inputs = find_inputs(run, payload, output.uri)
     check_continues(output, inputs.run, inputs.checkpoint)
 
-    from pipeline.session import run_session  # with torch and Ray: seconds
+    from pipeline.session import run_session  # with Ray: a second
 
     return run_session(inputs, output, seed)
 

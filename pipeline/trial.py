@@ -98,7 +98,7 @@ def run_trial(run: Run, sample_rows: int | None = None, scratch: str | None = No
     if not len(todo):
         raise ManifestError("the manifest has no row with an id of its own")
 
-    from pipeline.stream.cluster import Cluster, connected  # with torch and Ray: seconds
+    from pipeline.stream.cluster import Cluster, connected  # with Ray: a second
     from pipeline.stream.stream import rows_per_block
 
     with connected(execution.worker_logs), _scratch_folder(scratch) as folder:

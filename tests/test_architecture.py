@@ -1,4 +1,4 @@
-"""That `lint-imports` (part of `make check`) finds an import that goes up, and a circle."""
+"""That `lint-imports` (part of `make check`) finds an import that goes up, and a circle; what drivers load."""
 
 import shutil
 import subprocess
@@ -32,3 +32,9 @@ def test_a_forbidden_import_is_found(tmp_path: Path, module: str, line: str, bro
     found = [text for text in result.stdout.splitlines() if text.endswith(" BROKEN")]
     assert (result.returncode != 0) == bool(found) == (broken is not None), result.stdout + result.stderr
     assert broken is None or any(text.startswith(broken) for text in found)
+
+
+def test_a_driver_does_without_torch() -> None:
+    """It declares stages, whose workers import torch when they make them: seconds of every start."""
+    loaded = "import sys, pipeline.session, pipeline.replay, pipeline.trial; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT).returncode == 0

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MelPositions = Literal["trained", "skip_one"]
+DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
 _SMALL = 1e-30  # by this much, and its inverse, logits are divided without leaving float32
 Scale = Annotated[float, Field(ge=_SMALL, le=1 / _SMALL)]

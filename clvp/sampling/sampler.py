@@ -15,10 +15,8 @@ from clvp.sampling.engine import Decoder, Engine, Result, SamplingStats
 from clvp.sampling.gpu_decoder import StaticDecoder
 from clvp.sampling.invariance import find_arithmetic
 from clvp.sampling.memory import default_budget
-from clvp.sampling.params import Candidate, EngineConfig, PromptRow, SamplingParams
+from clvp.sampling.params import DEFAULT_LANES, Candidate, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.prefill import StaticPrefill
-
-DEFAULT_LANES = {"cpu": 64, "cuda": 256}
 
 
 class CandidateSampler:

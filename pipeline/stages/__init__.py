@@ -2,6 +2,8 @@
 
 All else derives from the list: the operators and pools of the stream, shares of GPUs, names in metrics and
 errors, rows that are tried alone, replays, and how far which columns travel. A new stage is one more entry.
+
+`make` imports what it needs, so that the driver declares stages without torch, which takes seconds to load.
 """
 
 import math
@@ -13,36 +15,43 @@ from typing import Any
 
 import pyarrow as pa
 
-from clvp import ClvpConfig, ClvpFeatureExtractor
-from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+from clvp import ClvpConfig
 from clvp.quality import find_measure
-from clvp.waveform.files import load_random_voices
-from clvp.waveform.mel import clip_mels
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, fetch
 from pipeline.description import ADDED_FACTS
-from pipeline.errors import ManifestError
+from pipeline.errors import ERROR, ManifestError
 from pipeline.output import stored_candidates
 from pipeline.output.folder import OutputFolder
 from pipeline.rows import read
-from pipeline.rows.columns import ENGINE, EXTRA_PREFIX, extra_fields, require_columns
+from pipeline.rows.columns import (
+    CANDIDATES,
+    ENGINE,
+    EXTRA_PREFIX,
+    ID,
+    INPUT_IDS,
+    TEXT,
+    VOICE_KEY,
+    extra_fields,
+    require_columns,
+)
 from pipeline.rows.manifest import NOTHING, Manifest
 from pipeline.rows.memory import reading_memory
 from pipeline.rows.payloads import AUDIO, SPEECH_IDS, STORED
 from pipeline.rows.plan import SLICES
 from pipeline.settings import Pool, ResultSettings, Run
-from pipeline.stages import choose, measure, rank, sample, tokens, voices, waveform, write
+from pipeline.stages import choose, measure, tokens, write
 from pipeline.stages.choose import Chooser
-from pipeline.stages.decode import decode_clip
 from pipeline.stages.measure import Measurer
-from pipeline.stages.rank import Ranker
-from pipeline.stages.sample import Sampler
-from pipeline.stages.tokens import TextToTokens, load_tokenizer
-from pipeline.stages.voices import AudioToMels
-from pipeline.stages.waveform import WaveformMaker
+from pipeline.stages.sound import SPOKEN_VOICE, VOICE, output_of
 from pipeline.stages.write import BlockWriter
 
 CLIPS_PER_ROW = 4  # different ones, for which memory is reserved
+
+# The last candidates of a block leave lanes to the next one. By count, with lengths as in speech and blocks
+# of twice the lanes, 57% of 64 lanes are in use with one block at a time, 97% with two, 98% with three. Ray
+# hands an actor twice as many: more would keep a small run's blocks from the samplers that come up later.
+BLOCKS_AT_ONCE = 2
 
 OnBlock = Callable[[pa.Table], pa.Table]
 
@@ -122,15 +131,24 @@ def _reading(run: Run) -> Stage:
 
 def _validation(run: Run) -> Stage:
     def make(work: Work) -> OnBlock:
+        from clvp.conditioning import PROMPT_TOKENS_AROUND_TEXT
+
         model = fetch(work.checkpoint)
         most = ClvpConfig.from_pretrained(model).decoder_config.max_text_tokens - PROMPT_TOKENS_AROUND_TEXT
-        return TextToTokens(load_tokenizer(model, run.results.model.normalizer), most)
+        tokenizer = tokens.load_tokenizer(model, run.results.model.normalizer)
+        return tokens.TextToTokens(tokenizer, most)
 
-    return Stage("validate", make, tokens.INPUT, tokens.OUTPUT, group="prepare")
+    output = pa.schema([INPUT_IDS, tokens.UNKNOWN_TOKENS])
+    return Stage("validate", make, pa.schema([TEXT, ERROR]), output, group="prepare")
 
 
 def _hearing(run: Run, results: ResultSettings) -> Stage:
     def make(work: Work) -> OnBlock:
+        from clvp import ClvpFeatureExtractor
+        from clvp.waveform.files import load_random_voices
+        from clvp.waveform.mel import clip_mels
+        from pipeline.stages.voices import AudioToMels
+
         model, load = fetch(work.checkpoint), cache(load_random_voices)  # 126 MB, which few runs need
         extractor = ClvpFeatureExtractor.from_pretrained(model)
         spoken = partial(clip_mels, whole=results.audio.whole_clips) if results.audio.most else None
@@ -144,8 +162,8 @@ def _hearing(run: Run, results: ResultSettings) -> Stage:
     return Stage(
         "audio",
         make,
-        input=voices.INPUT,
-        output=pa.schema([*voices.OUTPUT, *([voices.SPOKEN_VOICE] if results.audio.most else [])]),
+        input=pa.schema([AUDIO, ERROR]),
+        output=pa.schema([VOICE_KEY, VOICE, AUDIO, *([SPOKEN_VOICE] if results.audio.most else [])]),
         group="prepare",
         memory=lambda work, rows: reading_memory(rows, results.audio_seconds, CLIPS_PER_ROW),
     )
@@ -160,9 +178,10 @@ def _extension() -> Stage:
 
 
 def _sampling(run: Run, results: ResultSettings) -> Stage:
-    return Stage(
-        "sample",
-        lambda work: Sampler(
+    def make(work: Work) -> OnBlock:
+        from pipeline.stages.sample import Sampler
+
+        return Sampler(
             fetch(work.checkpoint),
             settings=results,
             engine=run.execution.engine,
@@ -170,44 +189,58 @@ def _sampling(run: Run, results: ResultSettings) -> Stage:
             torch_threads=run.execution.torch_threads,
             sampled_before=work.stored.sampled if work.stored else 0,
             expected_facts=work.engine and {k: v for k, v in work.engine.items() if k not in ADDED_FACTS},
-        ),
-        input=sample.INPUT,
-        output=sample.OUTPUT,
+        )
+
+    return Stage(
+        "sample",
+        make,
+        input=pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, ERROR]),
+        output=pa.schema([SPEECH_IDS, ENGINE]),
         optional=pa.schema([STORED]),
         pool=run.execution.samplers,
-        blocks_at_once=sample.BLOCKS_AT_ONCE,
+        blocks_at_once=BLOCKS_AT_ONCE,
         gpu_share=0.75,
     )
 
 
 def _ranking(run: Run) -> Stage:
-    return Stage(
-        "rank",
-        lambda work: Ranker(
+    def make(work: Work) -> OnBlock:
+        from pipeline.stages.rank import Ranker
+
+        return Ranker(
             fetch(work.checkpoint),
             loading=run.results.model,
             settings=run.results.scoring,
             torch_threads=run.execution.torch_threads,
-        ),
-        input=rank.INPUT,
-        output=rank.OUTPUT,
+        )
+
+    return Stage(
+        "rank",
+        make,
+        input=pa.schema([TEXT, INPUT_IDS, SPEECH_IDS, ERROR]),
+        output=pa.schema([CANDIDATES]),
         pool=run.execution.rankers,
         gpu_share=0.25,
     )
 
 
 def _decoding(run: Run, results: ResultSettings) -> Stage:
-    return Stage(
-        "waveform",
-        lambda work: WaveformMaker(
+    def make(work: Work) -> OnBlock:
+        from pipeline.stages.waveform import WaveformMaker
+
+        return WaveformMaker(
             fetch(work.checkpoint),
             settings=results,
             execution=run.execution,
             output=work.output,
             expected_facts=(work.engine or {}).get("waveform"),
-        ),
-        input=waveform.INPUT,
-        output=waveform.output_of(results),
+        )
+
+    return Stage(
+        "waveform",
+        make,
+        input=pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR]),
+        output=output_of(results),
         pool=run.execution.decoders,
         gpu_share=0.5,
     )
@@ -220,6 +253,8 @@ def _measuring(run: Run, results: ResultSettings, names: Sequence[str]) -> Stage
     given = [folder and storage.absolute(folder)] if names[-1] == "transcribe" else []
 
     def make(work: Work) -> OnBlock:
+        from pipeline.stages.decode import decode_clip
+
         facts = (work.engine or {}).get("measures", {})
         root, places = run.execution.audio_root, work.manifest.places(run.execution.audio_hosts)
 

@@ -16,7 +16,7 @@ from pipeline.rows.columns import CANDIDATE_TYPE, CANDIDATES, map_rows, set_colu
 from pipeline.settings import ResultSettings, Run
 from pipeline.stages.formula import Formula
 from pipeline.stages.measure import measured_field
-from pipeline.stages.waveform import (
+from pipeline.stages.sound import (
     BEST,
     BEST_MEASURES,
     MEASURED,

@@ -15,21 +15,29 @@ import pyarrow as pa
 import soundfile
 import soxr
 
-from clvp.audio.mel import SAMPLING_RATE
 from clvp.quality import Measure, Value, find_measure
 from pipeline.description import check_alike
 from pipeline.errors import ERROR, RowError
 from pipeline.rows.columns import CANDIDATES, ENGINE, TEXT, VOICE_KEY, map_rows, set_columns
+from pipeline.rows.memory import SAMPLE_RATE
 from pipeline.rows.payloads import AUDIO
 from pipeline.settings import AudioSettings
-from pipeline.stages.voices import RANDOM_KEY, kept
-from pipeline.stages.waveform import BEST, MEASURED, MEASURED_TYPE, OTHERS, sound_fields, with_facts
+from pipeline.stages.sound import (
+    BEST,
+    MEASURED,
+    MEASURED_TYPE,
+    OTHERS,
+    RANDOM_KEY,
+    kept,
+    sound_fields,
+    with_facts,
+)
 
 ARROW_TYPES = {float: pa.float64(), int: pa.int64(), str: pa.string()}
 VOICES_CACHED = 64  # reference clips, half a megabyte each
 MEMORY = 1 << 30  # bytes of a process: torch, and what all named measures listen with
 
-Decode = Callable[[dict[str, Any]], Any]  # a clip to float32 [N] of SAMPLING_RATE
+Decode = Callable[[dict[str, Any]], Any]  # a clip to float32 [N] of SAMPLE_RATE
 
 
 def measured_field(names: Sequence[str]) -> pa.Field:
@@ -93,7 +101,7 @@ class Measurer:
 
         def make() -> np.ndarray:
             clips = [np.asarray(self.decode(clip)) for clip in table["audio"][i].as_py()]
-            return np.asarray(soxr.resample(np.concatenate(clips), SAMPLING_RATE, rate), np.float32)
+            return np.asarray(soxr.resample(np.concatenate(clips), SAMPLE_RATE, rate), np.float32)
 
         return kept(self.references, table["voice_key"][i].as_py(), VOICES_CACHED, make)
 

@@ -15,25 +15,20 @@ import torch
 from clvp import ClvpModelForConditionalGeneration
 from clvp.scoring import pad_and_fix_codes, score_candidates
 from clvp.waveform.latents import says_nothing
-from pipeline.errors import ERROR, RowError
+from pipeline.errors import RowError
 from pipeline.rows.columns import (
     CANDIDATE_TYPE,
     CANDIDATES,
-    INPUT_IDS,
-    TEXT,
     TOKENS_PER_SECOND,
     map_rows,
     set_columns,
     struct_lists,
     token_lists,
 )
-from pipeline.rows.payloads import SPEECH_IDS
 from pipeline.rows.token_measures import quality_columns
 from pipeline.settings import ModelSettings, ScoringSettings
 from pipeline.stages.device import pick_device
 
-INPUT = pa.schema([TEXT, INPUT_IDS, SPEECH_IDS, ERROR])
-OUTPUT = pa.schema([CANDIDATES])
 PARTS = ("text_encoder_model", "speech_encoder_model", "logit_scale")  # a quarter of the weights
 
 

@@ -16,12 +16,8 @@ import torch
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
 from pipeline.description import check_alike
-from pipeline.errors import ERROR
 from pipeline.rows.columns import (
     ENGINE,
-    ID,
-    INPUT_IDS,
-    VOICE_KEY,
     good_rows,
     map_rows,
     set_columns,
@@ -31,15 +27,8 @@ from pipeline.rows.columns import (
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS, STORED
 from pipeline.settings import ResultSettings
 from pipeline.stages.device import pick_device
-from pipeline.stages.voices import RANDOM_KEY, VOICE, kept, latent, voice_mels
-
-INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, ERROR])
-OUTPUT = pa.schema([SPEECH_IDS, ENGINE])
-
-# The last candidates of a block leave lanes to the next one. By count, with lengths as in speech and blocks
-# of twice the lanes, 57% of 64 lanes are in use with one block at a time, 97% with two, 98% with three. Ray
-# hands an actor twice as many: more would keep a small run's blocks from the samplers that come up later.
-BLOCKS_AT_ONCE = 2
+from pipeline.stages.sound import RANDOM_KEY, kept
+from pipeline.stages.voices import latent, voice_mels
 
 
 class Sampler:

@@ -2,26 +2,26 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from clvp import ClvpTokenizer
-from pipeline.errors import ERROR, RowError, shown
-from pipeline.rows.columns import EXTRA_PREFIX, INPUT_IDS, TEXT, map_rows, set_columns
+from pipeline.errors import RowError, shown
+from pipeline.rows.columns import EXTRA_PREFIX, INPUT_IDS, map_rows, set_columns
 from pipeline.settings import Normalizer
+
+if TYPE_CHECKING:
+    from clvp import ClvpTokenizer
 
 # Of a text: characters that no token stands for, such as "@". The model hears that there is one, not which.
 UNKNOWN_TOKENS = pa.field(EXTRA_PREFIX + "unknown_tokens", pa.int32())
-
-INPUT = pa.schema([TEXT, ERROR])
-OUTPUT = pa.schema([INPUT_IDS, UNKNOWN_TOKENS])
 
 
 @dataclass
 class TextToTokens:
     """Callable on a block."""
 
-    tokenizer: ClvpTokenizer
+    tokenizer: "ClvpTokenizer"
     max_tokens: int  # that the model takes of a text
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -45,5 +45,7 @@ class TextToTokens:
 
 
 @lru_cache(maxsize=2)
-def load_tokenizer(model: str, normalizer: Normalizer) -> ClvpTokenizer:
+def load_tokenizer(model: str, normalizer: Normalizer) -> "ClvpTokenizer":
+    from clvp import ClvpTokenizer
+
     return ClvpTokenizer.from_pretrained(model, normalizer=normalizer)

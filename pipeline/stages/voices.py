@@ -11,47 +11,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.errors import ERROR, RowError
+from pipeline.errors import RowError
 from pipeline.rows.columns import VOICE_KEY, good_rows, map_rows, set_columns
 from pipeline.rows.memory import NUM_MELS, SAMPLE_RATE, clips_at_once, mel_frames
 from pipeline.rows.payloads import AUDIO, RANDOM_CLIP
 from pipeline.stages.decode import clip_name, decode_clip, listed_clips
+from pipeline.stages.sound import RANDOM_KEY, SPOKEN_VOICE, VOICE
 
-# The log-mels of a voice: float32 [clips, 80, frames] as bytes, null where the row has an error.
-VOICE = pa.field("voice", pa.dictionary(pa.int32(), pa.large_binary()))
-
-# The same at 24 kHz, float32 [pieces, 100, 401], for what makes sound.
-SPOKEN_VOICE = VOICE.with_name("spoken_voice")
 SPOKEN_SHAPE = (100, 401)
-
-RANDOM_KEY = "random-"  # before the digest of latents
-
-INPUT = pa.schema([AUDIO, ERROR])
-OUTPUT = pa.schema([VOICE_KEY, VOICE, AUDIO])
 
 Identity = tuple[bytes | None, str | None]  # of a clip: the digest of its bytes, or else its path
 Voice = tuple[Identity, ...]
-Value = TypeVar("Value")
 LogMel = Callable[[torch.Tensor], torch.Tensor]  # [B, samples] to [B, 80, frames]; a clip's result is its own
 SpokenMels = Callable[[torch.Tensor], Sequence[torch.Tensor]]  # [samples] to some [100, 401]; ValueError
 # A name to the latents of the speech decoder and of what makes sound; FileNotFoundError
 RandomVoice = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
-
-
-def kept(cache: dict[str, Value], key: str, most: int, make: Callable[[], Value]) -> Value:
-    """What belongs to a voice, made once and kept in `cache` among the `most` that were used last."""
-    value = cache.pop(key, None)
-    cache[key] = value = make() if value is None else value
-    if len(cache) > most:
-        del cache[next(iter(cache))]
-    return value
 
 
 @dataclass

@@ -7,8 +7,7 @@ kept.
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
@@ -24,64 +23,18 @@ from clvp.waveform.latents import mean_log_probability, says_nothing, speech_lat
 from clvp.waveform.measures import fade_out, measures_of, to_loudness
 from clvp.waveform.vocoder import SAMPLING_RATE
 from pipeline.description import check_alike
-from pipeline.errors import ERROR, RowError
+from pipeline.errors import RowError
 from pipeline.output.folder import OutputFolder
-from pipeline.rows.columns import (
-    CANDIDATES,
-    ENGINE,
-    EXTRA_PREFIX,
-    ID,
-    INPUT_IDS,
-    VOICE_KEY,
-    map_rows,
-    set_columns,
-)
-from pipeline.rows.payloads import CLIP_TYPE
-from pipeline.settings import AudioSettings, ExecutionSettings, ResultSettings
+from pipeline.rows.columns import map_rows, set_columns
+from pipeline.settings import ExecutionSettings, ResultSettings
 from pipeline.stages.device import pick_device
-from pipeline.stages.voices import RANDOM_KEY, SPOKEN_VOICE, VOICE, kept, latent, spoken_mels, voice_mels
-
-MEASURES = pa.schema(
-    [
-        ("duration_s", pa.float32()),
-        ("peak", pa.float32()),  # the largest sample; 1: full scale
-        ("rms_dbfs", pa.float32()),
-        ("clipped_share", pa.float32()),  # of samples at full scale
-    ]
-)
-BEST = pa.field(f"{EXTRA_PREFIX}audio", CLIP_TYPE)
-BEST_MEASURES = pa.field(f"{EXTRA_PREFIX}audio_measures", pa.struct(MEASURES))
-# Of the candidates after the best that were asked for.
-OTHERS_TYPE = pa.struct([("rank", pa.int16()), ("candidate", pa.int16()), ("audio", CLIP_TYPE), *MEASURES])
-OTHERS = pa.field(f"{EXTRA_PREFIX}more_audio", pa.list_(OTHERS_TYPE))
-
-# Of all candidates with sound, by rank; every measure adds its columns.
-MEASURED_TYPE = pa.struct(
-    [
-        ("rank", pa.int16()),
-        ("candidate", pa.int16()),
-        ("mean_log_probability", pa.float64()),  # of its tokens under the speech decoder, in nats
-    ]
-)
-MEASURED = pa.field(f"{EXTRA_PREFIX}measures", pa.list_(MEASURED_TYPE))
-
-SOUND_COLUMNS = tuple(f.name.removeprefix(EXTRA_PREFIX) for f in (BEST, BEST_MEASURES, OTHERS, MEASURED))
-
-INPUT = pa.schema([ID, INPUT_IDS, VOICE_KEY, VOICE, SPOKEN_VOICE, CANDIDATES, ENGINE, ERROR])
+from pipeline.stages.sound import RANDOM_KEY, SPOKEN_VOICE, VOICE, kept, output_of, sound_columns, with_facts
+from pipeline.stages.voices import latent, spoken_mels, voice_mels
 
 # By the name of a format: libsndfile's container and subtype.
 FORMATS = {"flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
 FOLDER = "audio"  # in the output, of loose files
 MAX_NAME = 200  # bytes
-
-
-def output_of(settings: ResultSettings) -> pa.Schema:
-    measured = [MEASURED] if settings.measuring.measure else []
-    return pa.schema([*sound_fields(settings.audio), *measured, ENGINE])
-
-
-def sound_fields(settings: AudioSettings) -> list[pa.Field]:
-    return [BEST, BEST_MEASURES, *([OTHERS] if settings.most > 1 else [])]
 
 
 class WaveformMaker:
@@ -173,24 +126,6 @@ class WaveformMaker:
             "mean_log_probability": round(log_probability, 6),
             **measures_of(waveform_N),
         }
-
-
-def sound_columns(made: Sequence[Sequence[dict[str, Any]] | None]) -> dict[str, list[Any]]:
-    """The columns [n] of the rows' sounds by name, best first; null where a row has none."""
-    best = [row[0] if row else None for row in made]
-    ranked = [row and [{**item, "rank": rank} for rank, item in enumerate(row, 1)] for row in made]
-    return {
-        BEST.name: [item and item["audio"] for item in best],
-        BEST_MEASURES.name: [item and {name: item[name] for name in MEASURES.names} for item in best],
-        OTHERS.name: [row and row[1:] for row in ranked],
-        MEASURED.name: ranked,
-    }
-
-
-def with_facts(engines: pa.ChunkedArray, facts: Mapping[str, Any]) -> list[str]:
-    """The column ENGINE with more facts in each row."""
-    known = [json.loads(engine or "{}") for engine in engines.to_pylist()]
-    return [json.dumps({**engine, **facts}, sort_keys=True) for engine in known]
 
 
 def encoded(waveform_N: np.ndarray, form: str) -> bytes:

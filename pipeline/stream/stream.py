@@ -24,7 +24,7 @@ from ray.data._internal.stats import DatasetStats
 from ray.data.block import BlockMetadata
 from ray.util.annotations import RayDeprecationWarning
 
-from clvp.sampling.sampler import DEFAULT_LANES
+from clvp.sampling.params import DEFAULT_LANES
 from pipeline.rows.plan import Plan
 from pipeline.settings import ExecutionSettings
 from pipeline.stages import Stage, Work, gpu_shares, grouped, stages_of

@@ -32,7 +32,6 @@ from pipeline.errors import (
     safe,
 )
 from pipeline.stages import Chain, OnBlock, Stage
-from pipeline.stages.sample import Sampler
 from pipeline.stream.envelope import Envelope, Timing
 
 EXIT_DEVICE_LOST = 70
@@ -93,6 +92,8 @@ def stage_actor(name: str) -> type:
 
     class Actor:
         def __init__(self, group: Sequence[Stage], work: Any) -> None:
+            from pipeline.stages.sample import Sampler  # with torch, which the driver does without
+
             chain = _loaded(name, group, work)
             steps = chain.steps if isinstance(chain, Chain) else ()
             samplers = [made for _, made in steps if isinstance(made, Sampler)]

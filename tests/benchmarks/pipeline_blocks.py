@@ -19,9 +19,9 @@ import torch
 from jobs.demo import MANIFEST
 from jobs.options import read_run
 from jobs.synthesize import TEMPLATE, make_parser
+from pipeline import stages
 from pipeline.metrics import read_sessions, speed_figures
 from pipeline.run import synthesize
-from pipeline.stages import sample
 
 from .blocks_at_once import share_in_use
 from .harness import Table, add_arguments, interleaved, options_from, percent
@@ -50,7 +50,7 @@ def _measured(rows: int, lanes: int, repetitions: int) -> Table:
 
         def sampled(n: int) -> float:
             output = Path(folder) / f"{n}-{len(shares[n])}"
-            sample.BLOCKS_AT_ONCE = n
+            stages.BLOCKS_AT_ONCE = n
             arguments = f"--manifest {manifest} --output {output} --model demo --lanes {lanes}".split()
             arguments += ["--num-candidates", str(CANDIDATES)]
             summary = synthesize(read_run(parser, parser.parse_args(arguments), TEMPLATE))

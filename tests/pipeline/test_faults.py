@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import pytest
 from jobs import synthesize
 from pipeline import stages
 from pipeline.output.folder import OutputFolder
+from pipeline.stages import OnBlock, Work
+from tests.remade import Make, remade
 from tests.soak.moments import VICTIMS, Kill, draw_kills
 from tests.soak.output import Stored, Watch, check_finished, check_stored, differences, read_stored
 from tests.soak.processes import kill, processes_of, victims, wait_until
@@ -113,16 +115,23 @@ def test_moments_are_drawn_from_the_seed() -> None:
     assert [kill.share for kill in kills] == sorted(kill.share for kill in kills)
 
 
-def ended_by(stage: type, row_id: str) -> type:
+def ended_by(row_id: str) -> Callable[[Make], Make]:
     """A stage whose process ends with a row, by SIGKILL as a crash in native code does."""
 
-    class Ended(stage):  # type: ignore[misc]
-        def __call__(self, table: pa.Table) -> pa.Table:
-            if row_id in table["id"].to_pylist():
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__call__(table)
+    def ending(make: Make) -> Make:
+        def made(work: Work) -> OnBlock:
+            stage = make(work)
 
-    return Ended
+            def call(table: pa.Table) -> pa.Table:
+                if row_id in table["id"].to_pylist():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return stage(table)
+
+            return call
+
+        return made
+
+    return ending
 
 
 @pytest.mark.slow
@@ -136,8 +145,8 @@ def test_a_row_that_ends_its_process_every_time_takes_no_other_with_it(
     """One row each for a task and for an actor."""
     assert undisturbed.data is not None
     faults = {"audio": undisturbed.done[2], "rank": undisturbed.done[12]}
-    monkeypatch.setattr(stages, "AudioToMels", ended_by(stages.AudioToMels, faults["audio"]))
-    monkeypatch.setattr(stages, "Ranker", ended_by(stages.Ranker, faults["rank"]))
+    ending = {name: ended_by(row_id) for name, row_id in faults.items()}
+    monkeypatch.setattr(stages, "declared", remade(ending))
     assert synthesize.main(workload.arguments(str(tmp_path))) == 0
     stored = read_stored(OutputFolder(str(tmp_path)))
     is_fault = pc.is_in(undisturbed.data["id"], value_set=pa.array(faults.values()))
@@ -161,10 +170,10 @@ def test_a_model_whose_loading_ends_the_process_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def end(*_: object, **__: object) -> None:
+    def end(_: Work) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(stages, "Sampler", end)
+    monkeypatch.setattr(stages, "declared", remade({"sample": lambda make: end}))
     assert synthesize.main(workload.arguments(str(tmp_path))) == 1
     assert "the process that loads the model of stage sample has died" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from clvp import ClvpModelForConditionalGeneration
 from clvp.scoring import pad_and_fix_codes, score_candidates
 from pipeline.rows.payloads import SPEECH_PAYLOAD
 from pipeline.settings import ModelSettings, ScoringSettings
-from pipeline.stages.rank import OUTPUT, Ranker, Scored, order_candidates
+from pipeline.stages.rank import Ranker, Scored, order_candidates
 from pipeline.stages.tokens import TextToTokens, load_tokenizer
 from tests.pipeline.clips import read_rows, write_jsonl
 
@@ -47,7 +47,7 @@ def ranker(checkpoint: Path, settings: ScoringSettings) -> Ranker:
 
 def test_scores_are_the_model_s(checkpoint: Path, block: pa.Table) -> None:
     out = ranker(checkpoint, ScoringSettings())(block)
-    assert set(out.schema.names) == {*block.schema.names, *OUTPUT.names}, "what it does not know travels on"
+    assert set(out.schema.names) == {*block.schema.names, "candidates"}, "others travel on"
     model = ClvpModelForConditionalGeneration.from_pretrained(checkpoint)
     for row in out.slice(0, 3).to_pylist():
         number = int(row["id"][1:])

@@ -4,7 +4,6 @@ They run in Ray's workers, which import this module: its folder's root must be o
 """
 
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from pipeline.rows.columns import (
     set_columns,
 )
 from pipeline.rows.payloads import SAMPLED_TYPE, SPEECH_IDS
-from pipeline.stages.voices import VOICE
+from pipeline.stages.sound import VOICE
 
 MEAN_TOKENS, SPREAD, MOST = 250, 70, 500
 MEL_BYTES = 80 * 517 * 4  # of 6 s of audio
@@ -28,7 +27,7 @@ MEL_BYTES = 80 * 517 * 4  # of 6 s of audio
 class StandInAudio:
     """In the place of AudioToMels: log-mels of `voices` clips a block, without reading a file."""
 
-    def __init__(self, *_: Any, voices: int) -> None:
+    def __init__(self, voices: int) -> None:
         self.voices = voices
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -44,9 +43,8 @@ class StandInAudio:
 class StandInSampler:
     """In the place of Sampler: `seconds` of waiting a block, then random tokens of plausible number."""
 
-    def __init__(self, _: str, *, seconds: float, settings: Any, **__: Any) -> None:
-        self.seconds = seconds
-        self.candidates = settings.num_candidates
+    def __init__(self, seconds: float, candidates: int) -> None:
+        self.seconds, self.candidates = seconds, candidates
         self.random = np.random.default_rng()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -70,7 +68,7 @@ class StandInSampler:
 class StandInRanker:
     """In the place of Ranker: the candidates as they come, with random scores and measures."""
 
-    def __init__(self, _: str, *, seconds: float, **__: Any) -> None:
+    def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.random = np.random.default_rng()
 

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +18,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from clvp.random_checkpoint import write_random_checkpoint
 from pipeline import run, session, stages
 from pipeline.settings import ExecutionSettings, Pool, ResultSettings, Run
+from tests.remade import remade
 from tests.simulation.gauge import Gauge, Look
 from tests.simulation.stand_ins import StandInAudio, StandInRanker, StandInSampler
 from tests.simulation.workload import write_manifest
@@ -97,11 +97,13 @@ class _Clock:
 
 @contextlib.contextmanager
 def _stand_ins(size: Size) -> Iterator[None]:
-    with (
-        mock.patch.object(stages, "AudioToMels", partial(StandInAudio, voices=size.voices)),
-        mock.patch.object(stages, "Sampler", partial(StandInSampler, seconds=size.sample_seconds)),
-        mock.patch.object(stages, "Ranker", partial(StandInRanker, seconds=size.rank_seconds)),
-    ):
+    makes = {
+        "audio": lambda work: StandInAudio(size.voices),
+        "sample": lambda work: StandInSampler(size.sample_seconds, work.run.results.num_candidates),
+        "rank": lambda work: StandInRanker(size.rank_seconds),
+    }
+    changes = {name: lambda _, make=make: make for name, make in makes.items()}
+    with mock.patch.object(stages, "declared", remade(changes)):
         yield
 
 

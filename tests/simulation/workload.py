@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import ERROR
 from pipeline.rows.columns import ID as ID_FIELD
 from pipeline.rows.columns import SOURCE, TEXT, VOICE_KEY
-from pipeline.settings import ResultSettings
 from tests.simulation.stand_ins import StandInRanker, StandInSampler
 
 ROWS_PER_GROUP = 100_000
@@ -38,7 +37,6 @@ def write_manifest(path: Path, rows: int) -> int:
 def finished_block(first: int, rows: int, candidates: int = 16) -> pa.Table:
     """A block as it comes from the last model stage, rows numbered from `first`."""
     numbers = range(first, first + rows)
-    settings = ResultSettings(num_candidates=candidates)
     table = pa.table(
         {
             "id": pa.array([f"utterance-{n:09}" for n in numbers], ID_FIELD.type),
@@ -49,5 +47,5 @@ def finished_block(first: int, rows: int, candidates: int = 16) -> pa.Table:
             "error": pa.nulls(rows, ERROR.type),
         }
     )
-    sampled = StandInSampler("", seconds=0, settings=settings)(table)
-    return StandInRanker("", seconds=0)(sampled)
+    sampled = StandInSampler(0, candidates)(table)
+    return StandInRanker(0)(sampled)

@@ -1,0 +1,21 @@
+"""Stages of a run that are made otherwise: stand-ins, and such as fail."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from pipeline import stages
+from pipeline.settings import Run
+from pipeline.stages import OnBlock, Stage, Work
+
+Make = Callable[[Work], OnBlock]
+
+
+def remade(changes: Mapping[str, Callable[[Make], Make]]) -> Callable[[Run], list[Stage]]:
+    """In the place of `stages.declared`: the stages of these names as they are made of how they were made."""
+    declared = stages.declared
+
+    def changed(run: Run) -> list[Stage]:
+        same: Callable[[Make], Make] = lambda make: make  # noqa: E731
+        return [replace(stage, make=changes.get(stage.name, same)(stage.make)) for stage in declared(run)]
+
+    return changed
