@@ -1,4 +1,4 @@
-"""That `lint-imports` (part of `make check`) finds an import that goes up, and a circle; what drivers load."""
+"""`lint-imports` (part of `make check`) finds an import that goes up, and a circle; what a driver loads."""
 
 import shutil
 import subprocess
