@@ -29,8 +29,6 @@ from pipeline.rows.normalise import scan
 from pipeline.rows.payloads import AUDIO_PAYLOAD
 from pipeline.rows.plan import make_plan
 from pipeline.settings import ExecutionSettings, ResultSettings
-from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of
-from pipeline.stages.choose import Chooser
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ class Replayer:
         checkpoint = describe_checkpoint(run.model)
         opened, self.index = scan(open_manifest(run.manifest, AUDIO_PAYLOAD, reading=run.reading))
 
+        from pipeline.stages import Chain, Work, computed_columns, output_columns, stages_of  # with DuckDB
+
         # Loose files of the output stay as they are.
         quiet = replace(results, audio=replace(results.audio, audio_files=False))
         self.work = Work(replace(run, results=quiet), opened, checkpoint, folder, quiet.sampling.seed)
@@ -133,6 +133,7 @@ class Replayer:
 
     def _run(self, row_id: str, candidates: Sequence[int]) -> dict[str, Any]:
         """The row as it would be written, with these candidates."""
+        from pipeline.stages.choose import Chooser
         from pipeline.stages.sample import Sampler  # with torch: seconds
 
         places = np.flatnonzero(pc.equal(self.index.ids, row_id).fill_null(False).to_numpy())
