@@ -28,16 +28,18 @@ class Workload:
 
     manifest: Path
     model: Path
+    store: str  # that the clips lie in
     rows: pa.Table
     errors: pa.Table
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Of `python`: the same in every run, as far as results go."""
-        return arguments(self.manifest, self.model, output, *more)
+        return arguments(self.manifest, self.model, self.store, output, *more)
 
 
-def arguments(manifest: Path, model: Path, output: Path, *more: str) -> list[str]:
+def arguments(manifest: Path, model: Path, store: str, output: Path, *more: str) -> list[str]:
     command = ["-m", "jobs.synthesize", "--manifest", str(manifest), "--output", str(output)]
+    command += ["--audio-hosts", store]
     command += ["--model", str(model), "--num-candidates", "16", "--max-new-tokens", "120"]
     return [*command, "--rows-per-block", "4", "--torch-threads", "1", "--report-seconds", "2", *more]
 
@@ -58,9 +60,10 @@ def prepared_workload(folder: Path) -> Iterator[Workload]:
         output = folder / "undisturbed"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= ENVIRONMENT | {"RAY_TMPDIR": "/tmp"}
-        command = [sys.executable, *arguments(manifest, model, output)]
+        store = uri.replace("/{}", "")
+        command = [sys.executable, *arguments(manifest, model, store, output)]
         subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=280)
-        yield Workload(manifest, model, *read_output(output))
+        yield Workload(manifest, model, store, *read_output(output))
 
 
 def read_output(output: Path) -> tuple[pa.Table, pa.Table]:
