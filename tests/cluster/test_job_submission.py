@@ -21,7 +21,7 @@ LINES = [
     r"\d{4}-\d\d-\d\d [\d:,]+\tINFO job_manager\.py:\d+ -- Runtime env is setting up\.",
     r"\[\d+:\d\d\] [\d,]+/[\d,]+ rows, .*",
     r"\[\d+:\d\d\] ([\d,]+ rows in the manifest: |blocks of up to ).*",
-    r" +(rows|failed rows|candidates|speech tokens|audio|output|errors)  \S.*",
+    r" +(rows|failed rows|candidates|speech tokens|speech|time|output|errors)  \S.*",
     r"python -m jobs\.synthesize: terminated; the same command continues where it ended",
 ]
 # Ray's native code warns of the first actor pool of every Ray Data stream; no setting stops this one alone.
