@@ -56,6 +56,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Summary:
+    """What a run has done."""
+
     output: str
     totals: Totals
     rejected: int  # manifest rows without an id of their own; their errors are not in `totals`
@@ -146,6 +148,7 @@ class Progress:
 
     @property
     def left(self) -> int:
+        """Rows that are left to do."""
         return self.todo - self.totals.ended
 
     @property

@@ -33,8 +33,8 @@ Kind = Literal["packed", "plain"]
 # Divisors of the widest product among the multiples of what micro-kernels take at once.
 QUANTA = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 FIXED = Products(packed=False, quantum=64, widest=64)
-# Cohorts in which attention is compared: prefix length, tokens drawn, lanes of one row at most, and every so
-# manieth width.
+# Cohorts in which attention is compared: prefix length, tokens drawn, lanes of one row at most, and how far
+# apart the widths are: 1 for all of them, 3 for every third.
 ATTENTION_CASES = ((30, 1, 192, 3), (90, 40, 192, 1), (1000, 17, 192, 3), (30, 500, 24, 3))
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,8 @@
-"""How much memory the keys and values may take, and how it is given back."""
+"""How much memory the keys and values may take, and how it is given back.
+
+The decoders reserve, before they admit a candidate, all that it can come to need. So the budget holds
+whatever lengths are drawn.
+"""
 
 import ctypes
 import re

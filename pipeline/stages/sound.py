@@ -48,11 +48,13 @@ SOUND_COLUMNS = tuple(f.name.removeprefix(EXTRA_PREFIX) for f in (BEST, BEST_MEA
 
 
 def output_of(settings: ResultSettings) -> pa.Schema:
+    """What the stage `waveform` gives."""
     measured = [MEASURED] if settings.measuring.measure else []
     return pa.schema([*sound_fields(settings.audio), *measured, ENGINE])
 
 
 def sound_fields(settings: AudioSettings) -> list[pa.Field]:
+    """The columns of a row's sound: the best candidate's, and where more are asked for, the others'."""
     return [BEST, BEST_MEASURES, *([OTHERS] if settings.most > 1 else [])]
 
 

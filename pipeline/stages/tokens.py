@@ -46,6 +46,7 @@ class TextToTokens:
 
 @lru_cache(maxsize=2)
 def load_tokenizer(model: str, normalizer: Normalizer) -> "ClvpTokenizer":
+    """The tokenizer of a checkpoint, loaded once per process."""
     from clvp import ClvpTokenizer
 
     return ClvpTokenizer.from_pretrained(model, normalizer=normalizer)
