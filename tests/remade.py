@@ -15,7 +15,9 @@ def remade(changes: Mapping[str, Callable[[Make], Make]]) -> Callable[[Run], lis
     declared = stages.declared
 
     def changed(run: Run) -> list[Stage]:
-        same: Callable[[Make], Make] = lambda make: make  # noqa: E731
-        return [replace(stage, make=changes.get(stage.name, same)(stage.make)) for stage in declared(run)]
+        return [
+            replace(stage, make=changes[stage.name](stage.make)) if stage.name in changes else stage
+            for stage in declared(run)
+        ]
 
     return changed

@@ -92,12 +92,10 @@ def stage_actor(name: str) -> type:
 
     class Actor:
         def __init__(self, group: Sequence[Stage], work: Any) -> None:
-            from pipeline.stages.sample import Sampler  # with torch, which the driver does without
-
             chain = _loaded(name, group, work)
-            steps = chain.steps if isinstance(chain, Chain) else ()
-            samplers = [made for _, made in steps if isinstance(made, Sampler)]
-            self.run = guarded(name, chain, lanes=lambda: sum(sampler.lanes_in_use for sampler in samplers))
+            made: list[Any] = [made for _, made in chain.steps] if isinstance(chain, Chain) else []
+            # Of a sampler; no other stage has lanes.
+            self.run = guarded(name, chain, lanes=lambda: sum(getattr(m, "lanes_in_use", 0.0) for m in made))
 
         def __call__(self, row: pa.Table) -> pa.Table:
             return self.run(row)
