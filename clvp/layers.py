@@ -69,7 +69,9 @@ def exactly_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tenso
 
 def inverse_frequencies(dim: int) -> Tensor:
     """[dim / 2] float32 angles per position: 10000^(-2i / dim)."""
-    return 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
+    # On the CPU first: quotients on `meta` make torch import its compiler, for a second.
+    exponents = torch.arange(0, dim, 2, device="cpu").float() / dim
+    return (1.0 / 10000**exponents).to(torch.get_default_device())
 
 
 def exact_frequencies(stored: Tensor) -> Tensor:

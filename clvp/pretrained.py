@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clvp.checkpoint import CheckpointSource, write_json
 from clvp.config import CONFIG_FILE, ClvpConfigBase
-from clvp.weights import load_weights, save_weights
+from clvp.weights import load_weights, save_weights, shapes_alone
 
 Dtype = torch.dtype | str | None
 P = ParamSpec("P")
@@ -133,7 +133,7 @@ class ClvpPreTrainedModel(nn.Module):
         device = one_device(device_map) if device is None else device
         if config is None:
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, config_type, **hub)
-        with torch.device("meta"):
+        with shapes_alone():
             model = cls(config)
         prefixes = cls.checkpoint_prefixes
         if config_type is not None:  # of the two encoders, which share a class

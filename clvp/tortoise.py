@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from clvp.assets import write_processor_files
@@ -21,7 +20,7 @@ from clvp.generation_config import ClvpGenerationConfig
 from clvp.model import ClvpModelForConditionalGeneration
 from clvp.sampling import SamplingParams
 from clvp.scoring import FIXING_CODES
-from clvp.weights import check_keys, count_layers, open_pickle, shape_of
+from clvp.weights import check_keys, count_layers, open_pickle, shape_of, shapes_alone
 
 HEAD_DIM = 64
 RMS_NORM_FLOOR = 1e-8
@@ -225,7 +224,7 @@ def convert_tortoise(
         **apply_rules(decoder_state, AUTOREGRESSIVE_RULES, decoder.num_attention_heads, decoder_name),
         **apply_rules(clvp_state, CLVP_RULES, text.num_attention_heads, clvp_name),
     }
-    with torch.device("meta"):
+    with shapes_alone():
         model = ClvpModelForConditionalGeneration(config)
     check_keys(model, weights, f"{decoder_name} and {clvp_name}")
     model.load_state_dict({key: weight.float() for key, weight in weights.items()}, assign=True)

@@ -7,21 +7,41 @@ the memory of one model and not of two. Pickles are opened with `weights_only=Tr
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clvp.checkpoint import WEIGHT_FILES, CheckpointError, CheckpointSource, weight_map, write_json
 from clvp.layers import exact_frequencies
 
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NAMES_SHOWN = 20
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Modules made in it take no memory: they are on `meta`, where a normal distribution is not drawn, since
+    torch would import its compiler for it, for a second.
+    """
+    with torch.device("meta"), _NothingDrawn():
+        yield
 
 
 def open_pickle(path: Path, section: str | None = None) -> dict[str, Tensor]:

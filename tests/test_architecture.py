@@ -38,3 +38,13 @@ def test_a_driver_does_without_torch() -> None:
     """It declares stages, whose workers import torch when they make them: seconds of every start."""
     loaded = "import sys, pipeline.session, pipeline.replay, pipeline.trial; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT).returncode == 0
+
+
+def test_loading_does_without_the_compiler() -> None:
+    """Arithmetic on `meta`, of initial values say, makes torch import it: a second of every worker's start."""
+    loaded = (
+        "import sys; from clvp import ClvpModelForConditionalGeneration as Clvp; Clvp.from_pretrained('demo');"
+        "from clvp.waveform.files import load_waveform_decoder; load_waveform_decoder('demo');"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT).returncode == 0

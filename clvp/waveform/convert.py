@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from clvp.checkpoint import CheckpointError
@@ -15,7 +14,7 @@ from clvp.config import ClvpConfig
 from clvp.waveform.denoiser import DiffusionConfig
 from clvp.waveform.files import WaveformModels
 from clvp.waveform.vocoder import VocoderConfig
-from clvp.weights import check_keys, count_layers, open_pickle, shape_of
+from clvp.weights import check_keys, count_layers, open_pickle, shape_of, shapes_alone
 
 State = Mapping[str, Tensor]
 StrPath = str | os.PathLike[str]
@@ -97,7 +96,7 @@ def convert_waveform(
         states.append(
             {f"{part}.{k}": v for part, path in parts.items() for k, v in open_pickle(Path(path)).items()}
         )
-    with torch.device("meta"):
+    with shapes_alone():
         config = vocoder_config(states[1], origins[1])
         models = WaveformModels.empty(diffusion, config, random_voices is not None)
     for model, state, origin in zip(models.by_file.values(), states, origins, strict=True):

@@ -28,7 +28,7 @@ from clvp.waveform.denoiser import DiffusionConfig, DiffusionDecoder
 from clvp.waveform.params import DiffusionDtype, WaveformEngineConfig
 from clvp.waveform.random_voices import RandomVoices
 from clvp.waveform.vocoder import UnivNet, VocoderConfig
-from clvp.weights import load_weights, write_safetensors
+from clvp.weights import load_weights, shapes_alone, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_waveform_models(
         )
     has_voices = source.file(RANDOM_VOICES_FILE) is not None
     diffusion = DiffusionConfig.from_dict(config.get("diffusion", {}))
-    with torch.device("meta"):
+    with shapes_alone():
         models = WaveformModels.empty(
             diffusion, VocoderConfig.from_dict(config.get("vocoder", {})), has_voices
         )
@@ -91,7 +91,7 @@ def load_random_voices(location: str | os.PathLike[str]) -> RandomVoices:
     """The models of a checkpoint folder that make voices. Raises FileNotFoundError where it has none."""
     source = CheckpointSource(location)
     config = DiffusionConfig.from_dict((source.json(WAVEFORM_CONFIG_FILE) or {}).get("diffusion", {}))
-    with torch.device("meta"):
+    with shapes_alone():
         voices = RandomVoices(config.latent_size, config.hidden_size).eval()
     load_weights(voices, source, files=(RANDOM_VOICES_FILE,))
     return voices
