@@ -13,13 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
@@ -71,10 +64,12 @@ class CheckpointSource:
         folder = DEMO_FOLDER if self.location == DEMO else Path(self.location)
         if folder.is_dir():
             return folder / name if (folder / name).is_file() else None
+        from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
         options: dict[str, Any] = {option: getattr(self, option) for option in HUB_OPTIONS}
         try:
             return Path(hf_hub_download(str(self.location), name, **options))
-        except LocalEntryNotFoundError as error:
+        except errors.LocalEntryNotFoundError as error:
             cached = try_to_load_from_cache(
                 str(self.location), "config.json", cache_dir=self.cache_dir, revision=self.revision
             )
@@ -84,9 +79,9 @@ class CheckpointSource:
                 f"{self.location} is no local folder, and {name} can neither be downloaded from the hub nor "
                 "found in its cache"
             ) from error
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             return None
-        except (HFValidationError, HfHubHTTPError) as error:
+        except (errors.HFValidationError, errors.HfHubHTTPError) as error:
             raise FileNotFoundError(
                 f"{self.location} is neither a local folder nor a readable hub id"
             ) from error

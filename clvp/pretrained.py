@@ -105,6 +105,7 @@ class ClvpPreTrainedModel(nn.Module):
         attn_implementation: str | None = None,
         low_cpu_mem_usage: bool | None = None,
         parts: Sequence[str] = ("",),
+        mapped: bool = False,
         **hub: Any,
     ) -> Self:
         """Model in evaluation mode from a folder or hub id, a part's from the checkpoint of the whole too.
@@ -113,8 +114,9 @@ class ClvpPreTrainedModel(nn.Module):
         that `transformers` has for them. Attention is "sdpa", and "eager" where its weights are asked for,
         whichever of the two `attn_implementation` says; `low_cpu_mem_usage` is always so. `config_type`
         ("text_config" or "speech_config") tells which encoder a `ClvpEncoder` reads out of a composite
-        checkpoint. Modules and weights outside `parts` get no memory: they stay on `meta`. `hub` are options
-        of `huggingface_hub`, such as `revision`.
+        checkpoint. Modules and weights outside `parts` get no memory: they stay on `meta`; `mapped` ones take
+        none of their own where they are as stored, and change with the file. `hub` are options of
+        `huggingface_hub`, such as `revision`.
 
         Raises CheckpointError naming weights that do not fit, FileNotFoundError for absent files.
         """
@@ -138,7 +140,9 @@ class ClvpPreTrainedModel(nn.Module):
         prefixes = cls.checkpoint_prefixes
         if config_type is not None:  # of the two encoders, which share a class
             prefixes = (config_type.replace("_config", "_encoder_model."),)
-        load_weights(model, source, prefixes, dtype=parse_dtype(dtype), device=device, parts=parts)
+        load_weights(
+            model, source, prefixes, dtype=parse_dtype(dtype), device=device, parts=parts, mapped=mapped
+        )
         if model.generation_config is not None:
             model.generation_config = model.generation_config.beside(source)
         return model.eval()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -148,12 +147,13 @@ def load_weights(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     parts: Sequence[str] = ("",),
+    mapped: bool = False,
 ) -> None:
     """Fill a module built on `meta` from the first of `files` that a checkpoint has.
 
     `prefixes` are tried in order, so that a part can be read out of the checkpoint of a whole. Floating-point
     weights become `dtype` (None: as stored), but for rotary frequencies, which stay float32. What is in none
-    of the `parts` of the module stays on `meta`.
+    of the `parts` of the module stays on `meta`. `mapped` is for models that do not outlive their files.
 
     Raises CheckpointError naming the tensors that do not fit, FileNotFoundError when there are no weights.
     """
@@ -171,7 +171,7 @@ def load_weights(
         else:
             wanted = dtype if dtype and value.is_floating_point() else value.dtype
         # A copy, never the mapped file itself: a model must survive its checkpoint being overwritten.
-        state[key] = value.to(device=device, dtype=wanted, copy=True)
+        state[key] = value.to(device=device, dtype=wanted, copy=not mapped)
     module.load_state_dict(state, assign=True, strict=False)
 
 
@@ -191,6 +191,8 @@ def save_weights(module: nn.Module, folder: Path, max_shard_size: int | str = "5
 
     Each file appears whole or not at all; weight files of an earlier save are removed.
     """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     for name, keys in split.filename_to_tensors.items():

@@ -11,7 +11,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import yaml
-from huggingface_hub import DatasetCard
 
 from pipeline import storage
 from pipeline.description import Description
@@ -54,6 +53,8 @@ AUDIO = {"name": "audio", "dtype": {"audio": {"sampling_rate": 24_000}}}
 
 def write_card(output: OutputFolder, description: Description) -> None:
     """Write the card of an output that is held. Raises RunError for one that is there and cannot be read."""
+    from huggingface_hub import DatasetCard  # a quarter of a second, which no row need wait for
+
     uri, names = output.file("", NAME), output.parquet_files("data")
     try:
         found = storage.read_bytes(uri).decode() if storage.exists(uri) else TO_FILL

@@ -11,8 +11,7 @@ import hashlib
 import os
 import shutil
 import socket
-import stat
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,11 +38,13 @@ from clvp.checkpoint import (
     weight_map,
 )
 from pipeline import storage
+from pipeline.cache import cache_folder, remembered
 from pipeline.errors import RunError
 
 # They decide nothing where no candidate becomes sound.
 SOUND_FILES = (WAVEFORM_CONFIG_FILE, DIFFUSION_FILE, VOCODER_FILE, CODEC_CONFIG_FILE, CODEC_FILE)
 PIECE_BYTES = 64 << 20  # of an object; Arrow makes a request of each
+LARGE_BYTES, SETTLED_SECONDS = 64 << 20, 5.0  # of a file whose digest is remembered
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,25 @@ def used_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
 def _digests(folder: Path) -> dict[str, str]:
     digests = {}
     for name, path in sorted(used_files(CheckpointSource(folder).file).items()):
-        with open(path, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        digests[name] = _sha256(path)
     return digests
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; one of gigabytes is read once, until it changes."""
+
+    def read() -> dict[str, str]:
+        with open(path, "rb") as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    state = path.stat()
+    # What has just been written might change once more within a tick of the clock that times are told by.
+    settled = time.time() - max(state.st_mtime, state.st_ctime) > SETTLED_SECONDS
+    if state.st_size < LARGE_BYTES or not settled:
+        return read()["sha256"]
+    times = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    answer: str = remembered(("sha256", str(path.resolve()), *times), read)["sha256"]
+    return answer
 
 
 def _version(uri: str) -> str:
@@ -227,27 +244,3 @@ def _copied(uri: str, name: str, folder: Path) -> Path | None:
     if target.stat().st_size != info.size:
         raise OSError(f"{name} has {info.size:,} bytes, but only {target.stat().st_size:,} of them came")
     return target
-
-
-def cache_folder() -> Path:
-    """The folder for what is downloaded once for all processes of a node; it may be deleted between runs.
-
-    `CLVP_CACHE` names it, else it is `clvp` in `XDG_CACHE_HOME` or `~/.cache`, or where a home cannot be
-    written one among the temporary files that is this user's alone. Raises RunError where there is none.
-    """
-    named = os.environ.get("CLVP_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clvp"
-    spare = Path(tempfile.gettempdir()) / f"clvp-{os.getuid()}"
-    problem = ""
-    for folder in [Path(named).expanduser()] if named else [home, spare]:
-        try:
-            folder.mkdir(0o700 if folder == spare else 0o777, parents=True, exist_ok=True)
-            found = folder.lstat()
-            if folder == spare and (found.st_uid, found.st_mode & 0o170077) != (os.getuid(), stat.S_IFDIR):
-                raise OSError(f"{folder} is a link, or others than you own it or may enter it")
-            if os.access(folder, os.W_OK | os.X_OK):
-                return folder
-            problem = f"{folder} cannot be written"
-        except OSError as error:
-            problem = str(error)
-    raise RunError(f"no folder to keep model files in: {problem}; name another in CLVP_CACHE")

@@ -1,9 +1,17 @@
-"""One torch thread: the tests' tensors are small, and idle threads that spin cost more than they bring."""
+"""One torch thread: the tests' tensors are small, and idle threads that spin cost more than they bring.
+
+What nodes remember between runs lies in a folder of this process, also for those that it starts.
+"""
+
+import os
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+_cache = tempfile.TemporaryDirectory(prefix="clvp-tests-")
+os.environ["CLVP_CACHE"] = _cache.name
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -41,9 +41,9 @@ def test_a_driver_does_without_torch() -> None:
 
 
 def test_loading_does_without_the_compiler() -> None:
-    """Arithmetic on `meta`, of initial values say, makes torch import it: a second of every worker's start."""
+    """Arithmetic on `meta`, of initial values say, makes torch import it: a second of each start."""
     loaded = (
-        "import sys; from clvp import ClvpModelForConditionalGeneration as Clvp; Clvp.from_pretrained('demo');"
+        "import sys; from clvp import ClvpModelForConditionalGeneration as M; M.from_pretrained('demo');"
         "from clvp.waveform.files import load_waveform_decoder; load_waveform_decoder('demo');"
         "sys.exit('torch._dynamo' in sys.modules)"
     )

@@ -12,13 +12,13 @@ Shapes: W rows of a product, D width, V vocabulary, T tokens, H heads, N head di
 """
 
 import json
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,19 @@ FIXED = Products(packed=False, quantum=64, widest=64)
 # apart the widths are: 1 for all of them, 3 for every third.
 ATTENTION_CASES = ((30, 1, 192, 3), (90, 40, 192, 1), (1000, 17, 192, 3), (30, 500, 24, 3))
 
-logger = logging.getLogger(__name__)
+# Of the variables that matrix libraries and torch are set by.
+_SETTING_PREFIXES = (
+    "ATEN_",
+    "DNNL_",
+    "GOMP_",
+    "KMP_",
+    "LD_PRELOAD",
+    "MKL_",
+    "OMP_",
+    "ONEDNN_",
+    "OPENBLAS_",
+    "TORCH_",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,11 @@ class Arithmetic:
     products: Products
     digest: str | None  # of the bits of what was tried: machines that compute alike have the same one.
     # None: no width is right, and bits may depend on threads, on places in a product and on the day
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Arithmetic":
+        """From what `dataclasses.asdict` makes of one."""
+        return cls(Products(**fields["products"]), fields["digest"])
 
     def facts(self) -> dict[str, str | int]:
         """What tokens depend on, by name."""
@@ -65,6 +82,30 @@ def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithme
 
     Where no width is right there is one fixed width, and the number of threads becomes part of the facts.
     """
+    return _find(*_question(model, kind))
+
+
+def deciding(model: DecoderWithHead, kind: Kind | None = None) -> tuple[Any, ...]:
+    """All that decides what `find_arithmetic` finds in a process that has computed nothing before it imported
+    `clvp`: the model's shapes, processor, libraries and their settings, and the code that is tried out.
+    """
+    changing = ("processor", "cpu MHz", "core id", "apicid", "initial apicid", "bogomips")  # core by core
+    processor = {
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.partition(":")[0].strip() not in changing
+    }
+    settings = {key: value for key, value in os.environ.items() if key.startswith(_SETTING_PREFIXES)}
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    _, *question = _question(model, kind)
+    libraries = (torch.__version__, torch.__config__.show())
+    return (*question, sorted(processor), sorted(settings.items()), libraries, code)
+
+
+def _question(
+    model: DecoderWithHead, kind: Kind | None
+) -> tuple[Any, str, torch.dtype, tuple[Kind, ...], int]:
+    """The arguments of `_find`."""
     weight = model.lm_head.weight
     packed_pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
     kinds: list[Kind] = ["packed", "plain"] if packed_pays else ["plain", "packed"]
@@ -74,8 +115,7 @@ def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithme
         raise ValueError(f"products={kind!r} are not to be had here for {weight.dtype}")
     shapes = json.dumps(replace(model.config, num_hidden_layers=2).to_dict(), sort_keys=True)
     tried = tuple(kinds if kind is None else [kind])
-    model_type: Any = type(model)
-    return _find(model_type, shapes, weight.dtype, tried, max(len(os.sched_getaffinity(0)), 2))
+    return type(model), shapes, weight.dtype, tried, max(len(os.sched_getaffinity(0)), 2)
 
 
 @lru_cache(maxsize=16)
@@ -91,10 +131,6 @@ def _find(
             probe = _Probe(model, Products(kind == "packed", quantum))
             if (digest := probe.digest(threads)) is not None:
                 return Arithmetic(probe.products, digest)
-    logger.warning(
-        "no width of a matrix product gives a row the same bits in any company here; tokens may depend on "
-        "neighbours and threads. Import clvp before anything computes with torch"
-    )
     return Arithmetic(FIXED, None)
 
 

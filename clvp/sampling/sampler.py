@@ -4,6 +4,7 @@ The candidates of all rows are decoded in *lanes* (`engine`), all lanes one toke
 done makes room for the next one at once, whichever row that belongs to.
 """
 
+import logging
 import platform
 from collections.abc import Iterable, Iterator
 
@@ -13,10 +14,12 @@ from clvp.sampling.cpu_decoder import CohortDecoder
 from clvp.sampling.decode_weights import DecoderWithHead, arrange_weights
 from clvp.sampling.engine import Decoder, Engine, Result, SamplingStats
 from clvp.sampling.gpu_decoder import StaticDecoder
-from clvp.sampling.invariance import find_arithmetic
+from clvp.sampling.invariance import Arithmetic, find_arithmetic
 from clvp.sampling.memory import default_budget
 from clvp.sampling.params import DEFAULT_LANES, Candidate, EngineConfig, PromptRow, SamplingParams
 from clvp.sampling.prefill import StaticPrefill
+
+logger = logging.getLogger(__name__)
 
 
 class CandidateSampler:
@@ -25,15 +28,26 @@ class CandidateSampler:
     The tokens of a row depend on its prompt, its id, the candidate index, `SamplingParams` and `facts()`;
     not on the rows beside it, their order, or the lanes and memory there are: they are the same bit for bit.
 
-    The weights are copied; later changes of the model's parameters are not seen.
+    The weights are copied; later changes of the model's parameters are not seen. `arithmetic` is what
+    `find_arithmetic` has found where `deciding` was the same.
     """
 
-    def __init__(self, model: DecoderWithHead, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: DecoderWithHead,
+        config: EngineConfig | None = None,
+        arithmetic: Arithmetic | None = None,
+    ) -> None:
         self.config = config or EngineConfig()
         device = model.lm_head.weight.device.type
         self.lanes = self.config.lanes or DEFAULT_LANES.get(device, 64)
         on_gpu = device == "cuda"
-        self.arithmetic = None if on_gpu else find_arithmetic(model, self.config.products)
+        self.arithmetic = None if on_gpu else arithmetic or find_arithmetic(model, self.config.products)
+        if self.arithmetic and self.arithmetic.digest is None:
+            logger.warning(
+                "no width of a matrix product gives a row the same bits in any company here; tokens may "
+                "depend on neighbours and threads. Import clvp before anything computes with torch"
+            )
         self.weights = arrange_weights(model, self.arithmetic.products if self.arithmetic else None)
         self.prefill = StaticPrefill(self.weights) if on_gpu else None  # keeps its graphs
         self.stats = SamplingStats()

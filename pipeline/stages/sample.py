@@ -7,6 +7,7 @@ row with it.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 from clvp import ClvpConditioningEncoder, ClvpForCausalLM
 from clvp.sampling import Candidate, CandidateSampler, EngineConfig, PromptRow
+from clvp.sampling.invariance import Arithmetic, deciding, find_arithmetic
+from pipeline.cache import remembered
 from pipeline.description import check_alike
 from pipeline.rows.columns import (
     ENGINE,
@@ -58,8 +61,10 @@ class Sampler:
         device = pick_device(torch_threads)
         dtype = settings.model.dtype
         self.encoder = ClvpConditioningEncoder.from_pretrained(model, dtype=dtype, device=device)
-        decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device)
-        sampler = CandidateSampler(decoder, engine)  # has its own copy of the weights
+        decoder = ClvpForCausalLM.from_pretrained(model, dtype=dtype, device=device, mapped=True)
+        engine = engine or EngineConfig()
+        arithmetic = None if device.type == "cuda" else _arithmetic(decoder, engine)
+        sampler = CandidateSampler(decoder, engine, arithmetic)  # has its own copy of the weights
         facts = sampler.facts()
         problem = "this machine's sampler may draw other tokens than the output holds"
         check_alike(expected_facts, facts, "engine", problem)
@@ -94,6 +99,15 @@ class Sampler:
         first = self.sampled_before if _has_stored(table, i) else 0
         wanted = [index for index in self.candidates if index >= first]
         return PromptRow(table["id"][i].as_py(), prefix_PD, wanted)
+
+
+def _arithmetic(decoder: ClvpForCausalLM, engine: EngineConfig) -> Arithmetic:
+    """How this node computes: tried out once, for seconds."""
+    found = remembered(
+        ("arithmetic", *deciding(decoder, engine.products)),
+        lambda: asdict(find_arithmetic(decoder, engine.products)),
+    )
+    return Arithmetic.from_dict(found)
 
 
 def _has_stored(table: pa.Table, i: int) -> bool:

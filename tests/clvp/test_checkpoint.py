@@ -6,11 +6,11 @@ import pickle
 import traceback
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import clvp.checkpoint
 from clvp import (
     ClvpConditioningEncoder,
     ClvpDecoder,
@@ -257,7 +257,7 @@ def test_hub_ids(folder, tiny_model, monkeypatch, tmp_path):
             raise EntryNotFoundError(name)
         return str(folder / name)
 
-    monkeypatch.setattr(clvp.checkpoint, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
     loaded = ClvpModelForConditionalGeneration.from_pretrained(
         "someone/clvp", revision="v2", local_files_only=True

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.checkpoint import cache_folder
+from pipeline.cache import cache_folder
 from pipeline.errors import RunError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.lock import exclusive
@@ -72,14 +72,14 @@ def test_the_cache_among_temporary_files_is_the_users_alone(spare: Path) -> None
 def test_a_cache_that_others_may_enter_is_refused(spare: Path, mode: int) -> None:
     spare.mkdir()
     spare.chmod(mode)
-    with pytest.raises(RunError, match=rf"{spare} is a link, or others than you .*CLVP_CACHE"):
+    with pytest.raises(OSError, match=rf"{spare} is a link, or others than you .*CLVP_CACHE"):
         cache_folder()
 
 
 def test_a_cache_that_is_a_link_is_refused(spare: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     spare.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="is a link"):
+    with pytest.raises(OSError, match="is a link"):
         cache_folder()
 
 
@@ -89,5 +89,5 @@ def test_a_cache_of_another_user_is_refused(
     other = os.getuid() + 1
     (tmp_path / f"clvp-{other}").mkdir(mode=0o700)
     monkeypatch.setattr(os, "getuid", lambda: other)
-    with pytest.raises(RunError, match="others than you own it"):
+    with pytest.raises(OSError, match="others than you own it"):
         cache_folder()

@@ -1,7 +1,8 @@
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -85,6 +86,20 @@ def test_tokens_depend_on_seed_and_settings(checkpoint: Path, sampler: Sampler, 
     more = ResultSettings(num_candidates=8, sampling=SETTINGS.sampling)
     extended = tokens(Sampler(str(checkpoint), more, torch_threads=1)(row))["r0"]
     assert extended[:5] == tokens(sampler(row))["r0"], "more candidates leave the first ones as they were"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("products", ["packed", "plain"])
+def test_a_checkpoint_may_be_overwritten_under_a_sampler(
+    checkpoint: Path, tmp_path: Path, block: pa.Table, products: Literal["packed", "plain"]
+) -> None:
+    """In place, as `cp` does: it reads the mapped file while it is made, and never again."""
+    shutil.copytree(checkpoint, tmp_path / "model")
+    sampler = Sampler(str(tmp_path / "model"), SETTINGS, EngineConfig(products=products), torch_threads=1)
+    expected = tokens(sampler(block))
+    weights = tmp_path / "model" / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.write(b"\xff" * weights.stat().st_size)
+    assert tokens(sampler(block)) == expected
 
 
 def test_a_voice_is_conditioned_once(
