@@ -22,6 +22,8 @@ from .report import ROOT, command, header
 
 CLIP = ROOT / "examples" / "demo" / "audio"
 SIZES: tuple[Size, ...] = ("tiny", "full")
+# Seconds from the start of a command to its first stored row and to its end, and those for the row itself.
+Times = tuple[float, float, float]
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def _measured(trees: Sequence[Path], repetitions: int) -> Table:
         rows.append(["Ray and torch alone", *_figures(bare)])
         for size in SIZES:
             model = write_random_checkpoint(folder / size, size)
-            found: dict[Path, list[tuple[float, float]]] = {tree: [] for tree in trees}
+            found: dict[Path, list[Times]] = {tree: [] for tree in trees}
             for number in range(1 + repetitions):
                 for tree in trees if number % 2 == 0 else trees[::-1]:
                     output = folder / f"{tree.name}-{size}-{number}"
@@ -54,26 +56,26 @@ def _measured(trees: Sequence[Path], repetitions: int) -> Table:
             rows += [[f"{tree.name}, {size}", *_figures(times)] for tree, times in found.items()]
     notes = (
         f"Seconds; of later runs, which need not find out what the first one has (`CLVP_CACHE`), medians of "
-        f"{repetitions}. The end is that of Ray. A model of full size needs 4 s for the row itself."
+        f"{repetitions}. The end is that of Ray."
     )
-    columns = ["version, size", "first row of the first run", "of later ones", "end of later ones"]
+    columns = ["version, size", "first row of the first run", "of later ones", "end", "sampling, ranking"]
     return Table("From the command to the first row", columns, rows, notes)
 
 
-def _figures(times: Sequence[tuple[float, float]]) -> list[str]:
-    (first, _), *later = times
+def _figures(times: Sequence[Times]) -> list[str]:
+    (first, *_), *later = times
     return [short(first), *(short(median(column)) for column in zip(*later, strict=True))]
 
 
-def _bare_ray() -> tuple[float, float]:
+def _bare_ray() -> Times:
     command = [sys.executable, "-m", "tests.benchmarks.bare_ray"]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     first, end = map(float, output.split())
-    return first, end
+    return first, end, 0.0
 
 
-def _seconds(tree: Path, output: Path, model: Path, cache: Path) -> tuple[float, float]:
-    """From the start of a run to its first stored row, and to its end."""
+def _seconds(tree: Path, output: Path, model: Path, cache: Path) -> Times:
+    """Of a run."""
     job = [sys.executable, "-m", "jobs.synthesize", "--manifest", str(output.with_name("manifest.jsonl"))]
     job += ["--output", str(output), "--model", str(model), "--num-candidates", "1", "--max-new-tokens", "8"]
     environment = {**os.environ, "PYTHONPATH": str(tree), "CLVP_CACHE": str(cache)}
@@ -87,7 +89,10 @@ def _seconds(tree: Path, output: Path, model: Path, cache: Path) -> tuple[float,
             first = time.monotonic() - began
     if process.returncode or first is None:
         raise SystemExit(f"the run in {tree} ended with {process.returncode}")
-    return first, time.monotonic() - began
+    end = time.monotonic() - began
+    (metrics,) = (output / "metrics").iterdir()
+    busy = json.loads(metrics.read_text().splitlines()[-1])["busy_s"]
+    return first, end, busy["sample"] + busy["rank"]
 
 
 if __name__ == "__main__":
