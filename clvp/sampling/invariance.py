@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clvp.sampling.cohort import Cohort
 from clvp.sampling.decode_weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
-from clvp.sampling.prefill import Prefix, padded_length, prefill
+from clvp.sampling.prefill import Prefix, prefill
 
 Kind = Literal["packed", "plain"]
 
@@ -227,7 +227,7 @@ class _Probe:
     def _prefix_in_company(self, last: bool) -> list[Tensor]:
         """Keys and values of the shortest prefix, the first or last of as many rows as go together."""
         x_PD = self.prefix_PD[: min(30, len(self.prefix_PD))]
-        rows = [x_PD.roll(i, 0) for i in range(max(self.products.widest // padded_length(len(x_PD)), 1))]
+        rows = [x_PD.roll(i, 0) for i in range(max(self.products.widest // len(x_PD), 1))]
         prefix = prefill(self.weights, rows[::-1] if last else rows)[-1 if last else 0]
         return [*prefix.keys, *prefix.values]
 

@@ -1,8 +1,8 @@
 """Prefill: a row's prefix through the decoder, once per row, whatever the number of its candidates.
 
-A row is padded to a length that follows from its own.
+Its keys and values are padded to a length that follows from its own.
 
-Shapes: R rows; P prefix length, padded; X = R·P; D width; H heads; N head dimensions.
+Shapes: P prefix length; X positions of all rows; D width; H heads; N head dimensions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch.nn import functional
 from clvp.cuda_graph import recorded
 from clvp.sampling.decode_weights import DecoderWeights
 
-PREFIX_BUCKET = 32  # prefixes are padded to a multiple of this; rows of one padded length share calls
+PREFIX_BUCKET = 32  # prefixes are padded to a multiple of this: rows of one padded length share a cohort
 
 
 def padded_length(length: int) -> int:
@@ -42,18 +42,21 @@ class Prefix:
 def prefill(weights: DecoderWeights, prefixes: Sequence[Tensor]) -> list[Prefix]:
     """Keys and values of every layer for embedded prefixes [P, D], each of its own length.
 
-    Rows of one padded length go together as far as the widest product of a CPU takes them: its widths leave a
-    row its bits, and wide ones are up to twice as fast. `StaticPrefill` is for GPUs.
+    Rows go together as far as the widest product of a CPU takes their positions: its widths leave a row its
+    bits, and wide ones are up to twice as fast. `StaticPrefill` is for GPUs.
     """
-    places: dict[int, list[int]] = {}
-    for place, prefix_PD in enumerate(prefixes):
-        places.setdefault(padded_length(len(prefix_PD)), []).append(place)
+    widest = weights.products.widest if weights.products else 0
+    groups: list[list[int]] = []
+    for place in sorted(range(len(prefixes)), key=lambda place: -len(prefixes[place])):
+        taken = len(prefixes[place])
+        fitting = (group for group in groups if sum(len(prefixes[i]) for i in group) + taken <= widest)
+        if group := next(fitting, None):
+            group.append(place)
+        else:
+            groups.append([place])
     found: dict[int, Prefix] = {}
-    for padded, alike in places.items():
-        together = max(weights.products.widest // padded, 1) if weights.products else 1
-        for begin in range(0, len(alike), together):
-            chosen = alike[begin : begin + together]
-            found |= zip(chosen, _together(weights, [prefixes[i] for i in chosen], padded), strict=True)
+    for group in groups:
+        found |= zip(group, _together(weights, [prefixes[i] for i in group]), strict=True)
     return [found[place] for place in range(len(prefixes))]
 
 
@@ -97,10 +100,11 @@ class StaticPrefill:
     def _replay(self, padded: int) -> None:
         keys, values = self._results(padded)
 
-        def keep(layer: int, k: Tensor, v: Tensor) -> None:
-            keys[layer], values[layer] = k[0], v[0]
+        def attend(layer: int, qkv_PE: Tensor) -> Tensor:
+            attended_PD, keys[layer], values[layer] = _attend(self.weights, qkv_PE)
+            return attended_PD
 
-        work = partial(_through_layers, self.weights, self.x_PD[:padded], padded, keep)
+        work = partial(_through_layers, self.weights, self.x_PD[:padded], attend)
         if padded not in self.graphs or self.pool is None:
             self.graphs[padded] = None
             work()
@@ -111,37 +115,53 @@ class StaticPrefill:
         graph.replay()
 
 
-def _through_layers(
-    weights: DecoderWeights, x_XD: Tensor, padded: int, keep: Callable[[int, Tensor, Tensor], None]
-) -> None:
-    """`keep` takes each layer's number, keys and values [R, H, P, N].
-
-    Padding stands at a row's end, behind the causal mask, so it changes nothing before it.
-    """
-    shape = (-1, padded, 3, weights.heads, weights.width // weights.heads)
+def _through_layers(weights: DecoderWeights, x_XD: Tensor, attend: Callable[[int, Tensor], Tensor]) -> None:
+    """`attend` takes each layer's number and its queries, keys and values [X, 3D], and gives [X, D]."""
     for number, layer in enumerate(weights.layers):
-        q, k, v = layer.qkv(layer.input_norm(x_XD)).view(shape).permute(2, 0, 3, 1, 4)
-        keep(number, k, v)
+        attended_XD = attend(number, layer.qkv(layer.input_norm(x_XD)))
         if number + 1 == len(weights.layers):
             return  # nothing reads the last layer's output at a prefix position
-        if x_XD.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
-            q, k, v = q.float(), k.float(), v.float()
-        attended_RHPN = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-        x_XD = layer.out(attended_RHPN.transpose(1, 2).reshape(x_XD.shape).to(x_XD.dtype), x_XD)
+        x_XD = layer.out(attended_XD, x_XD)
         x_XD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_XD)), x_XD)
 
 
+def _attend(weights: DecoderWeights, qkv_PE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal attention of one row: [P, D], and its keys and values [H, P, N]."""
+    shape = (len(qkv_PE), 3, weights.heads, weights.width // weights.heads)
+    q_HPN, k_HPN, v_HPN = qkv_PE.view(shape).permute(1, 2, 0, 3)
+    q, k, v = q_HPN[None], k_HPN[None], v_HPN[None]
+    if qkv_PE.device.type == "cpu":  # in half precision torch's kernel depends on the number of threads
+        q, k, v = q.float(), k.float(), v.float()
+    (attended_HPN,) = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    return attended_HPN.transpose(0, 1).flatten(1).to(qkv_PE.dtype), k_HPN, v_HPN
+
+
+def _padded(x_HPN: Tensor) -> Tensor:
+    """With zeros up to the padded length."""
+    heads, length, size = x_HPN.shape
+    found = x_HPN.new_empty(heads, padded_length(length), size)
+    found[:, :length], found[:, length:] = x_HPN, 0
+    return found
+
+
 @torch.inference_mode()
-def _together(weights: DecoderWeights, prefixes: Sequence[Tensor], padded: int) -> list[Prefix]:
-    """Rows of one padded length."""
-    rows_PD = [x_PD.to(device=weights.device, dtype=weights.dtype) for x_PD in prefixes]
-    x_XD = torch.cat([functional.pad(x_PD, (0, 0, 0, padded - len(x_PD))) for x_PD in rows_PD])
+def _together(weights: DecoderWeights, prefixes: Sequence[Tensor]) -> list[Prefix]:
+    """Rows side by side, padded to a width of the products; attention is each row's own."""
+    x_XD = torch.cat(list(prefixes)).to(weights.device, weights.dtype)
+    padding = weights.products.padded(len(x_XD)) - len(x_XD) if weights.products else 0
+    x_XD = functional.pad(x_XD, (0, 0, 0, padding))
     found = [Prefix([], [], len(prefix_PD)) for prefix_PD in prefixes]
 
-    def keep(_: int, k: Tensor, v: Tensor) -> None:
-        for prefix, keys_HPN, values_HPN in zip(found, k, v, strict=True):
-            prefix.keys.append(keys_HPN.contiguous())
-            prefix.values.append(values_HPN.contiguous())
+    def attend(_: int, qkv_XE: Tensor) -> Tensor:
+        attended_XD = torch.zeros_like(x_XD)
+        first = 0
+        for prefix in found:
+            row = slice(first, first + prefix.length)
+            attended_XD[row], k_HPN, v_HPN = _attend(weights, qkv_XE[row])
+            prefix.keys.append(_padded(k_HPN))
+            prefix.values.append(_padded(v_HPN))
+            first += prefix.length
+        return attended_XD
 
-    _through_layers(weights, x_XD, padded, keep)
+    _through_layers(weights, x_XD, attend)
     return found

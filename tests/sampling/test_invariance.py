@@ -240,7 +240,7 @@ def test_the_probe_sees_prefills_that_know_their_company(monkeypatch: pytest.Mon
 
     def leaking(q: Tensor, *others: Tensor, **options: Any) -> Tensor:
         attended = attention(q, *others, **options)
-        return attended if len(q) == 1 else torch.nextafter(attended, attended + 1)
+        return attended if q.storage_offset() == 0 else torch.nextafter(attended, attended + 1)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", leaking)
     assert find_arithmetic(small_decoder()).digest is None
