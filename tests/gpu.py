@@ -51,7 +51,8 @@ PARTS = (
     Part(
         "sampler_tests",
         150,
-        "tests/sampling/test_cuda.py tests/sampling/test_invariance.py tests/clvp/test_reference_faults.py",
+        "tests/sampling/test_cuda.py tests/sampling/test_invariance.py tests/clvp/test_reference_faults.py "
+        "tests/clvp/test_cuda.py",
         False,
     ),
     Part("sampler", 120, "limit rows"),
