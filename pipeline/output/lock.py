@@ -100,6 +100,10 @@ class _Lease(Held):
         thread.start()
         try:
             yield
+        except Exception:
+            with suppress(OSError):  # a run that slept while another took over misses what that one deleted
+                self.confirm()
+            raise
         finally:
             stop.set()
             thread.join()

@@ -104,6 +104,22 @@ def test_a_run_that_has_lost_its_lease_stops_writing(quick: None, bucket: Output
     assert json.loads(storage.read_bytes(bucket.file("", NAME))) == {"run": "another"}, "not given back"
 
 
+@pytest.mark.parametrize(("another", "told"), [(True, "lost its lease"), (False, "cannot be read")])
+def test_what_a_run_misses_after_it_has_lost_its_lease(
+    quick: None, bucket: OutputFolder, another: bool, told: str
+) -> None:
+    """The other run deletes files when it ends: that they are gone is not what went wrong."""
+
+    def run() -> None:
+        with exclusive(bucket):
+            if another:
+                bucket.write("", NAME, json.dumps({"run": "another"}).encode())
+            raise RunError("a file of the manifest cannot be read")
+
+    with pytest.raises(RunError, match=told):
+        run()
+
+
 def test_a_lease_that_is_gone_is_lost(quick: None, bucket: OutputFolder) -> None:
     """Another run may have taken it, finished and given it back while this one was asleep."""
     with exclusive(bucket) as held:
