@@ -15,12 +15,37 @@ Activation = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, each [B or 1, 1, L, R]
 KeyValue = tuple[Tensor, Tensor]  # [B, H, K, N] each
 
+# torch computes the last elements of a thread's share by other code where they fill no vector; no processor's
+# holds more than these.
+_VECTORS = 64
+# Elements of a share at least (at::internal::GRAIN_SIZE), and from which on all threads share those of GELU.
+_GRAIN, _GELU_SHARED = 32_768, 16_384
+
+
+def _alike(function: Activation, x: Tensor, gelu: bool = False) -> Tensor:
+    """`function`, elementwise, with the same bits for any number of threads: of what they can share in whole
+    vectors, then of the rest.
+    """
+    if x.device.type != "cpu":
+        return function(x)
+    x, threads, elements = x.contiguous(), torch.get_num_threads(), x.numel()
+    if elements > (_GELU_SHARED if gelu else threads * _GRAIN):
+        rest = elements % (threads * _VECTORS)
+    else:
+        rest = 0 if gelu or elements <= _GRAIN else elements % _GRAIN
+    if threads == 1 or not rest:
+        return function(x)
+    flat = x.view(-1)
+    return torch.cat([function(flat[:-rest]), function(flat[-rest:])]).view(x.shape)
+
+
 # By the names that `config.json` uses.
 _ACTIVATIONS: dict[str, Activation] = {
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu": partial(_alike, functional.gelu, gelu=True),
+    "gelu_new": partial(_alike, partial(functional.gelu, approximate="tanh"), gelu=True),
     "relu": functional.relu,
-    "silu": functional.silu,
+    "sigmoid": partial(_alike, torch.sigmoid),
+    "silu": partial(_alike, functional.silu),
 }
 
 
@@ -29,6 +54,18 @@ def activation_function(name: str) -> Activation:
     if name not in _ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
+
+
+class ActivationLayer(nn.Module):
+    """The function called `name`, among layers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.function = activation_function(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return self.function(x)
 
 
 class Conv1D(nn.Module):

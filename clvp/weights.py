@@ -1,7 +1,8 @@
 """Weights: how they get from the files of a checkpoint into a model, and back.
 
 Files are mapped and copied tensor by tensor into a model built on the `meta` device, so that loading needs
-the memory of one model and not of two. Pickles are opened with `weights_only=True` alone.
+the memory of one model and not of two, or of none where the map is to do. Pickles are opened with
+`weights_only=True` alone.
 """
 
 import os
@@ -170,7 +171,7 @@ def load_weights(
             value, wanted = exact_frequencies(value), torch.float32
         else:
             wanted = dtype if dtype and value.is_floating_point() else value.dtype
-        # A copy, never the mapped file itself: a model must survive its checkpoint being overwritten.
+        # A copy, not the mapped file: a model must survive its checkpoint being overwritten.
         state[key] = value.to(device=device, dtype=wanted, copy=not mapped)
     module.load_state_dict(state, assign=True, strict=False)
 

@@ -1,6 +1,5 @@
 """What a node keeps between runs: files that were downloaded, and answers that take seconds to find."""
 
-import json
 import os
 import stat
 import tempfile
@@ -8,9 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from clvp.checkpoint import write_json
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -37,17 +40,17 @@ def cache_folder() -> Path:
     raise OSError(f"no folder to keep model files in: {problem}; name another in CLVP_CACHE")
 
 
-def remembered(question: Any, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """`find()`, an answer of JSON's types, or what it was when the same question came up on this node before.
+def remembered(question: Any, find: Callable[[], T], kind: type[T]) -> T:
+    """`find()`, an answer of a kind that JSON can hold, or what it was when the same question came up on this
+    node before.
 
     `question` is whatever decides the answer. Where nothing can be kept, the answer is found each time.
     """
     name = blake2b(repr(question).encode(), digest_size=16).hexdigest()
+    adapter = TypeAdapter(kind)
     with suppress(OSError, ValueError):
-        answer = json.loads((cache_folder() / "answers" / f"{name}.json").read_text())
-        if isinstance(answer, dict):
-            return answer
+        return adapter.validate_json((cache_folder() / "answers" / f"{name}.json").read_bytes())
     answer = find()
     with suppress(OSError):
-        write_json(cache_folder() / "answers" / f"{name}.json", answer)
+        write_json(cache_folder() / "answers" / f"{name}.json", adapter.dump_python(answer, mode="json"))
     return answer

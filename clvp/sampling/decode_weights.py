@@ -107,23 +107,24 @@ def _pack(weight_OI: Tensor) -> Tensor:
 
 
 def linear_product(weight_OI: Tensor, bias_O: Tensor, packed: bool, gelu: bool = False) -> Linear:
-    """x Wᵀ + b, then GELU's tanh form if asked for; packed: with the weights in oneDNN's own layout."""
+    """x Wᵀ + b, then GELU's tanh form if asked for, with a copy of W; packed: in oneDNN's own layout."""
     if packed:
         packed_weight, operator = _pack(weight_OI), torch.ops.mkldnn._linear_pointwise
         then, algorithm = ("gelu", "tanh") if gelu else ("none", "")
         return lambda x_BI: operator(x_BI, packed_weight, bias_O, then, [], algorithm)
-    weight_OI = weight_OI.contiguous()
+    weight_OI = weight_OI.clone(memory_format=torch.contiguous_format)
     if gelu:
-        return lambda x_BI: functional.gelu(functional.linear(x_BI, weight_OI, bias_O), approximate="tanh")
+        activation = activation_function("gelu_new")
+        return lambda x_BI: activation(functional.linear(x_BI, weight_OI, bias_O))
     return lambda x_BI: functional.linear(x_BI, weight_OI, bias_O)
 
 
 def residual_product(weight_OI: Tensor, bias_O: Tensor, packed: bool) -> ResidualLinear:
-    """x Wᵀ + b + residual; packed: in one pass."""
+    """x Wᵀ + b + residual, with a copy of W; packed: in one pass."""
     if packed:
         packed_weight, operator = _pack(weight_OI), torch.ops.mkldnn._linear_pointwise.binary
         return lambda x_BI, residual_BO: operator(x_BI, residual_BO, packed_weight, bias_O, "add")
-    weight_OI = weight_OI.contiguous()
+    weight_OI = weight_OI.clone(memory_format=torch.contiguous_format)
     return lambda x_BI, residual_BO: residual_BO + functional.linear(x_BI, weight_OI, bias_O)
 
 
@@ -237,7 +238,7 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
                     torch.cat([q.weight * scale, k.weight, v.weight]),
                     torch.cat([_bias(q) * scale, _bias(k), _bias(v)]),
                 ),
-                out=residual(layer.attn.out_proj.weight.clone(), _bias(layer.attn.out_proj)),
+                out=residual(layer.attn.out_proj.weight, _bias(layer.attn.out_proj)),
                 mlp_norm=_norm(layer.post_attention_layernorm),
                 mlp_in=mlp_in(layer.mlp.c_fc),
                 mlp_out=residual(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias.clone()),
@@ -251,7 +252,7 @@ def arrange_weights(model: DecoderWithHead, products: Products | None = None) ->
         layers=tuple(layers),
         decoder_norm=_norm(decoder.layer_norm),
         final_norm=_norm(model.final_norm),
-        head=linear(model.lm_head.weight.clone(), head_bias_V),
+        head=linear(model.lm_head.weight, head_bias_V),
         heads=config.num_attention_heads,
         products=products,
         max_prefix=config.max_text_tokens + 1,

@@ -4,7 +4,7 @@ Matrix libraries choose their inner loops by the shape of the whole product and 
 micro-kernel of six rows treats the two that are left of eight otherwise, and a product split between threads
 may add in another order. Nobody promises anything, except MKL in its reproducible mode (see
 `clvp.arithmetic`). So steps and prefills of a small decoder with the shapes of the model at hand are run here
-in every width that can occur, with one thread and with all of them, and the bits are compared.
+in every width that can occur, with one thread, with all and with as many as are set, and the bits compared.
 
 What is found is a fact of processor, libraries and the model's shapes, and of nothing that a run may choose.
 
@@ -13,7 +13,7 @@ Shapes: W rows of a product, D width, V vocabulary, T tokens, H heads, N head di
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,7 +25,14 @@ import torch
 from torch import Tensor
 
 from clvp.sampling.cohort import Cohort
-from clvp.sampling.decode_weights import DecoderWithHead, Products, arrange_weights, can_pack, decoder_logits
+from clvp.sampling.decode_weights import (
+    DecoderWithHead,
+    Products,
+    arrange_weights,
+    can_pack,
+    decoder_logits,
+    linear_product,
+)
 from clvp.sampling.prefill import Prefix, prefill
 
 Kind = Literal["packed", "plain"]
@@ -37,6 +44,10 @@ FIXED = Products(packed=False, quantum=64, widest=64)
 # apart the widths are: 1 for all of them, 3 for every third.
 ATTENTION_CASES = ((30, 1, 192, 3), (90, 40, 192, 1), (1000, 17, 192, 3), (30, 500, 24, 3))
 
+_FOLDER = Path(__file__).parent
+_CODE = blake2b(
+    b"".join(path.read_bytes() for path in sorted([*_FOLDER.glob("*.py"), *_FOLDER.parent.glob("*.py")]))
+).hexdigest()  # of what is tried out, as it was when it was imported
 # Of the variables that matrix libraries and torch are set by.
 _SETTING_PREFIXES = (
     "ATEN_",
@@ -60,11 +71,6 @@ class Arithmetic:
     digest: str | None  # of the bits of what was tried: machines that compute alike have the same one.
     # None: no width is right, and bits may depend on threads, on places in a product and on the day
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Arithmetic":
-        """From what `dataclasses.asdict` makes of one."""
-        return cls(Products(**fields["products"]), fields["digest"])
-
     def facts(self) -> dict[str, str | int]:
         """What tokens depend on, by name."""
         kind = "packed" if self.products.packed else "plain"
@@ -85,10 +91,17 @@ def find_arithmetic(model: DecoderWithHead, kind: Kind | None = None) -> Arithme
     return _find(*_question(model, kind))
 
 
+@torch.no_grad()
 def deciding(model: DecoderWithHead, kind: Kind | None = None) -> tuple[Any, ...]:
-    """All that decides what `find_arithmetic` finds in a process that has computed nothing before it imported
-    `clvp`: the model's shapes, processor, libraries and their settings, and the code that is tried out.
+    """All that decides what `find_arithmetic` finds: the model's shapes, processor, libraries, their settings
+    and what they are set to in this process, by a small product, and the code that is tried out.
     """
+    model_type, *question = _question(model, kind)
+    generator = torch.Generator().manual_seed(0)
+    x_WI, weight_OI = (torch.randn(rows, 1000, generator=generator) for rows in (13, 257))
+    kinds = (False, True) if can_pack(weight_OI) else (False,)
+    products = [linear_product(weight_OI, weight_OI[:, 0], packed) for packed in kinds]
+    bits = [_bits(product(x_WI[:width]) for width in range(1, 14)) for product in products]
     changing = ("processor", "cpu MHz", "core id", "apicid", "initial apicid", "bogomips")  # core by core
     processor = {
         line
@@ -96,15 +109,20 @@ def deciding(model: DecoderWithHead, kind: Kind | None = None) -> tuple[Any, ...
         if line.partition(":")[0].strip() not in changing
     }
     settings = {key: value for key, value in os.environ.items() if key.startswith(_SETTING_PREFIXES)}
-    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    _, *question = _question(model, kind)
-    libraries = (torch.__version__, torch.__config__.show())
-    return (*question, sorted(processor), sorted(settings.items()), libraries, code)
+    libraries = (torch.__version__, torch.__config__.show(), os.confstr("CS_GNU_LIBC_VERSION"))
+    return (model_type, *question, sorted(processor), sorted(settings.items()), libraries, _CODE, bits)
+
+
+def _bits(tensors: Iterable[Tensor]) -> str:
+    digest = blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _question(
     model: DecoderWithHead, kind: Kind | None
-) -> tuple[Any, str, torch.dtype, tuple[Kind, ...], int]:
+) -> tuple[Any, str, torch.dtype, tuple[Kind, ...], tuple[int, ...]]:
     """The arguments of `_find`."""
     weight = model.lm_head.weight
     packed_pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -115,13 +133,14 @@ def _question(
         raise ValueError(f"products={kind!r} are not to be had here for {weight.dtype}")
     shapes = json.dumps(replace(model.config, num_hidden_layers=2).to_dict(), sort_keys=True)
     tried = tuple(kinds if kind is None else [kind])
-    return type(model), shapes, weight.dtype, tried, max(len(os.sched_getaffinity(0)), 2)
+    threads = {max(len(os.sched_getaffinity(0)), 2), torch.get_num_threads()} - {1}
+    return type(model), shapes, weight.dtype, tried, tuple(sorted(threads))
 
 
 @lru_cache(maxsize=16)
 @torch.no_grad()
 def _find(
-    model_type: Any, shapes: str, dtype: torch.dtype, kinds: tuple[Kind, ...], threads: int
+    model_type: Any, shapes: str, dtype: torch.dtype, kinds: tuple[Kind, ...], threads: tuple[int, ...]
 ) -> Arithmetic:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -182,22 +201,20 @@ class _Probe:
             for length, tokens, lanes, every in ATTENTION_CASES
         ]
 
-    def digest(self, threads: int) -> str | None:
+    def digest(self, threads: Iterable[int]) -> str | None:
         """Of the bits of all outputs; None unless every row keeps them: in any width, at another place, with
-        one thread and with all.
+        one thread and with these numbers of them.
         """
         with thread_count(1):
             expected = self.outputs()
             if not self._agrees(expected):
                 return None
-        with thread_count(threads):
-            again = self.outputs()
-            if not all(map(torch.equal, expected, again)) or not self._agrees(expected, reverse=True):
-                return None
-        bits = blake2b(digest_size=8)
-        for tensor in expected:
-            bits.update(tensor.contiguous().view(torch.uint8).numpy().data)
-        return bits.hexdigest()
+        for count in threads:
+            with thread_count(count):
+                again = self.outputs()
+                if not all(map(torch.equal, expected, again)) or not self._agrees(expected, reverse=True):
+                    return None
+        return _bits(expected)
 
     def outputs(self) -> list[Tensor]:
         """The widest step, attention of the widest row in each case, and the prefills of three lengths."""

@@ -2,7 +2,8 @@
 
 Its keys and values are padded to a length that follows from its own.
 
-Shapes: P prefix length; X positions of all rows; D width; H heads; N head dimensions.
+Shapes: P prefix length, padded where keys and values are kept; X positions of all rows; D width; H heads; N
+head dimensions.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,7 +121,7 @@ def _through_layers(weights: DecoderWeights, x_XD: Tensor, attend: Callable[[int
     for number, layer in enumerate(weights.layers):
         attended_XD = attend(number, layer.qkv(layer.input_norm(x_XD)))
         if number + 1 == len(weights.layers):
-            return  # nothing reads the last layer's output at a prefix position
+            return  # nothing reads what follows in the last layer
         x_XD = layer.out(attended_XD, x_XD)
         x_XD = layer.mlp_out(layer.mlp_in(layer.mlp_norm(x_XD)), x_XD)
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from clvp.conditioning import groupnorm_groups
 from clvp.config import ClvpConfigBase
+from clvp.layers import ActivationLayer, activation_function
 
 # How many blocks there are; only the number of `layers` differs between models.
 EMBEDDER_BLOCKS, CONDITIONER_BLOCKS, INTEGRATOR_LAYERS, LAST_BLOCKS = 5, 4, 3, 3
@@ -111,7 +112,7 @@ def normalise(
         scale_R1C, shift_R1C = modulation_RE[:, None].chunk(2, dim=2)
         x_RTC = torch.addcmul(shift_R1C, x_RTC, 1 + scale_R1C)
     if silu:
-        x_RTC = functional.silu(x_RTC)
+        x_RTC = activation_function("silu")(x_RTC)
     return (x_RTC * mask_RT[:, :, None]).to(dtype)
 
 
@@ -192,7 +193,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(FrameNorm(width), nn.SiLU(), FrameConv(width, width))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.emb_layers = nn.Sequential(ActivationLayer("silu"), nn.Linear(width, 2 * width))
         self.out_layers = nn.Sequential(
             FrameNorm(width), nn.SiLU(), nn.Dropout(0.0), FrameConv(width, width, 3)
         )
@@ -238,7 +239,9 @@ class DiffusionDecoder(nn.Module):
         width, heads, mels = config.hidden_size, config.num_heads, config.num_mels
         self.unconditioned_embedding = nn.Parameter(torch.zeros(1, width, 1))
         self.inp_block = FrameConv(mels, width, 3)
-        self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, width), ActivationLayer("silu"), nn.Linear(width, width)
+        )
         self.code_norm = FrameNorm(width)
         self.latent_conditioner = nn.Sequential(
             FrameConv(config.latent_size, width, 3),

@@ -44,7 +44,7 @@ def lanes_are_alike(model: DiffusionDecoder, width: int) -> bool:
 def thread_facts(model: DiffusionDecoder, width: int) -> dict[str, str | int]:
     """A digest of this machine's bits; the number of threads instead, where they depend on it."""
     digests = set()
-    for threads in (1, max(len(os.sched_getaffinity(0)), 2)):
+    for threads in {1, max(len(os.sched_getaffinity(0)), 2), torch.get_num_threads()}:
         with thread_count(threads):
             digests.add(blake2b(_pass(model, width, [0]).numpy().data, digest_size=8).hexdigest())
     return {"arithmetic": digests.pop()} if len(digests) == 1 else {"threads": torch.get_num_threads()}

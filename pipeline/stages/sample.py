@@ -7,7 +7,6 @@ row with it.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -103,11 +102,8 @@ class Sampler:
 
 def _arithmetic(decoder: ClvpForCausalLM, engine: EngineConfig) -> Arithmetic:
     """How this node computes: tried out once, for seconds."""
-    found = remembered(
-        ("arithmetic", *deciding(decoder, engine.products)),
-        lambda: asdict(find_arithmetic(decoder, engine.products)),
-    )
-    return Arithmetic.from_dict(found)
+    question = ("arithmetic", *deciding(decoder, engine.products))
+    return remembered(question, lambda: find_arithmetic(decoder, engine.products), Arithmetic)
 
 
 def _has_stored(table: pa.Table, i: int) -> bool:

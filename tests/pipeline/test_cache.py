@@ -3,15 +3,17 @@
 import os
 import shutil
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clvp.sampling import EngineConfig, SamplingParams, invariance
+from clvp.sampling import SamplingParams, invariance
 from pipeline import checkpoint as checkpoints
 from pipeline.cache import remembered
 from pipeline.checkpoint import describe_checkpoint
-from pipeline.settings import ResultSettings
+from pipeline.settings import ModelSettings, ResultSettings
 from pipeline.stages.sample import Sampler
 
 
@@ -34,19 +36,23 @@ class Asked:
 
 def test_a_question_is_answered_once(own_cache: Path) -> None:
     find = Asked()
-    assert [remembered(("a", 1), find), remembered(("a", 1), find)] == [{"number": 1}] * 2
-    assert remembered(("a", 2), find) == {"number": 2}
-    for kept in (own_cache / "answers").iterdir():
-        kept.write_text("{half")  # by a full disk, say
-    assert [remembered(("a", 1), find), remembered(("a", 1), find)] == [{"number": 3}] * 2
+
+    def ask(question: str) -> int:
+        return remembered(("a", question), find, dict[str, int])["number"]
+
+    assert [ask("x"), ask("x"), ask("y"), ask("x")] == [1, 1, 2, 1]
+    for number, content in enumerate(("{half", "[]", '{"number": "no"}'), 3):  # by a full disk, say
+        for kept in (own_cache / "answers").iterdir():
+            kept.write_text(content)
+        assert [ask("x"), ask("x")] == [number] * 2
     shutil.rmtree(own_cache)
-    assert remembered(("a", 1), find) == {"number": 4}
+    assert ask("x") == 6
 
 
 def test_nothing_is_kept_where_nothing_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLVP_CACHE", "/dev/null/none")
     find = Asked()
-    assert [remembered("a", find), remembered("a", find)] == [{"number": 1}, {"number": 2}]
+    assert [remembered("a", find, dict[str, int])["number"] for _ in range(2)] == [1, 2]
 
 
 def test_a_large_file_is_read_again_when_it_has_changed(
@@ -57,6 +63,7 @@ def test_a_large_file_is_read_again_when_it_has_changed(
     shutil.copytree(checkpoint, folder)
     weights = folder / "model.safetensors"
     monkeypatch.setattr(checkpoints, "LARGE_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "SAMPLE_BYTES", 1)
     monkeypatch.setattr(checkpoints, "SETTLED_SECONDS", -1e9)
     read: list[str] = []
     digest = checkpoints.hashlib.file_digest
@@ -72,8 +79,18 @@ def test_a_large_file_is_read_again_when_it_has_changed(
         file.write(b"?")
     time.sleep(0.02)  # a tick of the clock that files are dated by
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert describe_checkpoint(str(folder)).files["model.safetensors"] != first.files["model.safetensors"]
+    changed = describe_checkpoint(str(folder)).files["model.safetensors"]
+    assert changed != first.files["model.safetensors"]
     assert read == [str(weights)]
+    # A file system that tells the same state of all files: other weights are others everywhere.
+    monkeypatch.setattr(checkpoints.os, "fstat", lambda _: times)
+    states = []
+    for byte in (b"!", b"?"):
+        with weights.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(byte)
+        states.append(describe_checkpoint(str(folder)).files["model.safetensors"])
+    assert states[0] != states[1] == changed
 
 
 def test_what_was_just_written_is_not_remembered(
@@ -91,23 +108,24 @@ def test_a_processor_is_tried_out_once(checkpoint: Path, monkeypatch: pytest.Mon
     tried: list[str] = []
 
     class Probe(invariance._Probe):
-        def digest(self, threads: int) -> str | None:
-            tried.append(f"{threads} threads")
+        def digest(self, threads: Iterable[int]) -> str | None:
+            tried.append(str(self.products))
             return super().digest(threads)
 
     monkeypatch.setattr(invariance, "_Probe", Probe)
     settings = ResultSettings(sampling=SamplingParams(max_new_tokens=24))
 
-    def facts(engine: EngineConfig | None = None) -> str:
+    def facts(dtype: str = "float32") -> str:
         invariance._find.cache_clear()  # as in another process
         tried.clear()
-        return Sampler(str(checkpoint), settings, engine, torch_threads=1).facts
+        chosen = replace(settings, model=ModelSettings(dtype=dtype))
+        return Sampler(str(checkpoint), chosen, torch_threads=1).facts
 
     first = facts()
     assert tried
     assert facts() == first
     assert tried == []
-    facts(EngineConfig(products="plain"))
+    facts("bfloat16")
     assert tried, "another question"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     facts()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clvp.audio.mel import log_mel
 from clvp.sampling import Engine, EngineConfig, SamplingParams
@@ -89,14 +90,20 @@ def test_tokens_depend_on_seed_and_settings(checkpoint: Path, sampler: Sampler, 
 
 
 @pytest.mark.parametrize("products", ["packed", "plain"])
+@pytest.mark.parametrize("pickled", [False, True])
 def test_a_checkpoint_may_be_overwritten_under_a_sampler(
-    checkpoint: Path, tmp_path: Path, block: pa.Table, products: Literal["packed", "plain"]
+    checkpoint: Path, tmp_path: Path, block: pa.Table, products: Literal["packed", "plain"], pickled: bool
 ) -> None:
     """In place, as `cp` does: it reads the mapped file while it is made, and never again."""
     shutil.copytree(checkpoint, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    if pickled:  # with weights that lie as decoding wants them already
+        state = {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in load_file(weights).items()}
+        weights.unlink()
+        weights = weights.with_name("pytorch_model.bin")
+        torch.save(state, weights)
     sampler = Sampler(str(tmp_path / "model"), SETTINGS, EngineConfig(products=products), torch_threads=1)
     expected = tokens(sampler(block))
-    weights = tmp_path / "model" / "model.safetensors"
     with weights.open("r+b") as file:
         file.write(b"\xff" * weights.stat().st_size)
     assert tokens(sampler(block)) == expected

@@ -1,6 +1,9 @@
 """A row's tokens are the same, bit for bit, alone and among any neighbours, in any order and memory."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -232,6 +235,31 @@ def test_the_probe_sees_what_a_kernel_does_otherwise(
     else:
         assert found.products.quantum == quantum
         assert found.digest
+
+
+def test_the_facts_of_another_state_of_libraries_are_another_question() -> None:
+    """Of processes that computed before they imported clvp, and of those that compute with less precision."""
+    asked = set()
+    for before in (
+        "pass",
+        "torch.rand(9, 9) @ torch.rand(9, 9)",
+        "torch.set_float32_matmul_precision('medium')",
+    ):
+        script = (
+            f"import torch; {before}; import clvp; from tests.sampling.small_models import small_decoder;"
+            "from clvp.sampling.invariance import deciding, find_arithmetic as find; model = small_decoder();"
+            "print(hash(repr(deciding(model))), *(find(model, kind) for kind in (None, 'plain')))"
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        asked.add(tuple(done.stdout.split(maxsplit=1)))
+    assert len({question for question, _ in asked}) == len(asked), "one question, two answers"
+
+
+def test_more_threads_than_are_tried_by_default_are_tried_where_they_are_set(restored_threads: None) -> None:
+    torch.set_num_threads(3)
+    assert 3 in invariance._question(small_decoder(), None)[-1]
 
 
 @pytest.mark.usefixtures("fresh_probe")
