@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clvp.config import ClvpDecoderConfig
+from clvp.generation import ClvpForCausalLM
 from clvp.sampling import CandidateSampler, EngineConfig, SamplingParams, decode_weights, invariance
 from clvp.sampling.cohort import Cohort
 from clvp.sampling.cpu_decoder import CohortDecoder
 from clvp.sampling.decode_weights import Products, arrange_weights
 from clvp.sampling.gpu_decoder import StaticDecoder
-from clvp.sampling.invariance import FIXED, find_arithmetic
-from clvp.sampling.prefill import prefill
+from clvp.sampling.invariance import FIXED, Arithmetic, find_arithmetic
+from clvp.sampling.prefill import Prefix, prefill
 from tests.sampling.small_models import DEVICES, Tokens, plain, prompt, small_decoder
 
 # Long enough for the keys' and values' memory to grow once.
@@ -99,6 +101,7 @@ FIVE_CANDIDATES = 3 * 2 * 64 * 4 * (5 * 80 + 2 * 96) + 5 * 4 * (
     [
         (64, 10**9, 1),
         (64, 10**9, 2),
+        (64, 10**9, 3),
         (24, 10**9, 1),
         (100, 10**9, 1),
         (9, 10**9, 1),
@@ -130,6 +133,39 @@ def test_a_leak_of_one_bit_would_be_noticed(
 
     monkeypatch.setattr(Cohort, "attend", leaking)
     assert changed_rows(*alone, trial=1, config=EngineConfig(lanes=64))
+
+
+@pytest.mark.parametrize("kind", ["packed", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("restored_threads")
+def test_a_prefix_has_its_bits_in_any_company_and_with_any_threads(
+    kind: Literal["packed", "plain"], dtype: torch.dtype
+) -> None:
+    """Also one that is longer than the widest product; in a model so wide that all threads have a share."""
+    config = ClvpDecoderConfig(
+        vocab_size=64, bos_token_id=62, eos_token_id=63, hidden_size=256, num_hidden_layers=2
+    )
+    torch.manual_seed(0)
+    model = ClvpForCausalLM(config).to(dtype).eval()
+    if kind == "packed" and not decode_weights.can_pack(model.lm_head.weight):
+        pytest.skip("oneDNN has no such product here")
+    prefixes = [torch.randn(length, 256).to(dtype) for length in (3, 57, 200, 30, 191, 64, 1, 85, 260, 30)]
+    alone: dict[Arithmetic, list[Prefix]] = {}
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        arithmetic = find_arithmetic(model, kind)
+        if arithmetic.digest is None:
+            continue  # products are not invariant with so many threads on this processor, and facts() says so
+        weights = arrange_weights(model, arithmetic.products)
+        if arithmetic not in alone:
+            alone[arithmetic] = [prefill(weights, [prefix])[0] for prefix in prefixes]
+        for order in (range(10), range(9, -1, -1)):
+            together = prefill(weights, [prefixes[place] for place in order])
+            for place, prefix in zip(order, together, strict=True):
+                expected = alone[arithmetic][place]
+                assert prefix.length == len(prefixes[place])
+                assert all(map(torch.equal, prefix.keys, expected.keys)), (threads, place)
+                assert all(map(torch.equal, prefix.values, expected.values)), (threads, place)
 
 
 def test_logits_are_equal_to_the_last_bit_not_only_the_tokens() -> None:
