@@ -44,7 +44,6 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu": partial(_alike, functional.gelu, gelu=True),
     "gelu_new": partial(_alike, partial(functional.gelu, approximate="tanh"), gelu=True),
     "relu": functional.relu,
-    "sigmoid": partial(_alike, torch.sigmoid),
     "silu": partial(_alike, functional.silu),
 }
 

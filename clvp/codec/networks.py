@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from clvp.codec.quantizer import FiniteScalarQuantizer
 from clvp.config import ClvpConfigBase
 from clvp.fields import Count
-from clvp.layers import activation_function
 
 FRAMES_PER_CODE = 4
 _LEAST_DEVIATION = 0.02
@@ -55,7 +54,7 @@ class Block(nn.Module):
         self.near = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
         self.mix = nn.Conv1d(width, width, 1)
         nn.init.zeros_(self.mix.weight)
-        self.activation = activation_function("gelu_new")
+        self.activation = nn.GELU(approximate="tanh")
 
     def forward(self, x_BDT: Tensor) -> Tensor:
         """Same shape."""

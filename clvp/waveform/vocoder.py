@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clvp.config import ClvpConfigBase
-from clvp.layers import activation_function
 
 SAMPLING_RATE = 24000
 HOP = 256
@@ -113,8 +112,7 @@ class ResidualBlock(nn.Module):
             windows_CTH3 = functional.pad(conv(x_CN), (1, 1)).unfold(1, hop + 2, hop).unfold(2, 3, 1)
             windows_TKH = windows_CTH3.permute(1, 0, 3, 2).flatten(1, 2)
             signal_TCH, gate_TCH = torch.baddbmm(bias_TE[..., None], kernels_TEK, windows_TKH).chunk(2, dim=1)
-            share_TCH = activation_function("sigmoid")(signal_TCH)
-            x_CN = x_CN + (share_TCH * gate_TCH.tanh()).transpose(0, 1).flatten(1)
+            x_CN = x_CN + (signal_TCH.sigmoid() * gate_TCH.tanh()).transpose(0, 1).flatten(1)
         return x_CN
 
 
