@@ -6,7 +6,8 @@ may add in another order. Nobody promises anything, except MKL in its reproducib
 `clvp.arithmetic`). So steps and prefills of a small decoder with the shapes of the model at hand are run here
 in every width that can occur, with one thread, with all and with as many as are set, and the bits compared.
 
-What is found is a fact of processor, libraries and the model's shapes, and of nothing that a run may choose.
+What is found is a fact of processor, libraries and the model's shapes; of the number of threads only where
+products depend on it, as oneDNN's do without AVX512 for more than two.
 
 Shapes: W rows of a product, D width, V vocabulary, T tokens, H heads, N head dimensions, P prefix positions.
 """
