@@ -31,7 +31,6 @@ from clvp.sampling.decode_weights import (
     Products,
     arrange_weights,
     can_pack,
-    decoder_logits,
     linear_product,
 )
 from clvp.sampling.prefill import Prefix, prefill
@@ -230,9 +229,9 @@ class _Probe:
 
     def _agrees(self, expected: list[Tensor], reverse: bool = False) -> bool:
         """Whether narrower steps and rows of fewer lanes have the bits of the widest ones."""
-        steps_WV, *attended = expected
+        steps_WO, *attended = expected
         widths = self.products.widths
-        if not all(torch.equal(self._step(width, reverse), steps_WV[:width]) for width in widths):
+        if not all(torch.equal(self._step(width, reverse), steps_WO[:width]) for width in widths):
             return False
         if not all(map(torch.equal, self._prefix_in_company(reverse), attended[len(self.cases) :])):
             return False
@@ -250,10 +249,18 @@ class _Probe:
         return [*prefix.keys, *prefix.values]
 
     def _step(self, rows: int, reverse: bool = False) -> Tensor:
-        """[rows, V] logits of one layer, without attention; `reverse` puts the last row first and back."""
+        """[rows, …] what each product of one layer and the head gives, without attention: what one rounds
+        away must not hide another's bits. `reverse` puts the last row first and back.
+        """
         x_WD = self.rows_WD[:rows].flip(0) if reverse else self.rows_WD[:rows]
-        logits_WV = decoder_logits(self.one_layer, x_WD, lambda _, qkv_WE: qkv_WE.chunk(3, dim=-1)[2])
-        return logits_WV.flip(0) if reverse else logits_WV
+        (layer,), found = self.one_layer.layers, []
+        found.append(layer.qkv(layer.input_norm(x_WD)))
+        found.append(layer.out(found[-1].chunk(3, dim=-1)[2], x_WD))
+        found.append(layer.mlp_in(layer.mlp_norm(found[-1])))
+        found.append(layer.mlp_out(found[-1], found[-2]))
+        found.append(self.one_layer.head(self.one_layer.final_norm(found[-1])))
+        outputs_WO = torch.cat(found, dim=1)
+        return outputs_WO.flip(0) if reverse else outputs_WO
 
     def _attend(self, case: _AttentionCase, lanes: int, reverse: bool = False) -> Tensor:
         """[lanes, D]: attention of the first lanes of one row, alone in their cohort."""
