@@ -136,20 +136,17 @@ def test_a_leak_of_one_bit_would_be_noticed(
 
 
 @pytest.mark.parametrize("kind", ["packed", "plain"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.usefixtures("restored_threads")
-def test_a_prefix_has_its_bits_in_any_company_and_with_any_threads(
-    kind: Literal["packed", "plain"], dtype: torch.dtype
-) -> None:
+def test_a_prefix_has_its_bits_in_any_company_and_with_any_threads(kind: Literal["packed", "plain"]) -> None:
     """Also one that is longer than the widest product; in a model so wide that all threads have a share."""
     config = ClvpDecoderConfig(
         vocab_size=64, bos_token_id=62, eos_token_id=63, hidden_size=256, num_hidden_layers=2
     )
     torch.manual_seed(0)
-    model = ClvpForCausalLM(config).to(dtype).eval()
+    model = ClvpForCausalLM(config).eval()
     if kind == "packed" and not decode_weights.can_pack(model.lm_head.weight):
         pytest.skip("oneDNN has no such product here")
-    prefixes = [torch.randn(length, 256).to(dtype) for length in (3, 57, 200, 30, 191, 64, 1, 85, 260, 30)]
+    prefixes = [torch.randn(length, 256) for length in (3, 57, 200, 30, 191, 64, 1, 85, 260, 30)]
     alone: dict[Arithmetic, list[Prefix]] = {}
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
