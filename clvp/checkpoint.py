@@ -130,8 +130,8 @@ def content_of(name: str, source: "CheckpointSource") -> Iterator[None]:
         raise CheckpointError(f"{name} of {source.location}: {error}") from error
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object whole or not at all, into a folder that is made if need be."""
+def write_json(path: Path, content: Any) -> None:
+    """Write what JSON can hold, whole or not at all, into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # a link would lead the writing elsewhere

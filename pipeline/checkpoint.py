@@ -189,19 +189,19 @@ def _sha256(path: Path) -> str:
     """Of a file; a large one is read as a whole once, until it changes."""
     with open(path, "rb") as file:
 
-        def read() -> dict[str, str]:
+        def read() -> str:
             file.seek(0)
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
         state = os.fstat(file.fileno())
         # What has just been written might change once more within a tick of the clock that times are told by.
         settled = time.time() - max(state.st_mtime, state.st_ctime) > SETTLED_SECONDS
         if state.st_size < LARGE_BYTES or not settled:
-            return read()["sha256"]
+            return read()
         # Some file systems tell the same times of all files: other weights differ everywhere.
         samples = [_sample(file, part * (state.st_size - SAMPLE_BYTES) // 2) for part in range(3)]
         times = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-        return remembered(("sha256", str(path.resolve()), *times, *samples), read, dict[str, str])["sha256"]
+        return remembered(("sha256", str(path.resolve()), *times, *samples), read, str)
 
 
 def _sample(file: BinaryIO, place: int) -> str:

@@ -101,7 +101,7 @@ def deciding(model: DecoderWithHead, kind: Kind | None = None) -> tuple[Any, ...
     x_WI, weight_OI = (torch.randn(rows, 1000, generator=generator) for rows in (13, 257))
     kinds = (False, True) if can_pack(weight_OI) else (False,)
     products = [linear_product(weight_OI, weight_OI[:, 0], packed) for packed in kinds]
-    bits = [_bits(product(x_WI[:width]) for width in range(1, 14)) for product in products]
+    bits = [bits_of(product(x_WI[:width]) for width in range(1, 14)) for product in products]
     changing = ("processor", "cpu MHz", "core id", "apicid", "initial apicid", "bogomips")  # core by core
     processor = {
         line
@@ -113,7 +113,8 @@ def deciding(model: DecoderWithHead, kind: Kind | None = None) -> tuple[Any, ...
     return (model_type, *question, sorted(processor), sorted(settings.items()), libraries, _CODE, bits)
 
 
-def _bits(tensors: Iterable[Tensor]) -> str:
+def bits_of(tensors: Iterable[Tensor]) -> str:
+    """A digest of all of them, on the CPU."""
     digest = blake2b(digest_size=8)
     for tensor in tensors:
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
@@ -133,8 +134,7 @@ def _question(
         raise ValueError(f"products={kind!r} are not to be had here for {weight.dtype}")
     shapes = json.dumps(replace(model.config, num_hidden_layers=2).to_dict(), sort_keys=True)
     tried = tuple(kinds if kind is None else [kind])
-    threads = {max(len(os.sched_getaffinity(0)), 2), torch.get_num_threads()} - {1}
-    return type(model), shapes, weight.dtype, tried, tuple(sorted(threads))
+    return type(model), shapes, weight.dtype, tried, thread_counts()
 
 
 @lru_cache(maxsize=16)
@@ -151,6 +151,11 @@ def _find(
             if (digest := probe.digest(threads)) is not None:
                 return Arithmetic(probe.products, digest)
     return Arithmetic(FIXED, None)
+
+
+def thread_counts() -> tuple[int, ...]:
+    """The numbers of threads with which bits are compared: one, all there are, and as many as are set."""
+    return tuple(sorted({1, max(len(os.sched_getaffinity(0)), 2), torch.get_num_threads()}))
 
 
 @contextmanager
@@ -203,18 +208,19 @@ class _Probe:
 
     def digest(self, threads: Iterable[int]) -> str | None:
         """Of the bits of all outputs; None unless every row keeps them: in any width, at another place, with
-        one thread and with these numbers of them.
+        these numbers of threads.
         """
-        with thread_count(1):
+        first, *others = threads
+        with thread_count(first):
             expected = self.outputs()
             if not self._agrees(expected):
                 return None
-        for count in threads:
+        for count in others:
             with thread_count(count):
                 again = self.outputs()
                 if not all(map(torch.equal, expected, again)) or not self._agrees(expected, reverse=True):
                     return None
-        return _bits(expected)
+        return bits_of(expected)
 
     def outputs(self) -> list[Tensor]:
         """The widest step, attention of the widest row in each case, and the prefills of three lengths."""

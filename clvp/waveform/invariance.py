@@ -8,15 +8,13 @@ B lanes, R rows, T frames, C width, M mel bands.
 """
 
 import copy
-import os
 import platform
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
-from clvp.sampling.invariance import thread_count
+from clvp.sampling.invariance import bits_of, thread_count, thread_counts
 from clvp.waveform.denoiser import LAST_BLOCKS, DiffusionDecoder
 
 FRAMES = 256  # of the lanes that are tried
@@ -44,9 +42,9 @@ def lanes_are_alike(model: DiffusionDecoder, width: int) -> bool:
 def thread_facts(model: DiffusionDecoder, width: int) -> dict[str, str | int]:
     """A digest of this machine's bits; the number of threads instead, where they depend on it."""
     digests = set()
-    for threads in {1, max(len(os.sched_getaffinity(0)), 2), torch.get_num_threads()}:
+    for threads in thread_counts():
         with thread_count(threads):
-            digests.add(blake2b(_pass(model, width, [0]).numpy().data, digest_size=8).hexdigest())
+            digests.add(bits_of([_pass(model, width, [0])]))
     return {"arithmetic": digests.pop()} if len(digests) == 1 else {"threads": torch.get_num_threads()}
 
 
